@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rllib_damo.evaluation import (
+    REFERENCE_RETURNS,
+    TASKS,
+    DAMOCallbacks,
+    discounted_return,
+    normalized_score,
+    normalized_std,
+    reference_returns,
+)
+
+
+@pytest.mark.parametrize("env_id", sorted(TASKS))
+def test_references_score_0_and_100(env_id: str) -> None:
+    low, high = REFERENCE_RETURNS[TASKS[env_id]]
+    assert normalized_score(env_id, low) == 0.0
+    assert normalized_score(env_id, high) == pytest.approx(100.0)
+    assert normalized_score(f"gymnasium.envs.mujoco:{env_id}", high) == pytest.approx(100.0)
+
+
+def test_d4rl_value() -> None:
+    # D4RL: a Hopper return of 1000 scores (1000 + 20.272305) / 3254.572305.
+    assert normalized_score("Hopper-v5", 1000.0) == pytest.approx(31.3489, abs=1e-3)
+    np.testing.assert_allclose(normalized_score("hopper", np.array([-20.272305, 3234.3])), [0.0, 100.0])
+
+
+@pytest.mark.parametrize("env_id", ["HopperHard-v5", "MyHopper-v5", "CartPole-v1", "Hopper", "", None, gym.Env])
+def test_no_reference_for_other_environments(env_id: object) -> None:
+    assert reference_returns(env_id) is None
+    assert normalized_score(env_id, 1.0) is None
+    assert normalized_std(env_id, 1.0) is None
+
+
+@given(st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=20), st.sampled_from(sorted(REFERENCE_RETURNS)))
+def test_std_is_scaled_not_shifted(returns: list[float], task: str) -> None:
+    scores = normalized_score(task, np.array(returns))
+    std = normalized_std(task, float(np.std(returns)))
+    assert scores is not None
+    assert std == pytest.approx(float(np.std(scores)), abs=1e-6)
+
+
+def test_discounted_return() -> None:
+    assert discounted_return([1.0, 2.0, 4.0], 0.5) == 1.0 + 1.0 + 1.0
+    assert discounted_return([], 0.9) == 0.0
+    assert discounted_return(np.ones(1000, dtype=np.float32), 1.0) == 1000.0
+
+
+class FakeLogger:
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {}
+
+    def log_value(self, key: str, value: float, **kwargs: Any) -> None:
+        self.values.setdefault(key, []).append(value)
+
+
+def end_episode(in_evaluation: bool, chunks: list[list[float]]) -> FakeLogger:
+    logger = FakeLogger()
+    config = SimpleNamespace(in_evaluation=in_evaluation, gamma=0.5, metrics_num_episodes_for_smoothing=100)
+    *previous, last = [SimpleNamespace(get_rewards=lambda rewards=rewards: rewards) for rewards in chunks]
+    DAMOCallbacks().on_episode_end(
+        episode=last,
+        prev_episode_chunks=previous,
+        env_runner=SimpleNamespace(config=config),
+        metrics_logger=logger,
+        env_index=0,
+    )
+    return logger
+
+
+def test_discounted_return_spans_the_chunks_of_an_episode() -> None:
+    logger = end_episode(True, [[1.0, 2.0], [4.0]])
+    assert logger.values["discounted_return_mean"] == [3.0]
+
+
+def test_training_episodes_are_not_counted() -> None:
+    assert end_episode(False, [[1.0]]).values == {}
+
+
+def evaluate_end(env: object, env_runners: dict[str, Any]) -> dict[str, Any]:
+    metrics = {"env_runners": env_runners}
+    algorithm = SimpleNamespace(evaluation_config=SimpleNamespace(env=env), config=None)
+    DAMOCallbacks().on_evaluate_end(algorithm=algorithm, evaluation_metrics=metrics)
+    return metrics["env_runners"]
+
+
+def test_scores_join_the_evaluation_metrics() -> None:
+    returns = [1000.0, 2000.0]
+    results = evaluate_end("Hopper-v5", {"episode_return_mean": 1500.0, "_episode_returns": returns})
+    scores = normalized_score("hopper", np.array(returns))
+    assert scores is not None
+    assert results["normalized_score"] == pytest.approx(scores.mean())
+    assert results["normalized_score_std"] == pytest.approx(scores.std())
+    assert results["episode_return_std"] == 500.0
+    assert "_episode_returns" not in results
+
+
+def test_unknown_environment_gets_no_score() -> None:
+    results = evaluate_end("CartPole-v1", {"episode_return_mean": 9.0, "_episode_returns": [9.0]})
+    assert results == {"episode_return_mean": 9.0, "episode_return_std": 0.0}
+
+
+def test_evaluation_without_a_finished_episode() -> None:
+    assert evaluate_end("Hopper-v5", {}) == {}
+    assert evaluate_end("Hopper-v5", {"num_episodes": 0}) == {"num_episodes": 0}
