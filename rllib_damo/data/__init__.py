@@ -1,0 +1,1 @@
+"""Offline data: one schema, every common format in and out."""

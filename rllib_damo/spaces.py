@@ -1,0 +1,79 @@
+"""Box spaces: what DAMO accepts, and the map between a space's own units and "unit actions" in [-1, 1].
+
+Unit actions are what the networks see; files, `Transitions` and environments hold the space's own units. The map is the
+one RLlib applies with `normalize_actions=True` (architecture: an affine map of the Box onto [-1, 1]).
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+
+def check_spaces(observation_space: gym.Space | None, action_space: gym.Space | None) -> None:
+    """Refuse what DAMO cannot train on.
+
+    Raises:
+        ValueError: for a missing or non-Box space, observations or actions that are not one-dimensional,
+            or an action Box with an infinite or empty side.
+    """
+    for name, space in (("observation", observation_space), ("action", action_space)):
+        if not isinstance(space, gym.spaces.Box):
+            raise ValueError(
+                f"DAMO needs a one-dimensional Box {name} space, but found {space!r}. "
+                f"Wrap the environment so that its {name}s are flat vectors"
+                + (" (gymnasium.wrappers.FlattenObservation)." if name == "observation" else " of floats.")
+            )
+        if len(space.shape) != 1 or space.shape[0] < 1:
+            raise ValueError(
+                f"DAMO needs a one-dimensional Box {name} space, but found shape {space.shape}. "
+                f"Flatten it to a vector with a wrapper."
+            )
+        if not np.issubdtype(space.dtype, np.floating):
+            raise ValueError(f"DAMO needs {name}s of floats, but the {name} space has dtype {space.dtype}.")
+    action_bounds(action_space)
+
+
+def action_bounds(space: gym.Space | None) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bounds of an action Box, each (act,) float32.
+
+    Raises:
+        ValueError: if the space is no Box, or a side of it is infinite or empty.
+    """
+    if not isinstance(space, gym.spaces.Box):
+        raise ValueError(f"DAMO needs a Box action space, but found {space!r}.")
+    low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError(
+            f"The action space {space!r} is unbounded, so actions cannot be mapped to [-1, 1]. "
+            "Bound it with gymnasium.wrappers.RescaleAction or ClipAction on an explicit Box."
+        )
+    if not (low < high).all():
+        raise ValueError(f"The action space {space!r} has a side with low >= high; give every action a range.")
+    return low, high
+
+
+def to_unit(actions: Array, space: gym.Space) -> Array:
+    """Map actions (..., act) from the space's own units to [-1, 1]. Out-of-range values stay out of range."""
+    low, high = _bounds_like(actions, space)
+    return (actions - low) * (2.0 / (high - low)) - 1.0
+
+
+def from_unit(actions: Array, space: gym.Space) -> Array:
+    """Map unit actions (..., act) from [-1, 1] to the space's own units; the inverse of `to_unit`."""
+    low, high = _bounds_like(actions, space)
+    return low + (actions + 1.0) * ((high - low) * 0.5)
+
+
+def _bounds_like(actions: Array, space: gym.Space) -> tuple[Array, Array]:
+    low, high = action_bounds(space)
+    if actions.shape[-1] != low.shape[0]:
+        raise ValueError(f"actions have width {actions.shape[-1]}, but the action space {space!r} has {low.shape[0]}.")
+    if isinstance(actions, torch.Tensor):
+        return torch.as_tensor(low).to(actions), torch.as_tensor(high).to(actions)
+    return low.astype(actions.dtype), high.astype(actions.dtype)
