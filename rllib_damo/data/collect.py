@@ -3,89 +3,92 @@
 import zlib
 from collections.abc import Sequence
 
-import gymnasium as gym
 import numpy as np
 
 from rllib_damo.data.controllers import BehaviorPolicy
+from rllib_damo.data.simulators import GymBatch, make_batch
 
 FIELDS = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
 
 
-def episode_seeds(seed: int, key: str, start: int, stop: int) -> list[np.random.SeedSequence]:
-    """Seeds of the episodes ``start``..``stop`` of stream ``key``: independent of how episodes are grouped."""
-    entropy = [seed, zlib.crc32(key.encode())]
+def episode_seeds(seed: int, stream: str, start: int, stop: int) -> list[np.random.SeedSequence]:
+    """Seeds of the episodes ``start``..``stop`` of a stream: independent of how episodes are grouped into units."""
+    entropy = [seed, zlib.crc32(stream.encode())]
     return [np.random.SeedSequence(entropy, spawn_key=(episode,)) for episode in range(start, stop)]
 
 
-class _Slot:
-    """One environment and the episode that it is playing."""
+class _Recorder:
+    """The episodes being played, one a slot: arrays (slots, steps, ...)."""
 
-    def __init__(self, env_id: str):
-        wrapped = gym.make(env_id)
-        spec = wrapped.spec
-        if spec is None or spec.max_episode_steps is None:
-            raise ValueError(f"{env_id} has no max_episode_steps: its episodes could last for ever")
-        self.steps: int = spec.max_episode_steps
-        self.env = wrapped.unwrapped  # the wrappers cost time; the time limit is kept here
+    def __init__(self, envs: GymBatch, policy: BehaviorPolicy, slots: int):
+        self.envs, self.policy = envs, policy
+        steps = envs.max_steps
+        self.observations = np.empty((slots, steps + 1, envs.observation_dim), np.float32)
+        self.actions = np.empty((slots, steps, *envs.action_space.shape), np.float32)
+        self.rewards = np.empty((slots, steps), np.float32)
+        self.noise: list[np.ndarray] = [np.empty(0)] * slots
+        self.t = np.zeros(slots, np.int64)
+        self.episode = np.zeros(slots, np.int64)
 
-    def start(self, index: int, seed: np.random.SeedSequence, policy: BehaviorPolicy) -> np.ndarray:
-        self.index, self.t = index, 0
+    def start(self, slot: int, episode: int, seed: np.random.SeedSequence) -> None:
         env_seed, noise_seed = seed.spawn(2)
-        self.noise = policy.draw(np.random.default_rng(noise_seed), self.steps)
-        first = np.asarray(self.env.reset(seed=int(env_seed.generate_state(1)[0]))[0], np.float32)
-        self.observations = np.empty((self.steps + 1, len(first)), np.float32)
-        self.actions = np.empty((self.steps, *(self.env.action_space.shape or ())), np.float32)
-        self.rewards = np.empty(self.steps, np.float32)
-        self.observations[0] = first
-        return first
+        self.noise[slot] = self.policy.draw(np.random.default_rng(noise_seed), self.envs.max_steps)
+        self.observations[slot, 0] = self.envs.reset(slot, int(env_seed.generate_state(1)[0]))
+        self.t[slot], self.episode[slot] = 0, episode
 
-    def step(self, action: np.ndarray) -> bool:
-        """Plays one step; True when the episode is over."""
-        observation, reward, self.terminated, _, _ = self.env.step(action)
-        self.actions[self.t], self.rewards[self.t] = action, reward
-        self.t += 1
-        self.observations[self.t] = observation
-        return bool(self.terminated) or self.t == self.steps
+    def step(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Plays one step in each of ``slots``: (terminated, over), both (B,) bool."""
+        t = self.t[slots]
+        noise = np.stack([self.noise[slot][step] for slot, step in zip(slots, t, strict=True)])
+        actions = self.policy.actions(self.observations[slots, t], noise)
+        observations, rewards, terminated = self.envs.step(slots, actions)
+        self.actions[slots, t], self.rewards[slots, t] = actions, rewards
+        self.observations[slots, t + 1] = observations
+        self.t[slots] = t + 1
+        return terminated, terminated | (t + 1 == self.envs.max_steps)
 
-    def episode(self) -> dict[str, np.ndarray]:
-        t, last = self.t, np.arange(self.t) == self.t - 1
-        return {
-            "observations": self.observations[:t],
-            "actions": self.actions[:t],
-            "rewards": self.rewards[:t],
-            "next_observations": self.observations[1 : t + 1],
-            "terminations": last & bool(self.terminated),
-            "truncations": last & (not self.terminated),
-        }
+    def finish(self, slot: int, terminated: bool) -> tuple[np.ndarray, ...]:
+        """The slot's episode as ``FIELDS``, copied."""
+        t = self.t[slot]
+        last = np.arange(t) == t - 1
+        observations = self.observations[slot, : t + 1].copy()
+        actions, rewards = self.actions[slot, :t].copy(), self.rewards[slot, :t].copy()
+        return observations[:-1], actions, rewards, observations[1:], last & terminated, last & (not terminated)
 
 
 def play(
     env_id: str, policy: BehaviorPolicy, seeds: Sequence[np.random.SeedSequence], num_envs: int = 32
 ) -> dict[str, np.ndarray]:
-    """Plays one whole episode per seed.
+    """Plays one whole episode per seed, up to ``num_envs`` at a time.
 
     Returns:
-        The ``FIELDS`` as arrays over all steps, episodes in the order of ``seeds``, and ``lengths`` (E,) int64.
-        Actions are in the environment's units and inside its Box; a time limit sets ``truncations``.
+        The ``FIELDS`` as arrays over all steps (float32; flags bool), episodes in the order of ``seeds``, and
+        ``lengths`` (E,) int64. Actions are in the environment's units and inside its Box; a time limit sets
+        ``truncations``.
     """
+    num = min(num_envs, len(seeds))
+    recorder = _Recorder(make_batch(env_id, num), policy, num)
     waiting = iter(enumerate(seeds))
-    slots = [_Slot(env_id) for _ in range(min(num_envs, len(seeds)))]
-    episodes: dict[int, dict[str, np.ndarray]] = {}
-    for slot in slots:
-        slot.start(*next(waiting), policy)
-    while slots:
-        observations = np.stack([slot.observations[slot.t] for slot in slots])
-        noise = np.stack([slot.noise[slot.t] for slot in slots])
-        ended = [slot.step(action) for slot, action in zip(slots, policy.actions(observations, noise), strict=True)]
-        if any(ended):
-            for slot in (s for s, e in zip(slots, ended, strict=True) if e):
-                episodes[slot.index] = slot.episode()
+    episodes: dict[int, tuple[np.ndarray, ...]] = {}
+    for slot in range(num):
+        recorder.start(slot, *next(waiting))
+    slots = np.arange(num)
+    while len(slots):
+        terminated, over = recorder.step(slots)
+        if not over.any():
+            continue
+        kept = []
+        for slot, terminal, ended in zip(slots.tolist(), terminated.tolist(), over.tolist(), strict=True):
+            following = None
+            if ended:
+                episodes[int(recorder.episode[slot])] = recorder.finish(slot, terminal)
                 following = next(waiting, None)
-                if following is None:
-                    slots = [s for s in slots if s is not slot]
-                else:
-                    slot.start(*following, policy)
-    ordered = [episodes[index] for index in range(len(seeds))]
-    out = {field: np.concatenate([episode[field] for episode in ordered]) for field in FIELDS}
-    out["lengths"] = np.array([len(episode["rewards"]) for episode in ordered], np.int64)
+                if following is not None:
+                    recorder.start(slot, *following)
+            if not ended or following is not None:
+                kept.append(slot)
+        slots = np.array(kept, np.int64)
+    columns = zip(*(episodes[index] for index in range(len(seeds))), strict=True)
+    out = {field: np.concatenate(column) for field, column in zip(FIELDS, columns, strict=True)}
+    out["lengths"] = np.array([len(episodes[index][2]) for index in range(len(seeds))], np.int64)
     return out
