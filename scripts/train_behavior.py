@@ -50,13 +50,14 @@ def stochastic_returns(model: SAC, env_id: str, episodes: int) -> tuple[list[flo
 class Trace(BaseCallback):
     def __init__(self, out: pathlib.Path, env_id: str, every: int, episodes: int):
         super().__init__()
+        self.model: SAC
         self.out, self.env_id, self.every, self.episodes = out, env_id, every, episodes
         self.start = time.time()
 
     def _on_step(self) -> bool:
         if self.num_timesteps % self.every == 0:
             returns, lengths = stochastic_returns(self.model, self.env_id, self.episodes)
-            np.savez(self.out / f"{self.num_timesteps:07d}.npz", **export(self.model))
+            np.savez(self.out / f"{self.num_timesteps:07d}.npz", **export(self.model))  # type: ignore[arg-type]
             row = {
                 "steps": self.num_timesteps,
                 "updates": self.model._n_updates,
@@ -89,7 +90,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     envs = make_vec_env(args.env_id, n_envs=args.num_envs, seed=args.seed)
     if (args.out / "model.zip").exists():
-        model = SAC.load(args.out / "model", env=envs)
+        model = SAC.load(args.out / "model", env=envs, learning_rate=args.lr)
         model.load_replay_buffer(args.out / "replay")
     else:
         model = SAC(

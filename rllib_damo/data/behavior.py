@@ -21,7 +21,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from rllib_damo.data import minari_io, units
-from rllib_damo.data.behavior_policy import FOLDER, PolicyRecord, load_index, resolve_policy
+from rllib_damo.data.behavior_policy import FOLDER, PolicyRecord, load_index, policy_version
 from rllib_damo.data.schema import DataError, Transitions
 
 NAMESPACE = "rllib_damo"
@@ -255,10 +255,10 @@ def _generate(
 def _recipe(spec: DatasetSpec, seed: int) -> str:
     """Changes whenever the episodes would: versions, policies, seed. Independent of the number of transitions."""
     versions = {package: importlib.metadata.version(package) for package in ("gymnasium", "mujoco", "numpy")}
-    parts = {
-        name: [share, resolve_policy(spec.env_id, (policy := spec._policy(name))[0]).version, policy[1]]
-        for name, share in spec.parts().items()
-    }
+    parts = []
+    for name, share in spec.parts().items():
+        reference, length = spec._policy(name)
+        parts.append([name, share, policy_version(reference), length])
     content = json.dumps([RECIPE_VERSION, spec.env_id, seed, versions, parts], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

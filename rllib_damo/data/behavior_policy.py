@@ -54,14 +54,12 @@ class GaussianPolicy:
     Args:
         arrays: ``ARRAYS``: weights (in, out) and biases (out,).
         action_space: bounded Box of the environment.
-        version: see ``BehaviorPolicy``.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray], action_space: spaces.Box, version: str = "unnamed"):
+    def __init__(self, arrays: dict[str, np.ndarray], action_space: spaces.Box):
         self.arrays = {name: np.ascontiguousarray(arrays[name], np.float32) for name in ARRAYS}
         self.center = (action_space.high + action_space.low) / 2
         self.half_range = (action_space.high - action_space.low) / 2
-        self.version = version
 
     @classmethod
     def load(cls, path: str | pathlib.Path, action_space: spaces.Box) -> "GaussianPolicy":
@@ -83,7 +81,7 @@ class GaussianPolicy:
         for name in ("w_mean", "w_log_std"):
             if arrays[name].shape != (hidden, width):
                 raise ValueError(f"{path}: {name} has shape {arrays[name].shape}, expected {(hidden, width)}")
-        return cls(arrays, action_space, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+        return cls(arrays, action_space)
 
     def draw(self, rng: np.random.Generator, steps: int) -> np.ndarray:
         return rng.standard_normal((steps, len(self.center)), dtype=np.float32)
@@ -108,3 +106,9 @@ def resolve_policy(env_id: str, reference: str) -> BehaviorPolicy:
     if not isinstance(space, spaces.Box):
         raise ValueError(f"{env_id} has the action space {space}, behaviour policies need a Box")
     return RandomPolicy(space) if reference == "uniform" else GaussianPolicy.load(reference, space)
+
+
+def policy_version(reference: str) -> str:
+    """Changes when the actions of the policy that ``reference`` names would."""
+    builtin = {"uniform": RandomPolicy.version, "pendulum-mixed": PendulumMixed.version}
+    return builtin.get(reference) or hashlib.sha256(pathlib.Path(reference).read_bytes()).hexdigest()[:16]

@@ -7,12 +7,7 @@ from gymnasium import spaces
 
 
 class BehaviorPolicy(Protocol):
-    """A stochastic policy whose noise is drawn per episode, so that a batch of episodes is as reproducible as one.
-
-    ``version`` is any text that changes when the policy's actions would: it is part of the key of stored work units.
-    """
-
-    version: str
+    """A stochastic policy whose noise is drawn per episode, so that it does not depend on how episodes are batched."""
 
     def draw(self, rng: np.random.Generator, steps: int) -> np.ndarray:
         """Everything random in one episode: (steps, k) float32."""
@@ -24,7 +19,7 @@ class BehaviorPolicy(Protocol):
 class RandomPolicy:
     """Uniform actions in the environment's Box."""
 
-    version = "uniform-1"
+    version = "uniform-1"  # to be changed with the actions: stored work units are found by it
 
     def __init__(self, action_space: spaces.Box):
         self.low, self.high = action_space.low, action_space.high

@@ -105,6 +105,9 @@ def play_units(
     """Plays the missing units of all streams into ``folder``.
 
     Args:
+        streams: what is wanted; a cut of the last unit is left to ``join``.
+        folder: of the units' files.
+        seed: the dataset's.
         workers: processes to use; 0 plays in this process (its BLAS threads may then change the last bits).
         report: called with the number of wanted transitions played so far.
 
@@ -160,7 +163,7 @@ def _worker_pool(num: int, folder: pathlib.Path) -> Iterator[tuple[Send, Answers
     inbox: queue.Queue[tuple[int, int | None]] = queue.Queue()
     package = str(pathlib.Path(__file__).parents[2])
     paths = [package, *(os.path.abspath(path) for path in sys.path if path)]
-    env = os.environ | {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     env |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
     logs = [folder / f"worker-{i}.log" for i in range(num)]
     processes: list[subprocess.Popen[str]] = []
@@ -233,7 +236,7 @@ def join(streams: Sequence[Stream], folder: pathlib.Path) -> dict[str, np.ndarra
         while taken < wanted:
             rows = _read(stream.path(folder, unit))
             ends = np.cumsum(rows.pop("lengths"))
-            whole = np.searchsorted(ends, wanted - taken)  # first episode that reaches what is wanted
+            whole = int(np.searchsorted(ends, wanted - taken))  # first episode that reaches what is wanted
             stop = int(ends[min(whole, len(ends) - 1)])
             parts.append({field: value[:stop] for field, value in rows.items()})
             taken += stop
