@@ -24,10 +24,13 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage.datasets_root_dir import get_dataset_path
 
+from rllib_damo.data import flat_cache
 from rllib_damo.data.schema import DataError, Transitions
 
 MAIN_FILE = "main_data.hdf5"
 METADATA_FILE = "metadata.json"
+# Above this many episodes a flat copy is kept: opening five arrays an episode then takes longer than reading them.
+CACHE_ABOVE_EPISODES = 4000
 
 
 def local_ids() -> list[str]:
@@ -155,6 +158,8 @@ def write_minari(
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+    if len(transitions.episode_bounds()) > CACHE_ABOVE_EPISODES:
+        flat_cache.store(place / "data" / MAIN_FILE, transitions)
     return place / "data"
 
 
@@ -171,8 +176,8 @@ def check_chained(transitions: Transitions) -> None:
     broken = (transitions.next_observations[rows] != transitions.observations[rows + 1]).any(axis=1)
     if broken.any():
         raise DataError(
-            f"{transitions.name}: {int(broken.sum())} row(s), first {int(rows[broken][0])}, have a next observation that "
-            "is not the next row's observation. Minari stores one chain of observations an episode: write HDF5 or Parquet."
+            f"{transitions.name}: {int(broken.sum())} row(s), first {int(rows[broken][0])}, have a next observation "
+            "that is not the next row's observation, which Minari cannot store. Write HDF5 or Parquet instead."
         )
 
 

@@ -1,0 +1,125 @@
+"""D4RL HDF5: flat arrays `observations`, `actions`, `rewards`, `terminals`, `timeouts` and `next_observations`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from rllib_damo.data.columns import assemble, match_names
+from rllib_damo.data.reader import Reader, split_at_ends
+from rllib_damo.data.schema import DataError, Transitions
+
+METADATA_ATTRIBUTE = "rllib_damo"
+
+
+class D4RLReader(Reader):
+    """One D4RL-style HDF5 file; arrays and groups that the schema does not know (`infos/…`) are left alone."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = str(path)
+        self.name = self.path
+
+    def read(self, start: int = 0, stop: int | None = None) -> Transitions:
+        with self._open() as (file, names):
+            total = len(file[names["rewards"]])
+            stop = total if stop is None else min(stop, total)
+            lookahead = "next_observations" not in names and stop < total
+            end = stop + 1 if lookahead else stop
+            lengths = {key: len(file[column]) for key, column in names.items()}
+            whole = start == 0 and stop == total
+            columns = {
+                key: _read(self.name, key, file[column], start, end if not whole else lengths[key])
+                for key, column in names.items()
+                if key != "episode_ids"
+            }
+        return assemble(self.name, columns, lookahead=lookahead, partial=not whole)
+
+    def splits(self, max_rows: int) -> list[tuple[int, int]]:
+        with self._open() as (file, names):
+            ends = np.zeros(len(file[names["rewards"]]), bool)
+            for key in ("terminations", "truncations"):
+                if key in names:
+                    ends |= file[names[key]][...].reshape(-1).astype(bool)[: len(ends)]
+        return split_at_ends(ends, max_rows)
+
+    def num_rows(self) -> int | None:
+        with self._open() as (file, names):
+            return len(file[names["rewards"]])
+
+    def metadata(self) -> dict[str, Any]:
+        with self._open() as (file, _):
+            stored = file.attrs.get(METADATA_ATTRIBUTE)
+        return json.loads(stored) if stored else {}
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[h5py.File, dict[str, str]]]:
+        if not Path(self.path).is_file():
+            raise DataError(f"{self.path}: no such file.")
+        try:
+            file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise DataError(f"{self.path}: not a readable HDF5 file ({error}). Copy or download it again.") from error
+        with file:
+            if "episode_0" in file:
+                raise DataError(
+                    f"{self.path}: this is the inside of a Minari dataset; give its id, or the folder that holds it."
+                )
+            datasets = [key for key, item in file.items() if isinstance(item, h5py.Dataset) and item.shape]
+            yield file, match_names(self.name, datasets)
+
+
+def _read(name: str, key: str, dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
+    """Rows [start, stop); wider floats become float32 on the way, a piece at a time, so that no second copy is held."""
+    stop = min(stop, len(dataset))
+    if dataset.dtype.kind != "f" or dataset.dtype.itemsize <= 4 or dataset.ndim > 2:
+        return dataset[start:stop]
+    values = np.empty((max(stop - start, 0), *dataset.shape[1:]), np.float32)
+    with np.errstate(over="ignore"):
+        for begin in range(start, stop, 1 << 16):
+            values[begin - start : begin - start + (1 << 16)] = dataset[begin : min(begin + (1 << 16), stop)]
+    return values
+
+
+def write_d4rl(
+    transitions: Transitions,
+    path: str | os.PathLike[str],
+    *,
+    metadata: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a D4RL-style HDF5 file with `next_observations` and `timeouts`; equal arguments, equal bytes.
+
+    Args:
+        transitions: what to write.
+        path: the file; its folder is made where needed.
+        metadata: JSON values kept in the file's `rllib_damo` attribute, so that converting back restores them.
+        overwrite: replace an existing file.
+
+    Raises:
+        DataError: if the file exists and `overwrite` is not set.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise DataError(f"{path} exists; delete it, or choose another name.")
+    names = {"terminations": "terminals", "truncations": "timeouts"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    try:
+        with h5py.File(scratch, "w") as file:
+            for key, array in transitions.arrays().items():
+                file.create_dataset(
+                    names.get(key, key), data=array, compression="gzip", compression_opts=1, track_times=False
+                )
+            if metadata:
+                file.attrs[METADATA_ATTRIBUTE] = json.dumps(metadata, sort_keys=True)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path

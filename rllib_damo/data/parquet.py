@@ -1,0 +1,259 @@
+"""Parquet of flat transitions, one row each: a file, a glob, a folder, or a bucket through pyarrow's filesystems.
+
+Vectors may be lists, fixed-size lists or Ray's tensor columns. RLlib's recordings in columns are this format too, with
+observations and actions packed (compressed pickles of numpy arrays), normalised actions, and rows of several
+episodes interleaved.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from rllib_damo.data.columns import assemble, match_names
+from rllib_damo.data.reader import Reader, split_at_ends
+from rllib_damo.data.recorded import recorded_to_env, unpack_array
+from rllib_damo.data.schema import DataError, Transitions
+
+METADATA_KEY = b"rllib_damo"
+ROW_GROUP = 1 << 17
+
+
+@dataclass(frozen=True)
+class Files:
+    """Parquet files in reading order, and the filesystem they are on."""
+
+    paths: tuple[str, ...]
+    filesystem: fs.FileSystem
+    name: str
+
+    def open(self, path: str) -> pq.ParquetFile:
+        """Open one file.
+
+        Raises:
+            DataError: if it cannot be reached or is no Parquet.
+        """
+        try:
+            return pq.ParquetFile(self.filesystem.open_input_file(path))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{path}: not a readable Parquet file ({error}).") from error
+
+
+def find_files(pattern: str, filesystem: fs.FileSystem | None = None) -> Files:
+    """The Parquet files that a path, a glob, a folder (searched in depth) or a URI (`s3://…`) names, sorted.
+
+    Raises:
+        DataError: if there are none, or the filesystem cannot be reached.
+    """
+    name, path = pattern, pattern
+    try:
+        if filesystem is None and "://" in pattern:
+            filesystem, path = fs.FileSystem.from_uri(pattern)
+        elif "://" in pattern:
+            path = pattern.split("://", 1)[1]
+        if filesystem is None:
+            filesystem, path = fs.LocalFileSystem(), str(Path(pattern).expanduser())
+        base = path
+        while any(character in base for character in "*?["):
+            base = os.path.dirname(base)
+        info = filesystem.get_file_info(base or ".")
+        if info.type == fs.FileType.File:
+            return Files((base,), filesystem, name)
+        found: list[str] = []
+        if info.type == fs.FileType.Directory:
+            selector = fs.FileSelector(base or ".", recursive=True)
+            found = sorted(item.path for item in filesystem.get_file_info(selector) if item.type == fs.FileType.File)
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"{pattern}: cannot be reached ({error}). Check the address, the network and the credentials."
+        ) from error
+    wanted = path if base != path else f"{base}/*.parquet"
+    found = [item for item in found if fnmatch.fnmatch(os.path.normpath(item), os.path.normpath(wanted))]
+    found = [item for item in found if item.endswith((".parquet", ".pq"))]
+    if not found:
+        raise DataError(f"{pattern}: no Parquet file there.")
+    return Files(tuple(found), filesystem, name)
+
+
+class ParquetReader(Reader):
+    """Flat transitions in Parquet files that share their columns."""
+
+    def __init__(
+        self, files: Files, action_space: gym.Space | None = None, recorded_actions: str = "normalized"
+    ) -> None:
+        self.files = files
+        self.name = files.name
+        self._action_space = action_space
+        self._recorded_actions = recorded_actions
+        self._groups: list[tuple[str, int, int]] | None = None
+
+    def read(self, start: int = 0, stop: int | None = None) -> Transitions:
+        total = self.num_rows()
+        stop = total if stop is None else min(stop, total)
+        names, is_recording = self._names()
+        lookahead = "next_observations" not in names and stop < total
+        columns = self._columns(names, start, stop + lookahead)
+        if is_recording:
+            columns = self._restore_recording(columns)
+        return assemble(self.name, columns, lookahead=lookahead, partial=not (start == 0 and stop == total))
+
+    def splits(self, max_rows: int) -> list[tuple[int, int]]:
+        names, _ = self._names()
+        names = {key: names[key] for key in ("terminations", "truncations") if key in names}
+        ends = np.zeros(self.num_rows(), bool)
+        for values in self._columns(names, 0, len(ends)).values():
+            ends |= values.reshape(-1).astype(bool)
+        return split_at_ends(ends, max_rows)
+
+    def num_rows(self) -> int:
+        return sum(rows for _, _, rows in self._row_groups())
+
+    def metadata(self) -> dict[str, Any]:
+        stored = (self.files.open(self.files.paths[0]).schema_arrow.metadata or {}).get(METADATA_KEY)
+        return json.loads(stored) if stored else {}
+
+    def _names(self) -> tuple[dict[str, str], bool]:
+        present = self.files.open(self.files.paths[0]).schema_arrow.names
+        names = match_names(self.name, present)
+        is_recording = {"eps_id", "new_obs", "terminateds", "module_id"} <= set(present)
+        return names, is_recording
+
+    def _row_groups(self) -> list[tuple[str, int, int]]:
+        if self._groups is None:
+            self._groups = []
+            for path in self.files.paths:
+                metadata = self.files.open(path).metadata
+                self._groups += [(path, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
+        return self._groups
+
+    def _columns(self, names: dict[str, str], start: int, stop: int) -> dict[str, np.ndarray]:
+        """Rows [start, stop) of the named columns; row group by row group into arrays made once, to save memory."""
+        out: dict[str, np.ndarray] = {}
+        for offset, table in self._tables(list(names.values()), start, stop):
+            for key, column in names.items():
+                values = column_to_numpy(self.name, column, table[column])
+                if key not in out:
+                    dtype = np.float32 if values.dtype == np.float64 else values.dtype
+                    out[key] = np.empty((stop - start, *values.shape[1:]), dtype)
+                elif values.shape[1:] != out[key].shape[1:]:
+                    raise DataError(
+                        f"{self.name}: column {column!r} has rows of shape {values.shape[1:]} after rows of shape "
+                        f"{out[key].shape[1:]}; all rows must have one width."
+                    )
+                with np.errstate(over="ignore"):
+                    out[key][offset : offset + len(values)] = values
+        return out or {key: np.zeros((0, 1), np.float32) for key in names}
+
+    def _tables(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.Table]]:
+        position, opened_path, file = 0, "", None
+        for path, group, rows in self._row_groups():
+            first, last = max(start - position, 0), min(stop - position, rows)
+            if first < last:
+                if file is None or opened_path != path:
+                    opened_path, file = path, self.files.open(path)
+                missing = set(columns) - set(file.schema_arrow.names)
+                if missing:
+                    raise DataError(f"{path}: column(s) {sorted(missing)} are missing, which the first file has.")
+                table = file.read_row_group(group, columns=columns)
+                yield position + first - start, table.slice(first, last - first)
+            position += rows
+
+    def _restore_recording(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        _, first, codes = np.unique(columns["episode_ids"], return_index=True, return_inverse=True)
+        order = np.argsort(first[codes], kind="stable")  # rows of one episode together, in order of first appearance
+        columns = {key: values[order] for key, values in columns.items()}
+        columns["actions"] = recorded_to_env(self.name, columns["actions"], self._action_space, self._recorded_actions)
+        return columns
+
+
+def column_to_numpy(name: str, column: str, values: pa.ChunkedArray) -> np.ndarray:
+    """A Parquet column as an array of N rows: numbers and flags (N,), vectors (N, width), strings (N,) object.
+
+    Raises:
+        DataError: for missing values, or vectors of different widths.
+    """
+    if values.null_count:
+        raise DataError(f"{name}: column {column!r} has {values.null_count} missing value(s); remove those episodes.")
+    parts = [_chunk_to_numpy(name, column, chunk) for chunk in values.chunks if len(chunk)]
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise DataError(f"{name}: column {column!r} holds vectors of different widths.")
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+def _chunk_to_numpy(name: str, column: str, chunk: pa.Array) -> np.ndarray:
+    if isinstance(chunk, pa.ExtensionArray):
+        chunk = chunk.storage
+    kind = chunk.type
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        flat = chunk.flatten()
+        width = kind.list_size if pa.types.is_fixed_size_list(kind) else len(chunk[0])
+        if len(flat) != width * len(chunk) or (not pa.types.is_fixed_size_list(kind) and _is_ragged(chunk, width)):
+            raise DataError(
+                f"{name}: column {column!r} holds vectors of different widths; all must be as wide as the first."
+            )
+        if pa.types.is_nested(flat.type):
+            raise DataError(f"{name}: column {column!r} holds {kind}; every row must be one flat vector.")
+        if flat.null_count:
+            raise DataError(f"{name}: column {column!r} has {flat.null_count} missing value(s); remove those episodes.")
+        return flat.to_numpy(zero_copy_only=False).reshape(len(chunk), width)
+    values = chunk.to_numpy(zero_copy_only=False)
+    is_bytes = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
+    if is_bytes and column not in ("eps_id", "episode_id"):
+        unpacked = [np.asarray(unpack_array(name, column, value)) for value in values]
+        if len({item.shape for item in unpacked}) > 1:
+            raise DataError(f"{name}: column {column!r} holds vectors of different widths.")
+        return np.stack(unpacked)
+    return values
+
+
+def _is_ragged(chunk: pa.Array, width: int) -> bool:
+    return bool((np.diff(chunk.offsets.to_numpy()) != width).any())
+
+
+def write_parquet(
+    transitions: Transitions,
+    path: str | os.PathLike[str],
+    *,
+    metadata: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write transitions as one Parquet file of flat rows (vectors as fixed-size lists); equal arguments, equal bytes.
+
+    Args:
+        transitions: what to write.
+        path: the file; its folder is made where needed.
+        metadata: JSON values kept in the schema's `rllib_damo` entry, so that converting back restores them.
+        overwrite: replace an existing file.
+
+    Raises:
+        DataError: if the file exists and `overwrite` is not set.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise DataError(f"{path} exists; delete it, or choose another name.")
+    arrays = {}
+    for key, array in transitions.arrays().items():
+        flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+        arrays[key] = pa.FixedSizeListArray.from_arrays(flat, array.shape[1]) if array.ndim == 2 else flat
+    table = pa.table(arrays)
+    if metadata:
+        table = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    try:
+        pq.write_table(table, scratch, row_group_size=ROW_GROUP, use_dictionary=False)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path

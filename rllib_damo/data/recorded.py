@@ -1,0 +1,89 @@
+"""What RLlib's recordings need: normalised actions mapped back, packed arrays and spaces decoded, no code run."""
+
+from __future__ import annotations
+
+import base64
+import io
+import pickle
+import zlib
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rllib_damo.data.schema import DataError
+from rllib_damo.spaces import from_unit
+
+
+def recorded_to_env(name: str, actions: np.ndarray, space: gym.Space | None, recorded_actions: str) -> np.ndarray:
+    """Actions of an RLlib recording in the environment's units: RLlib records them before it clips and unsquashes them.
+
+    Args:
+        name: for messages.
+        actions: (N, act).
+        space: the environment's action Box.
+        recorded_actions: "normalized" (recorded with `normalize_actions=True`, RLlib's default) or "env".
+
+    Raises:
+        DataError: if the space is needed and not known.
+    """
+    if recorded_actions == "env":
+        return actions
+    if recorded_actions != "normalized":
+        raise DataError(f"recorded_actions={recorded_actions!r}: must be 'normalized' or 'env'.")
+    if space is None:
+        raise DataError(
+            f"{name}: RLlib records normalised actions, and mapping them back needs the environment's action space. "
+            "Give the environment (or action_space), or recorded_actions='env' if normalize_actions was off."
+        )
+    try:
+        return from_unit(np.clip(np.asarray(actions, np.float32), -1.0, 1.0), space)
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles numpy arrays and nothing else, so that a data file cannot run code."""
+
+    _ALLOWED = frozenset({"_frombuffer", "_reconstruct", "ndarray", "dtype", "scalar"})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "numpy" and name in self._ALLOWED:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no numpy array")
+
+
+def unpack_array(name: str, column: str, value: str | bytes) -> Any:
+    """One value of a column that RLlib packed: base64 of an LZ4 frame of a pickled array."""
+    try:
+        import lz4.frame
+
+        return _ArrayUnpickler(io.BytesIO(lz4.frame.decompress(base64.b64decode(value)))).load()
+    except (ImportError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise DataError(f"{name}: column {column!r} holds text that is no packed array ({error}).") from error
+
+
+def decode_msgpack_hook(value: dict[Any, Any]) -> Any:
+    """The `object_hook` for msgpack that rebuilds the numpy values of a recorded episode.
+
+    Raises:
+        DataError: for arrays of Python objects, which are pickles.
+    """
+    if b"nd" not in value:
+        return value
+    if value[b"nd"] and value.get(b"kind") in (b"O", b"V"):
+        raise DataError("A recorded episode holds arrays of Python objects; only arrays of numbers can be read.")
+    array = np.frombuffer(value[b"data"], np.dtype(value[b"type"]))
+    return array.reshape(value[b"shape"]) if value[b"nd"] else array[0]
+
+
+def decode_box(state: dict[str, Any] | None) -> gym.spaces.Box | None:
+    """The Box that RLlib wrote into an episode as a dict, or None for another kind of space."""
+    if not state or state.get("space") != "box":
+        return None
+    low, high = (
+        np.load(io.BytesIO(zlib.decompress(base64.b64decode(state[side]))), allow_pickle=False)
+        for side in ("low", "high")
+    )
+    dtype = np.dtype(state["dtype"])
+    return gym.spaces.Box(low.astype(dtype), high.astype(dtype), tuple(state["shape"]), dtype.type)
