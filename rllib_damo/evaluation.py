@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from ray.rllib.callbacks.callbacks import RLlibCallback
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, EVALUATION_RESULTS
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -91,7 +91,8 @@ class DAMOCallbacks(RLlibCallback):
 
     `discounted_return_mean` is the real value of the policy at the start states, to be compared with the critics'
     estimate (Table 1 of the paper). `normalized_score` and `normalized_score_std` exist where `REFERENCE_RETURNS`
-    knows the environment.
+    knows the environment. The numbers are in the results of those iterations only that evaluated: RLlib's echo of an
+    evaluation in the next result is taken out, since Tune would credit it to the next checkpoint.
     """
 
     def on_episode_end(
@@ -136,3 +137,13 @@ class DAMOCallbacks(RLlibCallback):
             results[NORMALIZED_SCORE] = score
             if EPISODE_RETURN_STD in results:
                 results[NORMALIZED_SCORE_STD] = normalized_std(config.env, results[EPISODE_RETURN_STD])
+
+    def on_train_result(
+        self, *, algorithm: Algorithm, metrics_logger: MetricsLogger | None = None, result: dict, **kwargs: Any
+    ) -> None:
+        evaluation = result.get(EVALUATION_RESULTS)
+        # An evaluation of this iteration has gone through `on_evaluate_end`, which took the single returns out.
+        if evaluation and _RETURNS in evaluation.get(ENV_RUNNER_RESULTS, {}):
+            del evaluation[ENV_RUNNER_RESULTS]
+            if not evaluation:
+                del result[EVALUATION_RESULTS]

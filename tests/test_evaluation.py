@@ -112,3 +112,12 @@ def test_unknown_environment_gets_no_score() -> None:
 def test_evaluation_without_a_finished_episode() -> None:
     assert evaluate_end("Hopper-v5", {}) == {}
     assert evaluate_end("Hopper-v5", {"num_episodes": 0}) == {"num_episodes": 0}
+
+
+def test_echo_of_an_evaluation_leaves_the_next_result() -> None:
+    echo = {"evaluation": {"env_runners": {"episode_return_mean": 1.0, "_episode_returns": [1.0]}}, "iteration": 2}
+    DAMOCallbacks().on_train_result(algorithm=None, result=echo)
+    assert echo == {"iteration": 2}
+    fresh = {"evaluation": {"env_runners": {"episode_return_mean": 1.0}, "num_healthy_workers": 0}}
+    DAMOCallbacks().on_train_result(algorithm=None, result=fresh)
+    assert fresh["evaluation"]["env_runners"] == {"episode_return_mean": 1.0}

@@ -1,0 +1,173 @@
+"""What users type at the `rllib` command, turned into checked objects; every mistake is a `UsageError`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import math
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ray import cloudpickle
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+
+class UsageError(ValueError):
+    """The user's mistake: shown as one message without a traceback, exit code 2."""
+
+
+def near(name: str, known: Iterable[str], count: int = 5) -> str:
+    """The names near to `name` as the end of a message, or "" if there are none."""
+    # A name without its folders may be meant: "normalized_score" for "evaluation/env_runners/normalized_score".
+    names = sorted(set(known))
+    found = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    tail = name.rsplit("/", 1)[-1]
+    tails = difflib.get_close_matches(tail, {other.rsplit("/", 1)[-1] for other in names}, n=count, cutoff=0.75)
+    found += [other for close in tails for other in names if other.rsplit("/", 1)[-1] == close and other not in found]
+    return f" Did you mean {' or '.join(map(repr, found[:count]))}?" if found else ""
+
+
+def parse_json(option: str, text: str | None) -> dict[str, Any] | None:
+    """The JSON object given to `option`; None if the option was not given."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"{option} is not valid JSON ({error}): {text!r}. Quote it for the shell, with double quotes inside: "
+            f"""{option} '{{"training_iteration": 100}}'"""
+        ) from error
+    if not isinstance(value, dict):
+        raise UsageError(f'{option} must be a JSON object ({{"key": value}}), but is {type(value).__name__}: {text!r}.')
+    return value
+
+
+def check_stop(stop: Any, name: str = "stop") -> Any:
+    """A stop condition, checked: a mapping becomes {"a/b": number}; Tune's Stoppers and callables pass.
+
+    Args:
+        stop: mapping (nested or with "/"), Stopper, callable, or None.
+        name: where it comes from, for the message.
+    """
+    if stop is None or (callable(stop) and not isinstance(stop, Mapping)):
+        return stop
+    if not isinstance(stop, Mapping):
+        raise UsageError(f"{name} must be a dict of metric: number (or a Tune Stopper), but is {type(stop).__name__}.")
+    flat = flatten(stop)
+    for key, value in flat.items():
+        if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(float(value)):
+            raise UsageError(f"{name}: the value of {key!r} must be a number, but is {value!r}.")
+    return flat
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a/b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}/"))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def load_file(path: Path) -> tuple[AlgorithmConfig, Any]:
+    """Module-level `config` and optional `stop` of an experiment file (which is run)."""
+    if not path.is_file():
+        there = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise UsageError(f"no file {str(path)!r}.{near(path.name, there)}")
+    module = _run_file(path)
+    if not hasattr(module, "config"):
+        raise UsageError(f"{path} defines no `config`; it needs a module-level `config = SomeConfig()...`.")
+    config = module.config
+    if not isinstance(config, AlgorithmConfig):
+        hint = " (without .build_algo() at its end)" if hasattr(config, "train") else ""
+        raise UsageError(
+            f"`config` in {path} must be an RLlib AlgorithmConfig{hint}, such as DAMOConfig() or PPOConfig(), but is "
+            f"{type(config).__name__}."
+        )
+    if config.algo_class is None:
+        raise UsageError(f"`config` in {path} is of no algorithm; use an algorithm's own, such as DAMOConfig().")
+    return config, check_stop(getattr(module, "stop", None), f"`stop` in {path}")
+
+
+def _run_file(path: Path) -> ModuleType:
+    name = f"rllib_experiment_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is no Python file; its name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    # Workers cannot import the file by name: its functions and classes must travel by value.
+    cloudpickle.register_pickle_by_value(module)
+    sys.path.insert(0, str(path.parent.absolute()))
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UsageError(f"{error.filename}, line {error.lineno}: {error.msg}.") from error
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        raise UsageError(f"{path}{line}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent.absolute()))
+    return module
+
+
+def default_config(algo: str) -> AlgorithmConfig:
+    """The default config of an algorithm by name: DAMO, one of RLlib's, or one registered with Tune."""
+    from ray.rllib.algorithms.registry import ALGORITHMS
+    from ray.tune.registry import TRAINABLE_CLASS, _global_registry, get_trainable_cls
+
+    import rllib_damo  # noqa: F401  (registers DAMO)
+
+    if algo not in ALGORITHMS and not _global_registry.contains(TRAINABLE_CLASS, algo):
+        known = {"DAMO", *ALGORITHMS}
+        raise UsageError(f"unknown algorithm {algo!r}.{near_any_case(algo, known) or f' Known: {sorted(known)}.'}")
+    trainable = get_trainable_cls(algo)
+    if not hasattr(trainable, "get_default_config"):
+        raise UsageError(f"{algo!r} is registered with Tune, but is no RLlib algorithm.")
+    return trainable.get_default_config()
+
+
+def near_any_case(name: str, known: Iterable[str]) -> str:
+    """As `near`, with a match of the same letters in another case first."""
+    known = list(known)
+    same = [other for other in known if other.lower() == name.lower()]
+    return f" Did you mean {same[0]!r}?" if same else near(name, known)
+
+
+def check_env(env: Any) -> Any:
+    """The environment, if Gymnasium or Tune's registry knows it (ids with a module, "module:Id-v0", are imported)."""
+    import gymnasium as gym
+    from ray.tune.registry import ENV_CREATOR, _global_registry
+
+    if not isinstance(env, str) or _global_registry.contains(ENV_CREATOR, env) or env.startswith("ale_py:"):
+        return env
+    try:
+        gym.spec(env)
+    except ImportError as error:
+        raise UsageError(f"environment {env!r}: {error}") from error
+    except gym.error.Error as error:
+        raise UsageError(f"unknown environment {env!r}.{near_any_case(env, gym.registry)}") from error
+    return env
+
+
+def apply_config(config: AlgorithmConfig, changes: Mapping[str, Any], option: str = "--config") -> AlgorithmConfig:
+    """A copy of `config` with `changes` (setting: value) made; unknown settings are errors with near matches."""
+    config = config.copy(copy_frozen=False)
+    known = {key for key in vars(config) if not key.startswith("_")} | set(config.to_dict())
+    for key in changes:
+        if key not in known and config._translate_special_keys(key, warn_deprecated=False) not in known:
+            raise UsageError(f"{option}: {type(config).__name__} has no setting {key!r}.{near(key, known)}")
+    try:
+        return config.update_from_dict(dict(changes))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UsageError(f"{option}: {error}") from error

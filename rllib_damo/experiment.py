@@ -1,0 +1,278 @@
+"""Runs one AlgorithmConfig with Tune: checks before, a table while it runs, and the checkpoints' paths at its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, EVALUATION_RESULTS
+from ray.tune.search.variant_generator import parse_spec_vars
+from rich.console import Console
+
+from rllib_damo.cli_inputs import UsageError, near
+from rllib_damo.progress import ProgressTable
+from rllib_damo.stopping import CheckedStopper
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+    from ray.tune import ResultGrid
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+EVALUATION_RETURN = f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/{EPISODE_RETURN_MEAN}"
+DEFAULT_STORAGE = "~/ray_results"
+
+console = Console(soft_wrap=True, highlight=False)
+err = Console(soft_wrap=True, highlight=False, stderr=True)
+
+
+@dataclass
+class RunOptions:
+    """How to run, as the command line gives it; `rllib train --help` explains each."""
+
+    name: str = "rllib"
+    storage_path: str | None = None
+    resume: bool = False
+    checkpoint_freq: int | None = None
+    checkpoint_at_end: bool = True
+    keep_checkpoints_num: int | None = 2
+    checkpoint_score_attr: str | None = None
+    scheduler: str | None = None
+    scheduler_config: dict[str, Any] = field(default_factory=dict)
+    wandb_key: str | None = None
+    wandb_project: str | None = None
+    wandb_run_name: str | None = None
+    ray_address: str | None = None
+    ray_num_cpus: int | None = None
+    ray_num_gpus: int | None = None
+    verbosity: int = 0
+
+
+def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
+    """Trains until `stop`, and returns the exit code (`OK`, `FAILED`, `USAGE` or `INTERRUPTED`).
+
+    Args:
+        config: of any RLlib algorithm; may hold Tune search spaces.
+        stop: flat dict metric: number, a Tune Stopper or callable, or None (runs until interrupted).
+        options: see there.
+
+    Raises:
+        UsageError: for what can be seen to be wrong before training.
+    """
+    storage = _storage(options.storage_path)
+    callbacks = [ProgressTable(), *_wandb(options)]
+    scheduler = _scheduler(options, config)
+    _quieten(options.verbosity)
+    _check_before(config, stop)
+    _init_ray(options)
+    try:
+        _check_resources(config)
+        if options.resume:
+            tuner = _restore(config, storage, options.name)
+        else:
+            tuner = tune.Tuner(
+                config.algo_class,
+                param_space=config,  # type: ignore[arg-type]
+                tune_config=tune.TuneConfig(scheduler=scheduler),
+                run_config=tune.RunConfig(
+                    name=f"{options.name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}",
+                    storage_path=storage,
+                    stop=CheckedStopper(stop, bool(config.evaluation_interval)) if isinstance(stop, dict) else stop,
+                    checkpoint_config=_checkpoint_config(config, options),
+                    callbacks=callbacks,
+                    verbose=0 if options.verbosity < 2 else 2,
+                ),
+            )
+        if stop is None and not options.resume:
+            console.print("No stop condition: the run goes on until Ctrl-C.")
+        results = tuner.fit()
+        stopper = tuner._local_tuner.get_run_config().stop  # type: ignore[union-attr]
+        if isinstance(stopper, CheckedStopper) and stopper.error:
+            err.print(f"[red]Error:[/red] {stopper.error}")
+            return USAGE
+        return _report(results, options, storage)
+    finally:
+        ray.shutdown()
+
+
+def has_search_space(config: AlgorithmConfig) -> bool:
+    """Whether a setting is a Tune search space (grid_search, uniform, ...)."""
+    _, domains, grids = parse_spec_vars(config.to_dict())
+    return bool(domains or grids)
+
+
+def _check_before(config: AlgorithmConfig, stop: Any) -> None:
+    """Finds in this process, and before Ray starts, the mistakes that would else come up in a worker."""
+    if isinstance(stop, dict) and not config.evaluation_interval:
+        lost = [key for key in stop if key.startswith(f"{EVALUATION_RESULTS}/")]
+        if lost:
+            raise UsageError(
+                f"stop: {lost[0]!r} never comes up, since the config has no evaluation; add "
+                ".evaluation(evaluation_interval=...)."
+            )
+    if has_search_space(config):
+        return
+    try:
+        config.copy(copy_frozen=False).validate()
+    except (ValueError, TypeError, KeyError, ImportError) as error:
+        raise UsageError(f"the config is not valid: {error}") from error
+    prepare = getattr(config, "prepare_data", None)
+    if prepare is not None:
+        prepare()
+
+
+def _storage(path: str | None) -> str:
+    path = path or os.environ.get("RAY_AIR_LOCAL_CACHE_DIR") or DEFAULT_STORAGE
+    if "://" in path:
+        return path
+    folder = Path(path).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--storage-path: {folder} can't be made ({error.strerror}).") from error
+    return str(folder)
+
+
+def _wandb(options: RunOptions) -> list[tune.Callback]:
+    if not (options.wandb_key or options.wandb_project or options.wandb_run_name):
+        return []
+    try:
+        import wandb  # noqa: F401
+        from ray.air.integrations.wandb import WandbLoggerCallback
+    except ImportError as error:
+        raise UsageError("the --wandb-... options need the package wandb: pip install wandb") from error
+    extra: dict[str, Any] = {"name": options.wandb_run_name} if options.wandb_run_name else {}
+    return [WandbLoggerCallback(api_key=options.wandb_key, project=options.wandb_project or options.name, **extra)]
+
+
+def _scheduler(options: RunOptions, config: AlgorithmConfig) -> Any:
+    from ray.tune.schedulers import SCHEDULER_IMPORT, create_scheduler
+
+    if options.scheduler is None:
+        if options.scheduler_config:
+            raise UsageError("--scheduler-config needs --scheduler.")
+        return None
+    if options.scheduler not in SCHEDULER_IMPORT:
+        raise UsageError(
+            f"--scheduler: unknown {options.scheduler!r}.{near(options.scheduler, SCHEDULER_IMPORT)} "
+            f"Known: {', '.join(sorted(SCHEDULER_IMPORT))}."
+        )
+    goal = {} if options.scheduler == "fifo" else {"metric": _score_attr(config, options), "mode": "max"}
+    try:
+        return create_scheduler(options.scheduler, **{**goal, **options.scheduler_config})
+    except (TypeError, ValueError, ImportError) as error:
+        raise UsageError(f"--scheduler {options.scheduler}: {error}") from error
+
+
+def _score_attr(config: AlgorithmConfig, options: RunOptions) -> str:
+    evaluated = bool(config.evaluation_interval)
+    return options.checkpoint_score_attr or (
+        EVALUATION_RETURN if evaluated else f"{ENV_RUNNER_RESULTS}/{EPISODE_RETURN_MEAN}"
+    )
+
+
+def _checkpoint_config(config: AlgorithmConfig, options: RunOptions) -> tune.CheckpointConfig:
+    """By default a checkpoint at each evaluation, of which the best and the last are kept."""
+    frequency = options.checkpoint_freq
+    if frequency is None:
+        frequency = int(config.evaluation_interval or 0)
+    return tune.CheckpointConfig(
+        checkpoint_frequency=frequency,
+        checkpoint_at_end=options.checkpoint_at_end,
+        num_to_keep=options.keep_checkpoints_num,
+        checkpoint_score_attribute=_score_attr(config, options),
+    )
+
+
+def _quieten(verbosity: int) -> None:
+    """Keeps Ray's own notices from drowning the table; -v shows warnings, -vv everything."""
+    if verbosity == 0:
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        for name in ("ray.rllib", "ray.tune", "ray.train", "ray.air"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _init_ray(options: RunOptions) -> None:
+    local: dict[str, Any] = (
+        {} if options.ray_address else {"num_cpus": options.ray_num_cpus, "num_gpus": options.ray_num_gpus}
+    )
+    try:
+        ray.init(
+            address=options.ray_address,
+            log_to_driver=options.verbosity > 0,
+            logging_level=logging.ERROR if options.verbosity == 0 else logging.WARNING,
+            include_dashboard=False if not options.ray_address else None,
+            ignore_reinit_error=True,
+            **local,
+        )
+    except (ConnectionError, ValueError) as error:
+        raise UsageError(f"--ray-address {options.ray_address}: {error}") from error
+
+
+def _check_resources(config: AlgorithmConfig) -> None:
+    """One trial must fit: Tune would wait for resources for ever."""
+    if has_search_space(config) or config.algo_class is None:
+        return
+    algorithm: Any = config.algo_class
+    needed = algorithm.default_resource_request(config).required_resources
+    there = ray.cluster_resources()
+    for resource, amount in needed.items():
+        if amount > there.get(resource, 0):
+            flag = {"CPU": " Raise --ray-num-cpus", "GPU": " Raise --ray-num-gpus"}.get(resource, " Add nodes")
+            raise UsageError(
+                f"the config asks for {amount:g} {resource}, but Ray has {there.get(resource, 0):g}.{flag}, or lower "
+                "num_env_runners, evaluation_num_env_runners, num_learners or their shares."
+            )
+
+
+def _restore(config: AlgorithmConfig, storage: str, name: str) -> tune.Tuner:
+    if "://" in storage:
+        raise UsageError("--resume needs a local --storage-path.")
+    runs = sorted(found for found in Path(storage).glob(f"{name}*") if (found / "tuner.pkl").is_file())
+    if not runs:
+        raise UsageError(f"--resume: {storage} has no run whose name begins with {name!r}.")
+    console.print(f"Resuming {runs[-1]}")
+    algorithm: Any = config.algo_class
+    return tune.Tuner.restore(str(runs[-1]), trainable=algorithm, resume_errored=True)
+
+
+def _report(results: ResultGrid, options: RunOptions, storage: str) -> int:
+    """Prints errors, and the checkpoints' paths with the command that evaluates them; returns the exit code."""
+    code = OK
+    for index in range(len(results)):
+        result = results[index]
+        console.print(f"\nResults: {result.path}")
+        if result.error is not None:
+            code = FAILED
+            lines = str(result.error).strip().splitlines()
+            err.print(f"[red]Failed:[/red] {lines[-1] if lines else type(result.error).__name__}", markup=True)
+            err.print(f"The whole error: {result.path}/error.txt", markup=False)
+            if options.verbosity > 0:
+                err.print("\n".join(lines), markup=False)
+        elif not (result.metrics or {}).get("done"):
+            code = code or INTERRUPTED
+            console.print(f"Interrupted. Go on: the same command with --resume (looks for {storage}/{options.name}*).")
+        if result.checkpoint is None:
+            continue
+        key = (options.checkpoint_score_attr or EVALUATION_RETURN).split("/")
+        best = result.checkpoint
+        scored = [(_nested(metrics, key), found) for found, metrics in result.best_checkpoints or []]
+        if scores := [(score, found) for score, found in scored if score is not None]:
+            score, best = max(scores, key=lambda pair: pair[0])
+            console.print(f"Best checkpoint: {best.path} ({'/'.join(key)} {score:.1f})")
+        console.print(f"Last checkpoint: {result.checkpoint.path}")
+        console.print(f"Evaluate it:     rllib evaluate {best.path} --episodes 10")
+    return code
+
+
+def _nested(metrics: Mapping[str, Any], key: list[str]) -> float | None:
+    value: Any = metrics
+    for part in key:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
