@@ -111,6 +111,6 @@ def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Te
 
 
 def gradient_penalty(logits: Tensor, inputs: Tensor) -> Tensor:
-    """E[(‖∇_x logit‖ - 1)₊²]: the one-sided penalty on the classifier's slope in its (standardised) inputs ``(B, D)``."""
+    """E[(‖∇_x logit‖ - 1)₊²], a one-sided penalty on the classifier's slope in its standardised inputs ``(B, D)``."""
     (slope,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
     return (slope.norm(dim=-1) - 1).clamp(min=0).square().mean()

@@ -1,0 +1,148 @@
+"""DAMO as an RLlib Algorithm: first the dynamics model, then rollouts, gradient steps and weights in turn."""
+
+from __future__ import annotations
+
+import logging
+import math
+from operator import methodcaller
+from typing import Any
+
+import numpy as np
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, TIMERS
+from ray.rllib.utils.typing import StateDict
+
+from rllib_damo.buffers import Layout
+from rllib_damo.config import DAMOConfig
+from rllib_damo.data.schema import Transitions
+from rllib_damo.dynamics.component import DynamicsComponent
+from rllib_damo.spaces import to_unit
+
+logger = logging.getLogger(__name__)
+
+COMPONENT_DYNAMICS = "dynamics"
+NUM_GRADIENT_STEPS = "num_gradient_steps_lifetime"
+PHASE = "phase"
+
+
+class DAMO(Algorithm):
+    """Dual Alignment Maximin Optimization for offline model-based RL (arXiv 2502.00850).
+
+    An iteration is either an epoch of the dynamics model (``phase`` "dynamics", until it is trained or found in the
+    cache), or one round of rollouts and ``rollout_freq`` gradient steps (``phase`` "policy").
+    """
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> DAMOConfig:
+        return DAMOConfig()
+
+    @override(Algorithm)
+    def setup(self, config: AlgorithmConfig) -> None:
+        super().setup(config)
+        self._num_gradient_steps = 0
+        transitions = self.offline_data.transitions
+        unit_actions = to_unit(transitions.actions, self.config.action_space)
+        self.dynamics = DynamicsComponent(self.config, transitions, unit_actions)
+        self._set_dataset(transitions, unit_actions, fit=True)
+
+    def _set_dataset(self, transitions: Transitions, unit_actions: np.ndarray, fit: bool) -> None:
+        """Hands the dataset to the learners, and its states to the rollout runners."""
+        layout = Layout(transitions.observations.shape[1], unit_actions.shape[1])
+        rows = layout.pack(
+            transitions.observations, unit_actions, transitions.next_observations, transitions.rewards,
+            transitions.terminations,
+        )  # fmt: skip
+        starts = transitions.episode_bounds()[:, 0]
+        if self.learner_group.is_remote:
+            rows, starts = ray.put(rows), ray.put(starts)
+        self._foreach_learner("set_dataset", rows, starts, fit)
+        # Kept here, and not only by the runners, since a runner that died comes back without them.
+        states = transitions.observations
+        self._start_states = ray.put(states) if self.config.num_env_runners > 0 else states
+
+    @override(Algorithm)
+    def training_step(self) -> None:
+        if not self.dynamics.ready:
+            self.metrics.log_value(PHASE, "dynamics", reduce="item", window=1)
+            for key, value in self.dynamics.train_epoch().items():
+                self.metrics.log_value(("dynamics", key), value, window=1)
+            return
+        self.metrics.log_value(PHASE, "policy", reduce="item", window=1)
+        window = self.offline_data.refresh()  # of a dataset larger than `max_dataset_rows`
+        if window is not None:
+            self._set_dataset(window, to_unit(window.actions, self.config.action_space), fit=False)
+
+        with self.metrics.log_time((TIMERS, "rollouts")):
+            tables = self._roll_out()
+        if not tables and not self._num_gradient_steps:
+            logger.warning("No rollout runner answered; trying again in the next iteration.")
+            return
+        with self.metrics.log_time((TIMERS, "model_buffer")):
+            self._fill_model_buffers(tables)
+        with self.metrics.log_time((TIMERS, "learner_update")):
+            timesteps = {NUM_GRADIENT_STEPS: self._num_gradient_steps}
+            results = self._foreach_learner("update_many", self.config.rollout_freq, timesteps)
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        self._num_gradient_steps += self.config.rollout_freq
+        self.metrics.log_value(NUM_GRADIENT_STEPS, self._num_gradient_steps, reduce="max", window=1)
+
+    def _roll_out(self) -> list[Any]:
+        """One round of rollouts under the current policy: Arrow tables, or references to them from remote runners."""
+        weights = self.learner_group.get_weights(inference_only=True)
+        num_runners = max(1, self.config.num_env_runners)
+        job: dict[str, Any] = {
+            "weights": weights,
+            "dynamics_path": str(self.dynamics.path),
+            "start_states": self._start_states,
+            "num_starts": math.ceil(self.config.rollout_batch_size / num_runners),
+            "iteration": self._num_gradient_steps,
+        }
+        if self.config.num_env_runners == 0:
+            results = [self.env_runner.sample_round(**job)]
+        else:
+            job["weights"] = ray.put(weights)
+            results = self.env_runner_group.foreach_env_runner("sample_round", kwargs=job, local_env_runner=False)
+        self.metrics.aggregate([metrics for _, metrics in results], key=ENV_RUNNER_RESULTS)
+        return [table for tables, _ in results for table in tables]
+
+    def _fill_model_buffers(self, tables: list[Any]) -> None:
+        """Passes the round to the learners' model buffers as a Ray Dataset, split evenly over several learners."""
+        dataset = ray.data.from_arrow_refs([t if isinstance(t, ray.ObjectRef) else ray.put(t) for t in tables])
+        if not self.learner_group.is_remote:
+            self.learner_group._learner.add_rollouts(dataset)
+            return
+        shards = dataset.split(self.config.num_learners, equal=True)
+        ray.get([w.add_rollouts.remote(s) for w, s in zip(self.learner_group._workers, shards, strict=True)])
+
+    def _foreach_learner(self, method: str, *args: Any) -> list[Any]:
+        """Calls a method of every learner; errors of remote ones are raised here."""
+        results = self.learner_group.foreach_learner(methodcaller(method, *args))
+        return [result.get() for result in results]
+
+    @override(Algorithm)
+    def _run_one_evaluation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """No evaluation while the dynamics model is being trained: the policy is still the initial one."""
+        if not self._num_gradient_steps:
+            return {}
+        return super()._run_one_evaluation(*args, **kwargs)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    @override(Algorithm)
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> StateDict:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(COMPONENT_DYNAMICS, components, not_components):
+            state[COMPONENT_DYNAMICS] = self.dynamics.get_state()
+            state[NUM_GRADIENT_STEPS] = self._num_gradient_steps
+        return state
+
+    @override(Algorithm)
+    def set_state(self, state: StateDict) -> None:
+        super().set_state(state)
+        if COMPONENT_DYNAMICS in state:
+            self.dynamics.set_state(state[COMPONENT_DYNAMICS])
+            self._num_gradient_steps = state[NUM_GRADIENT_STEPS]

@@ -1,0 +1,85 @@
+"""Transition stores: each row one transition, all columns side by side in one float32 matrix on the learner's device.
+
+A minibatch is then a single gather, whatever the number of columns, and its cost does not depend on the store's size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Views on the columns of ``(B, width)`` gathered rows; actions are unit actions, ``terminated`` is 0 or 1."""
+
+    obs: Tensor  # (B, obs_dim)
+    actions: Tensor  # (B, act_dim)
+    next_obs: Tensor  # (B, obs_dim)
+    rewards: Tensor  # (B,)
+    terminated: Tensor  # (B,)
+
+
+class Layout(NamedTuple):
+    """Where the columns of a row [s | a | s' | r | terminated] lie."""
+
+    obs_dim: int
+    act_dim: int
+
+    @property
+    def width(self) -> int:
+        return 2 * self.obs_dim + self.act_dim + 2
+
+    def pack(self, obs: Any, actions: Any, next_obs: Any, rewards: Any, terminated: Any) -> np.ndarray:
+        """Rows ``(N, width)`` float32 from separate columns (NumPy arrays)."""
+        rows = np.empty((len(obs), self.width), np.float32)
+        o, a = self.obs_dim, self.act_dim
+        rows[:, :o], rows[:, o : o + a], rows[:, o + a : 2 * o + a] = obs, actions, next_obs
+        rows[:, -2], rows[:, -1] = rewards, terminated
+        return rows
+
+    def unpack(self, rows: Tensor) -> Batch:
+        o, a = self.obs_dim, self.act_dim
+        return Batch(rows[:, :o], rows[:, o : o + a], rows[:, o + a : 2 * o + a], rows[:, -2], rows[:, -1])
+
+
+class RingBuffer:
+    """Keeps the newest ``capacity`` rows.
+
+    Args:
+        layout: the columns.
+        capacity: rows that are kept; older ones are overwritten.
+        device: where the rows live.
+    """
+
+    def __init__(self, layout: Layout, capacity: int, device: torch.device):
+        self.layout, self.capacity = layout, capacity
+        self.rows = torch.zeros((capacity, layout.width), device=device)
+        self.size = 0
+        self._next = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def add(self, rows: Tensor) -> None:
+        """Appends ``(N, width)`` rows; of more than ``capacity`` rows, the last ones stay."""
+        rows = rows[-self.capacity :]
+        head = min(len(rows), self.capacity - self._next)
+        self.rows[self._next : self._next + head].copy_(rows[:head])
+        self.rows[: len(rows) - head].copy_(rows[head:])
+        self._next = (self._next + len(rows)) % self.capacity
+        self.size = min(self.size + len(rows), self.capacity)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"rows": self.rows[: self.size].cpu().numpy(), "next": self._next, "capacity": self.capacity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if state["capacity"] != self.capacity:
+            raise ValueError(
+                f"The checkpoint's model buffer holds {state['capacity']} rows, this configuration's {self.capacity}: "
+                "restore with the same rollout_batch_size, rollout_length and model_retain_epochs."
+            )
+        self.size, self._next = len(state["rows"]), state["next"]
+        self.rows[: self.size].copy_(torch.from_numpy(np.array(state["rows"])))

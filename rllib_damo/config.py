@@ -1,0 +1,441 @@
+"""DAMOConfig: every option of DAMO, its default, and the checks that precede any work."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.utils.annotations import override
+from torch import Tensor
+
+from rllib_damo.divergences import DIVERGENCES
+from rllib_damo.evaluation import DAMOCallbacks
+from rllib_damo.spaces import check_spaces
+
+TerminationFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class DAMOConfig(AlgorithmConfig):
+    """Configuration of DAMO, Dual Alignment Maximin Optimization (arXiv 2502.00850).
+
+    .. code-block:: python
+
+        from rllib_damo import DAMOConfig
+
+        config = (
+            DAMOConfig()
+            .environment("Hopper-v5")  # spaces, termination rule and evaluation; never sampled from while training
+            .offline_data(input_="hopper-medium-expert")
+            .training(eta=3.0, rollout_length=5)
+        )
+        algo = config.build_algo()
+        algo.train()
+    """
+
+    def __init__(self, algo_class: type | None = None):
+        from rllib_damo.algorithm import DAMO
+        from rllib_damo.data.offline_data import DAMOOfflineData
+        from rllib_damo.rollouts import ModelRolloutEnvRunner
+
+        self.exploration_config: dict[str, Any] = {}
+        super().__init__(algo_class=algo_class or DAMO)
+
+        # The objective (damo.md 1-12)
+        self.eta = 1.0
+        self.actor_eta: float | None = 1.0
+        self.f_divergence = "half_squared"
+        self.actor_f_divergence = "chi_squared"
+        self.max_actor_weight = 5.0
+        self.normalize_actor_weight = False
+        self.policy_improvement = "consistent"
+        self.data_alignment = True
+        self.behavior_alignment = True
+        self.target_networks = True
+        self.initial_states = "dataset"
+        self.bc_weight = 0.0
+        # Networks and optimisation
+        self.hidden_dims: tuple[int, ...] = (256, 256)
+        self.twin_q = True
+        self.critic_layer_norm = False
+        self.normalize_observations = True
+        self.actor_lr = 1e-4
+        self.critic_lr = 3e-4
+        self.alpha_lr = 1e-4
+        self.classifier_lr = 3e-4
+        self.lr = None
+        self.tau = 0.005
+        self.gamma = 0.99
+        self.target_entropy: float | str = "auto"
+        self.initial_alpha = 1.0
+        self.max_alpha = 1.0
+        self.grad_clip = None
+        self.train_batch_size_per_learner = 256
+        # Classifier
+        self.label_smoothing = 0.1
+        self.classifier_gradient_penalty = 0.0
+        self.classifier_noise = 0.0
+        self.classifier_spectral_norm = False
+        self.max_logit = 10.0
+        # Rollouts and data
+        self.rollout_length = 5
+        self.rollout_batch_size = 50_000
+        self.rollout_freq = 1000
+        self.model_retain_epochs = 5
+        self.real_ratio = 0.05
+        self.max_dataset_rows: int | None = None
+        # Dynamics model
+        self.num_ensemble = 7
+        self.num_elites = 5
+        self.dynamics_hidden_dims: tuple[int, ...] = (200, 200, 200, 200)
+        self.dynamics_lr = 1e-3
+        self.dynamics_weight_decay: tuple[float, ...] = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
+        self.dynamics_batch_size = 256
+        self.dynamics_max_epochs: int | None = None
+        self.max_epochs_since_update = 5
+        self.holdout_size = 1000
+        self.logvar_loss_coef = 0.01
+        self.dynamics_path: str | None = None
+        self.dynamics_cache_dir: str | None = None
+        self.termination_fn: TerminationFn | None = None
+
+        # Wiring into RLlib: the training "environment" is the model; the real one is for evaluation alone.
+        self.env_runner_cls = ModelRolloutEnvRunner
+        self.offline_data_class = DAMOOfflineData
+        self.callbacks_class = DAMOCallbacks
+        self.num_env_runners = 0
+        self.evaluation_interval = 10
+        self.evaluation_duration = 10
+        self.evaluation_duration_unit = "episodes"
+        self.evaluation_config = None
+        self._dont_auto_sync_env_runner_states = True
+
+    @classmethod
+    def paper(cls) -> DAMOConfig:
+        """The paper's settings (its Tables 3 and 4; η and rollout length are per task and still to be set).
+
+        3 M gradient steps; no anchor to the data, one divergence for critic and actor, raw observations.
+        """
+        return cls().training(
+            f_divergence="half_squared",
+            actor_f_divergence="half_squared",
+            max_actor_weight=float("inf"),
+            normalize_observations=False,
+            bc_weight=0.0,
+            real_ratio=0.05,
+            rollout_batch_size=50_000,
+            rollout_freq=1000,
+            model_retain_epochs=5,
+        )
+
+    @override(AlgorithmConfig)
+    def training(
+        self,
+        *,
+        eta: float | None = NotProvided,
+        actor_eta: float | None = NotProvided,
+        f_divergence: str | None = NotProvided,
+        actor_f_divergence: str | None = NotProvided,
+        max_actor_weight: float | None = NotProvided,
+        normalize_actor_weight: bool | None = NotProvided,
+        policy_improvement: str | None = NotProvided,
+        data_alignment: bool | None = NotProvided,
+        behavior_alignment: bool | None = NotProvided,
+        target_networks: bool | None = NotProvided,
+        initial_states: str | None = NotProvided,
+        bc_weight: float | None = NotProvided,
+        hidden_dims: tuple[int, ...] | None = NotProvided,
+        twin_q: bool | None = NotProvided,
+        critic_layer_norm: bool | None = NotProvided,
+        normalize_observations: bool | None = NotProvided,
+        actor_lr: float | None = NotProvided,
+        critic_lr: float | None = NotProvided,
+        alpha_lr: float | None = NotProvided,
+        classifier_lr: float | None = NotProvided,
+        tau: float | None = NotProvided,
+        target_entropy: float | str | None = NotProvided,
+        initial_alpha: float | None = NotProvided,
+        max_alpha: float | None = NotProvided,
+        label_smoothing: float | None = NotProvided,
+        classifier_gradient_penalty: float | None = NotProvided,
+        classifier_noise: float | None = NotProvided,
+        classifier_spectral_norm: bool | None = NotProvided,
+        max_logit: float | None = NotProvided,
+        rollout_length: int | None = NotProvided,
+        rollout_batch_size: int | None = NotProvided,
+        rollout_freq: int | None = NotProvided,
+        model_retain_epochs: int | None = NotProvided,
+        real_ratio: float | None = NotProvided,
+        **kwargs: Any,
+    ) -> DAMOConfig:
+        """Sets the options of DAMO's objective, networks, classifier and model rollouts.
+
+        Args:
+            eta: η > 0, the one coefficient of the objective; larger is more conservative.
+            actor_eta: the coefficient inside the actor's density ratio (paper C.2: 1.0); None takes ``eta``.
+            f_divergence: the critic's f, "half_squared" or "chi_squared" (damo.md 7).
+            actor_f_divergence: the f whose f*' turns Bellman residuals into the actor's density ratio (damo.md 10).
+            max_actor_weight: upper bound of that ratio; it is never below 0.
+            normalize_actor_weight: divide the ratio by its batch mean (a density ratio has mean 1).
+            policy_improvement: "consistent", the actor ascends the critic's objective; "inconsistent", SAC's loss.
+            data_alignment: False trains on the plain reward (the paper's "w/o er"): no classifier.
+            behavior_alignment: False trains critics by plain TD and the actor by SAC ("w/o ir").
+            target_networks: False takes the critic's full residual gradient, without target networks.
+            initial_states: where s0 comes from: "dataset", any state of it (the paper's), or "episode_start".
+            bc_weight: weight of an anchor to the dataset's actions, ‖π(s) - a‖², against a value term scaled to unit
+                size; 0 is the paper's.
+            hidden_dims: widths of the hidden layers of actor, critics and classifier.
+            twin_q: two critics, of which the smaller counts; False: one.
+            critic_layer_norm: layer normalisation in the critics.
+            normalize_observations: standardise the inputs of actor and critics by the dataset's statistics.
+            actor_lr, critic_lr, alpha_lr, classifier_lr: Adam's learning rates (``lr`` stays None).
+            tau: weight of the critics in the targets' moving average.
+            target_entropy: of the automatic entropy coefficient, in nats; "auto" is -dim(A).
+            initial_alpha, max_alpha: first value and upper bound of the entropy coefficient.
+            label_smoothing: ε of the classifier's labels; bounds its logits to log((1-ε)/ε).
+            classifier_gradient_penalty: weight of a one-sided penalty on the classifier's input gradient.
+            classifier_noise: standard deviation of the noise on the classifier's standardised training inputs.
+            classifier_spectral_norm: spectral normalisation of the classifier's layers.
+            max_logit: the logit is clipped to ± this in the modified reward.
+            rollout_length: h, steps of each model rollout.
+            rollout_batch_size: start states of each round of rollouts.
+            rollout_freq: gradient steps between rounds, which are also the gradient steps of one iteration.
+            model_retain_epochs: rounds of rollouts that the model buffer keeps.
+            real_ratio: share of dataset rows in the critics' and actor's batches.
+            kwargs: RLlib's own training options (``gamma``, ``train_batch_size_per_learner``, ``grad_clip``, ...).
+        """
+        own = {k: v for k, v in locals().items() if k in _TRAINING_OPTIONS and v is not NotProvided}
+        super().training(**kwargs)
+        for name, value in own.items():
+            setattr(self, name, value)
+        return self
+
+    def dynamics(
+        self,
+        *,
+        num_ensemble: int | None = NotProvided,
+        num_elites: int | None = NotProvided,
+        dynamics_hidden_dims: tuple[int, ...] | None = NotProvided,
+        dynamics_lr: float | None = NotProvided,
+        dynamics_weight_decay: tuple[float, ...] | None = NotProvided,
+        dynamics_batch_size: int | None = NotProvided,
+        dynamics_max_epochs: int | None = NotProvided,
+        max_epochs_since_update: int | None = NotProvided,
+        holdout_size: int | None = NotProvided,
+        logvar_loss_coef: float | None = NotProvided,
+        dynamics_path: str | None = NotProvided,
+        dynamics_cache_dir: str | None = NotProvided,
+        termination_fn: TerminationFn | None = NotProvided,
+    ) -> DAMOConfig:
+        """Sets the options of the dynamics ensemble (paper C.3, Table 3).
+
+        Args:
+            num_ensemble: networks in the ensemble.
+            num_elites: how many of them, the best on the hold-out rows, generate rollouts.
+            dynamics_hidden_dims: widths of their hidden layers.
+            dynamics_lr: Adam's learning rate.
+            dynamics_weight_decay: one value for each layer, hidden ones and output.
+            dynamics_batch_size: rows of a minibatch, drawn for each member by itself.
+            dynamics_max_epochs: stop after so many epochs at the latest; None: when no member improves.
+            max_epochs_since_update: stop when no member improved by 1 % for so many epochs.
+            holdout_size: rows that are held out of training.
+            logvar_loss_coef: weight of the loss that tightens the bounds of the log-variance.
+            dynamics_path: a trained model's file, which is then used as it is.
+            dynamics_cache_dir: where trained models are kept, for all runs on the same data and settings.
+            termination_fn: (obs, env actions, next_obs) → bool ``(B,)``; None: known for MuJoCo's environments by
+                their exact id, learned from the dataset's terminals for all others.
+        """
+        for name, value in list(locals().items()):
+            if name in _DYNAMICS_OPTIONS and value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+    @override(AlgorithmConfig)
+    def offline_data(self, *, max_dataset_rows: int | None = NotProvided, **kwargs: Any) -> DAMOConfig:
+        """Sets the dataset.
+
+        Args:
+            max_dataset_rows: at most so many rows are held in memory; a larger dataset streams through in windows.
+            kwargs: RLlib's own options; above all ``input_``: a short name ("hopper-medium"), ``minari://ID``, an
+                HDF5 file in D4RL's format, Parquet files, or a folder of episodes recorded by RLlib.
+        """
+        super().offline_data(**kwargs)
+        if max_dataset_rows is not NotProvided:
+            self.max_dataset_rows = max_dataset_rows
+        return self
+
+    # -- what RLlib asks for ---------------------------------------------------------------------------------------
+
+    @override(AlgorithmConfig)
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        from rllib_damo.rl_module import DAMOTorchRLModule
+
+        return RLModuleSpec(module_class=DAMOTorchRLModule)
+
+    @override(AlgorithmConfig)
+    def get_default_learner_class(self) -> type:
+        from rllib_damo.learner import DAMOTorchLearner
+
+        return DAMOTorchLearner
+
+    @property
+    @override(AlgorithmConfig)
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        names = ("hidden_dims", "twin_q", "critic_layer_norm", "classifier_spectral_norm", "initial_alpha")
+        return super()._model_config_auto_includes | {name: getattr(self, name) for name in names}
+
+    @override(AlgorithmConfig)
+    def get_evaluation_config_object(self) -> AlgorithmConfig | None:
+        """The evaluation workers act in the real environment, by the mean action, whatever else is overridden."""
+        config = super().get_evaluation_config_object()
+        if config is not None:
+            config.env_runner_cls = SingleAgentEnvRunner
+            config.num_gpus_per_env_runner = 0
+            config.explore = False
+        return config
+
+    def resolve_target_entropy(self, action_space: gym.spaces.Box) -> float:
+        """-dim(A) nats for "auto"."""
+        return -float(action_space.shape[0]) if self.target_entropy == "auto" else float(self.target_entropy)
+
+    # -- checks ----------------------------------------------------------------------------------------------------
+
+    @override(AlgorithmConfig)
+    def validate(self) -> None:
+        self._resolve()
+        super().validate()
+        if self.in_evaluation:
+            return
+        self._validate_input()
+        self._validate_choices()
+        self._validate_numbers()
+        self._validate_spaces()
+
+    def _resolve(self) -> None:
+        """Fills in what follows from other options."""
+        if self.actor_eta is None:
+            self.actor_eta = self.eta
+        if not self.behavior_alignment:
+            self.policy_improvement = "inconsistent"
+        # `.callbacks(Mine)` replaces the default: the scores stay beside the user's own.
+        callbacks = self.callbacks_class if isinstance(self.callbacks_class, (list, tuple)) else [self.callbacks_class]
+        if not any(isinstance(c, type) and issubclass(c, DAMOCallbacks) for c in callbacks):
+            self.callbacks_class = [DAMOCallbacks, *callbacks]
+        if self.observation_space is None and self.env is not None and not self.in_evaluation:
+            self.observation_space, self.action_space = _spaces_of(self)
+
+    def _validate_input(self) -> None:
+        if not self.is_offline:
+            self._value_error(
+                "DAMO trains on a dataset: set `config.offline_data(input_=...)` to a short name such as "
+                f"'hopper-medium', 'minari://ID', or a path; found input_={self.input_!r}."
+            )
+        if self.is_multi_agent:
+            self._value_error("DAMO is a single-agent algorithm: remove the `.multi_agent()` settings.")
+        if self.framework_str != "torch":
+            self._value_error(f"DAMO runs on torch: found framework={self.framework_str!r}.")
+        if self.lr is not None:
+            self._value_error("DAMO has `actor_lr`, `critic_lr`, `alpha_lr` and `classifier_lr`: leave `lr` None.")
+
+    def _validate_choices(self) -> None:
+        for name, choices in (
+            ("f_divergence", tuple(DIVERGENCES)),
+            ("actor_f_divergence", tuple(DIVERGENCES)),
+            ("policy_improvement", ("consistent", "inconsistent")),
+            ("initial_states", ("dataset", "episode_start")),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                hint = " It is not >= KL, which the bound needs." if value == "half_chi_squared" else ""
+                self._value_error(f"`{name}` must be one of {', '.join(choices)}; found {value!r}.{hint}")
+        if self.termination_fn is not None and not callable(self.termination_fn):
+            self._value_error(
+                "`termination_fn` must be a function of (obs, actions, next_obs) that returns a bool tensor; found "
+                f"{self.termination_fn!r}."
+            )
+
+    def _validate_numbers(self) -> None:
+        positive = ("eta", "actor_eta", "actor_lr", "critic_lr", "alpha_lr", "classifier_lr", "tau", "initial_alpha",
+                    "max_alpha", "max_logit", "max_actor_weight", "dynamics_lr")  # fmt: skip
+        counts = ("rollout_length", "rollout_batch_size", "rollout_freq", "model_retain_epochs", "num_ensemble",
+                  "num_elites", "dynamics_batch_size", "max_epochs_since_update", "holdout_size",
+                  "train_batch_size_per_learner")  # fmt: skip
+        not_negative = ("bc_weight", "classifier_gradient_penalty", "classifier_noise", "logvar_loss_coef")
+        for name in positive + not_negative:
+            value, zero = getattr(self, name), name in not_negative
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not (value > 0 or (zero and value == 0)):
+                self._value_error(f"`{name}` must be a number {'>= 0' if zero else '> 0'}; found {value!r}.")
+        for name in counts:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                self._value_error(f"`{name}` must be a whole number >= 1; found {value!r}.")
+        for name in ("dynamics_max_epochs", "max_dataset_rows"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                self._value_error(f"`{name}` must be None or a whole number >= 1; found {value!r}.")
+        for name in ("hidden_dims", "dynamics_hidden_dims"):
+            dims = getattr(self, name)
+            if not isinstance(dims, (list, tuple)) or not dims or any(not isinstance(d, int) or d < 1 for d in dims):
+                self._value_error(f"`{name}` must be a tuple of layer widths, such as (256, 256); found {dims!r}.")
+        if self.tau > 1:
+            self._value_error(f"`tau` must lie in (0, 1]; found {self.tau!r}.")
+        if not 0 <= self.gamma < 1:
+            self._value_error(f"`gamma` must lie in [0, 1): the discounted occupancy needs it; found {self.gamma!r}.")
+        if not 0 <= self.real_ratio < 1:
+            self._value_error(f"`real_ratio` must lie in [0, 1); found {self.real_ratio!r}.")
+        if not 0 <= self.label_smoothing < 0.5:
+            self._value_error(f"`label_smoothing` must lie in [0, 0.5); found {self.label_smoothing!r}.")
+        if self.initial_alpha > self.max_alpha:
+            self._value_error(f"`initial_alpha` ({self.initial_alpha}) must not exceed `max_alpha` ({self.max_alpha}).")
+        if self.num_elites > self.num_ensemble:
+            self._value_error(f"`num_elites` ({self.num_elites}) must not exceed `num_ensemble` ({self.num_ensemble}).")
+        if len(self.dynamics_weight_decay) != len(self.dynamics_hidden_dims) + 1:
+            self._value_error(
+                f"`dynamics_weight_decay` needs one value for each of the {len(self.dynamics_hidden_dims) + 1} layers "
+                f"(hidden and output); found {len(self.dynamics_weight_decay)}."
+            )
+        if self.target_entropy != "auto" and not isinstance(self.target_entropy, (int, float)):
+            self._value_error(f"`target_entropy` must be 'auto' or a number; found {self.target_entropy!r}.")
+
+    def _validate_spaces(self) -> None:
+        if self.observation_space is None or self.action_space is None:
+            self._value_error(
+                "DAMO needs the spaces: set `config.environment('Hopper-v5')`, or, without a simulator, "
+                "`config.environment(observation_space=..., action_space=...)`."
+            )
+        try:
+            check_spaces(self.observation_space, self.action_space)
+        except ValueError as error:
+            self._value_error(str(error))
+        if self.env is None and self.evaluation_interval:
+            self._value_error(
+                "Evaluation needs an environment: set `config.environment(env=...)`, or switch it off by "
+                "`config.evaluation(evaluation_interval=None)`."
+            )
+
+
+def _spaces_of(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space]:
+    """Builds the environment once to read its spaces."""
+    from ray.tune.registry import ENV_CREATOR, _global_registry
+
+    if isinstance(config.env, str) and _global_registry.contains(ENV_CREATOR, config.env):
+        env = _global_registry.get(ENV_CREATOR, config.env)(config.env_config)
+    elif isinstance(config.env, str):
+        try:
+            env = gym.make(config.env, **config.env_config)
+        except gym.error.Error as error:
+            raise ValueError(f"`config.environment(env={config.env!r})`: {error}") from error
+    else:
+        env = config.env(config.env_config)
+    spaces = env.observation_space, env.action_space
+    env.close()
+    return spaces
+
+
+_TRAINING_OPTIONS = frozenset(inspect.signature(DAMOConfig.training).parameters) - {"self", "kwargs"}
+_DYNAMICS_OPTIONS = frozenset(inspect.signature(DAMOConfig.dynamics).parameters) - {"self"}

@@ -1,0 +1,181 @@
+"""The dynamics model of one Algorithm: given, found in the cache, or trained epoch by epoch and then cached."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import Timeout
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.utils.numpy import convert_to_numpy
+from ray.rllib.utils.torch_utils import convert_to_torch_tensor
+
+from rllib_damo.data.schema import Transitions
+from rllib_damo.dynamics import cache
+from rllib_damo.dynamics.ensemble import DynamicsEnsemble
+from rllib_damo.dynamics.termination import resolve_termination
+from rllib_damo.dynamics.training import DynamicsTrainer
+
+#: How long an iteration waits for another process that trains the same model.
+WAIT_SECONDS = 5.0
+
+
+class DynamicsComponent:
+    """Trains the ensemble once for each (dataset, settings, seed) on a machine, whoever asks first.
+
+    Args:
+        config: the options under ``DAMOConfig.dynamics``, ``seed``, ``env`` and ``env_config``.
+        transitions: the dataset.
+        unit_actions: ``(N, act_dim)`` its actions in [-1, 1].
+
+    Attributes:
+        path: the trained model's file, once ``ready``.
+    """
+
+    def __init__(self, config: AlgorithmConfig, transitions: Transitions, unit_actions: np.ndarray):
+        self.config, self.transitions, self.unit_actions = config, transitions, unit_actions
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.fingerprint = transitions.fingerprint()
+        self.learn_terminations = resolve_termination(config.env, config.termination_fn, config.env_config) is None
+        self._trainer: DynamicsTrainer | None = None
+        self._lock: Any = None
+        if config.dynamics_path is not None:
+            self.path = Path(config.dynamics_path).expanduser()
+            self._check(self.path)
+            self.ready = True
+        else:
+            self.key = cache.key(self.fingerprint, self._settings(), config.seed or 0)
+            self.path = cache.path(self.key, config.dynamics_cache_dir)
+            self.ready = self.path.exists()
+
+    def _settings(self) -> dict[str, Any]:
+        c = self.config
+        return {
+            "num_ensemble": c.num_ensemble,
+            "num_elites": c.num_elites,
+            "hidden_dims": tuple(c.dynamics_hidden_dims),
+            "lr": c.dynamics_lr,
+            "weight_decay": tuple(c.dynamics_weight_decay),
+            "batch_size": c.dynamics_batch_size,
+            "max_epochs": c.dynamics_max_epochs,
+            "max_epochs_since_update": c.max_epochs_since_update,
+            "holdout_size": c.holdout_size,
+            "logvar_loss_coef": c.logvar_loss_coef,
+            "learn_terminations": self.learn_terminations,
+        }
+
+    def _check(self, path: Path) -> None:
+        """Raises ValueError unless ``path`` holds a model of the dataset's widths."""
+        ensemble = DynamicsEnsemble.load(path, "cpu")
+        found = ensemble.obs_dim, ensemble.act_dim
+        wanted = self.transitions.observations.shape[1], self.unit_actions.shape[1]
+        if found != wanted:
+            raise ValueError(
+                f"`dynamics_path` {path}: a model of {found[0]} observations and {found[1]} actions, but the dataset "
+                f"{self.transitions.name} has {wanted[0]} and {wanted[1]}: name a model that was trained on it."
+            )
+
+    def train_epoch(self) -> dict[str, float]:
+        """One epoch, or a short wait while another process trains the same model.
+
+        Returns:
+            ``epoch``, ``train_loss``, ``holdout_loss``, ...; or ``waiting_for_other`` 1.
+        """
+        if self._lock is None:
+            self._lock = cache.lock(self.key, self.config.dynamics_cache_dir)
+        if not self._lock.is_locked:
+            try:
+                self._lock.acquire(timeout=WAIT_SECONDS)
+            except Timeout:
+                return {"waiting_for_other": 1.0}
+        if self.path.exists():  # trained by another process in the meantime
+            self._finish()
+            return {"waiting_for_other": 0.0}
+        if self._trainer is None:
+            self._trainer = self._make_trainer()
+        start = time.perf_counter()
+        metrics = self._trainer.train_epoch()
+        metrics["epoch_seconds"] = time.perf_counter() - start
+        if self._trainer.done:
+            self._trainer.finish().save(self.path)
+            self._finish()
+        return metrics
+
+    def _make_trainer(self) -> DynamicsTrainer:
+        c, t = self.config, self.transitions
+        torch.manual_seed(c.seed or 0)
+        ensemble = DynamicsEnsemble(
+            t.observations.shape[1],
+            self.unit_actions.shape[1],
+            hidden_dims=tuple(c.dynamics_hidden_dims),
+            num_ensemble=c.num_ensemble,
+            num_elites=c.num_elites,
+            learn_terminations=self.learn_terminations,
+        ).to(self.device)
+        return DynamicsTrainer(
+            ensemble,
+            t.observations,
+            self.unit_actions,
+            t.next_observations,
+            t.rewards,
+            t.terminations,
+            lr=c.dynamics_lr,
+            weight_decay=tuple(c.dynamics_weight_decay),
+            batch_size=c.dynamics_batch_size,
+            max_epochs=c.dynamics_max_epochs,
+            max_epochs_since_update=c.max_epochs_since_update,
+            holdout_size=c.holdout_size,
+            logvar_loss_coef=c.logvar_loss_coef,
+            seed=c.seed or 0,
+            device=self.device,
+        )
+
+    def _finish(self) -> None:
+        self.ready = True
+        self._trainer = None
+        if self._lock is not None and self._lock.is_locked:
+            self._lock.release()
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """The trained model's file as bytes, or the unfinished training's state; and what they were made from."""
+        state: dict[str, Any] = {"fingerprint": self.fingerprint, "file": None, "trainer": None}
+        if self.ready:
+            state["file"] = self.path.read_bytes()
+        elif self._trainer is not None:
+            state["trainer"] = convert_to_numpy(self._trainer.state_dict())
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes the checkpoint's model, whatever the cache holds.
+
+        Raises:
+            ValueError: the checkpoint belongs to other data.
+        """
+        if state["fingerprint"] != self.fingerprint:
+            raise ValueError(
+                f"The checkpoint was trained on other data than {self.transitions.name} (fingerprints "
+                f"{state['fingerprint'][:12]} and {self.fingerprint[:12]}): give it the dataset it was trained on."
+            )
+        if state["file"] is not None:
+            if not (self.ready and self.path.read_bytes() == state["file"]):
+                self.path = _write(state["file"], self.config.dynamics_cache_dir)
+            self._finish()
+        elif state["trainer"] is not None and not self.ready:
+            self._trainer = self._make_trainer()
+            self._trainer.load_state_dict(convert_to_torch_tensor(state["trainer"], device=self.device))
+
+
+def _write(content: bytes, cache_dir: str | None) -> Path:
+    """Writes a model's file under the name of its content, whole or not at all."""
+    path = cache.path(hashlib.sha256(content).hexdigest()[:32], cache_dir)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+    return path

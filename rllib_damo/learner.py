@@ -1,0 +1,221 @@
+"""DAMO's Learner: holds the data on its device and takes many gradient steps in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.rllib.utils.typing import StateDict
+from torch import Tensor
+
+from rllib_damo.buffers import Layout, RingBuffer
+from rllib_damo.update import CLASSIFIER_METRICS, METRICS, DAMOUpdate, StepBatch, UpdateOptions
+
+COMPONENT_DAMO = "damo"
+#: Columns of the Arrow tables that the rollout runners hand over.
+ROLLOUT_COLUMNS = ("obs", "actions", "next_obs", "rewards", "terminated")
+
+
+class DAMOTorchLearner(TorchLearner):
+    """Gradient steps on minibatches that are drawn, by index, from device-resident stores.
+
+    RLlib's per-minibatch update path is left aside: ``update_many`` takes all gradient steps of an iteration, and every
+    random number in it derives from (seed, learner index, number of steps taken), so that a restored learner goes on
+    exactly as if it had not been interrupted.
+    """
+
+    @override(TorchLearner)
+    def build(self) -> None:
+        super().build()
+        cfg, module = self.config, self.module[DEFAULT_MODULE_ID]
+        self._layout = Layout(module.observation_space.shape[0], module.action_space.shape[0])
+        self._offline: Tensor | None = None
+        self._episode_starts: Tensor | None = None
+        capacity = cfg.rollout_batch_size * cfg.rollout_length * cfg.model_retain_epochs
+        self._synthetic = RingBuffer(self._layout, math.ceil(capacity / max(1, cfg.num_learners)), self._device)
+        self._generator = torch.Generator(self._device)
+        self._base_seed = cfg.seed if cfg.seed is not None else int(np.random.SeedSequence().generate_state(1)[0])
+        self._num_steps = 0
+        options = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(UpdateOptions)}
+        options["target_entropy"] = cfg.resolve_target_entropy(module.action_space)
+        self._update = DAMOUpdate(
+            module,
+            {name: self.get_optimizer(DEFAULT_MODULE_ID, name) for name in ("actor", "critic", "classifier", "alpha")},
+            UpdateOptions(**options),
+            self._generator,
+            self._average_gradients if cfg.num_learners > 1 else None,
+        )
+        if cfg.num_learners > 1:
+            for tensor in module.state_dict().values():
+                torch.distributed.broadcast(tensor, src=0)
+
+    @override(TorchLearner)
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        module = self.module[module_id]
+        for name, params, lr in (
+            ("actor", list(module.actor.parameters()), config.actor_lr),
+            ("critic", list(module.critics.parameters()), config.critic_lr),
+            ("classifier", list(module.classifier.parameters()), config.classifier_lr),
+            ("alpha", [module.log_alpha], config.alpha_lr),
+        ):
+            self.register_optimizer(
+                module_id=module_id,
+                optimizer_name=name,
+                optimizer=torch.optim.Adam(params, lr=lr, fused=True),
+                params=params,
+                lr_or_lr_schedule=lr,
+            )
+
+    @override(TorchLearner)
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """Gradients are averaged by ``_average_gradients``; the losses do not pass through DDP's forward."""
+
+    def _average_gradients(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The mean over all learners, with one flat all-reduce."""
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= self.config.num_learners
+        return [f.view_as(g) for f, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)]
+
+    # -- data ----------------------------------------------------------------------------------------------------
+
+    def set_dataset(self, rows: np.ndarray | ray.ObjectRef, starts: np.ndarray | ray.ObjectRef, fit: bool) -> None:
+        """Replaces the offline store.
+
+        Args:
+            rows: ``(N, Layout.width)`` packed transitions, with unit actions.
+            starts: indices of the rows that start an episode.
+            fit: also set the networks' input statistics from these rows (not when they come from a checkpoint).
+        """
+        if isinstance(rows, ray.ObjectRef):
+            rows, starts = ray.get([rows, starts])
+        # ray.get returns read-only arrays; the store is never written to, and copying would double its memory
+        self._offline = torch.from_numpy(rows if rows.flags.writeable else rows.view()).to(self._device)
+        self._episode_starts = torch.from_numpy(np.array(starts)).to(self._device)
+        if fit:
+            batch = self._layout.unpack(self._offline)
+            self.module[DEFAULT_MODULE_ID].fit_standardizers(
+                batch.obs, batch.actions, batch.next_obs, self.config.normalize_observations
+            )
+
+    def add_rollouts(self, tables: Any) -> int:
+        """Appends the rows of Arrow tables (``ROLLOUT_COLUMNS``) to the model buffer; returns how many."""
+        count = 0
+        for table in tables:
+            rows = self._layout.pack(*(_column(table, name) for name in ROLLOUT_COLUMNS))
+            self._synthetic.add(torch.from_numpy(rows).to(self._device))
+            count += len(rows)
+        return count
+
+    # -- gradient steps ------------------------------------------------------------------------------------------
+
+    def update_many(self, num_steps: int, timesteps: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Takes ``num_steps`` gradient steps of every network.
+
+        Returns:
+            The reduced metrics: means over the steps, under the module's id.
+
+        Raises:
+            RuntimeError: a loss became infinite or NaN; the message names it.
+        """
+        offline = self._offline
+        if offline is None or not len(self._synthetic):
+            raise RuntimeError("update_many needs set_dataset and add_rollouts to be called first.")
+        cfg = self.config
+        num_update = cfg.train_batch_size_per_learner
+        num_real = round(num_update * cfg.real_ratio)
+        num_model = num_update - num_real
+        half = num_update if cfg.data_alignment else 0
+        seed = np.random.SeedSequence((self._base_seed, self._learner_index, self._num_steps)).generate_state(1)[0]
+        self._generator.manual_seed(int(seed))
+
+        # All indices of the call at once: [update rows | classifier rows | initial states]
+        num_offline = num_real + half
+        per_step_offline = self._randint(len(offline), num_steps, num_offline)
+        per_step_synthetic = self._randint(len(self._synthetic), num_steps, num_model + half)
+        if cfg.initial_states == "episode_start":
+            picks = self._randint(len(self._episode_starts), num_steps, num_update)  # type: ignore[arg-type]
+            per_step_initial = self._episode_starts[picks]  # type: ignore[index]
+        else:
+            per_step_initial = self._randint(len(offline), num_steps, num_update)
+        per_step_offline = torch.cat((per_step_offline, per_step_initial), dim=1)
+
+        totals = torch.zeros(len(METRICS), device=self._device)
+        unpack = self._layout.unpack
+        for step in range(num_steps):
+            real = offline[per_step_offline[step]]
+            model = self._synthetic.rows[per_step_synthetic[step]]
+            batch = StepBatch(
+                update=unpack(torch.cat((real[:num_real], model[:num_model]))),
+                initial=unpack(real[num_offline:]),
+                offline=unpack(real[num_real:num_offline]),
+                synthetic=unpack(model[num_model:]),
+            )
+            totals += self._update.step(batch)
+        self._num_steps += num_steps
+        self._weights_seq_no += 1
+        return self._report(totals / num_steps, num_steps, timesteps or {})
+
+    def _randint(self, high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=self._generator, device=self._device)
+
+    def _report(self, means: Tensor, num_steps: int, timesteps: dict[str, Any]) -> dict[str, Any]:
+        values = dict(zip(METRICS, means.tolist(), strict=True))
+        if not self.config.data_alignment:
+            values = {name: value for name, value in values.items() if name not in CLASSIFIER_METRICS}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise RuntimeError(
+                f"Training diverged within the last {num_steps} gradient steps: {', '.join(bad)} not finite. Restore "
+                "the last checkpoint with smaller learning rates, a larger label_smoothing or a smaller eta."
+            )
+        for name, value in values.items():
+            self.metrics.log_value((DEFAULT_MODULE_ID, name), value, window=1)
+        self.metrics.log_value((DEFAULT_MODULE_ID, "initial_value_mean"), self.initial_value(), window=1)
+        self.after_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._num_steps} | timesteps)
+        return self.metrics.reduce()
+
+    @torch.no_grad()
+    def initial_value(self, max_states: int = 1000) -> float:
+        """E[min_i Q_i(s0, π(s0))] over the dataset's episode starts (π's mean action): the paper's value estimate."""
+        module = self.module[DEFAULT_MODULE_ID]
+        obs = self._layout.unpack(self._offline[self._episode_starts[:max_states]]).obs  # type: ignore[index]
+        return float(module.critics(obs, module.mean_actions(obs)).min(0).values.mean())
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    @override(TorchLearner)
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> StateDict:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(COMPONENT_DAMO, components, not_components):
+            state[COMPONENT_DAMO] = {
+                "synthetic": self._synthetic.get_state(),
+                "num_steps": self._num_steps,
+                "base_seed": self._base_seed,
+            }
+        return state
+
+    @override(TorchLearner)
+    def set_state(self, state: StateDict) -> None:
+        # RLlib ignores module states that are older than its own; a restore means what it says.
+        self._weights_seq_no = 0
+        super().set_state(state)
+        if COMPONENT_DAMO in state:
+            damo = state[COMPONENT_DAMO]
+            self._synthetic.set_state(damo["synthetic"])
+            self._num_steps, self._base_seed = damo["num_steps"], damo["base_seed"]
+
+
+def _column(table: Any, name: str) -> np.ndarray:
+    """One column of an Arrow table as a NumPy array: ``(N,)``, or ``(N, D)`` for a tensor column."""
+    column = table.column(name).combine_chunks()
+    return column.to_numpy(zero_copy_only=False)

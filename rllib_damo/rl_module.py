@@ -1,0 +1,69 @@
+"""DAMO's RLModule: actor, critics, target critics, classifier and entropy coefficient."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor, nn
+
+from rllib_damo.networks import Actor, Classifier, Critics
+from rllib_damo.spaces import check_spaces
+
+
+class DAMOTorchRLModule(TorchRLModule, InferenceOnlyAPI):
+    """All of DAMO's networks. An inference-only copy holds the actor alone.
+
+    ``model_config`` keys, which ``DAMOConfig`` fills from its options of the same names: ``hidden_dims``, ``twin_q``,
+    ``critic_layer_norm``, ``classifier_spectral_norm``, ``initial_alpha``.
+    """
+
+    def setup(self) -> None:
+        check_spaces(self.observation_space, self.action_space)
+        obs_dim, act_dim = self.observation_space.shape[0], self.action_space.shape[0]
+        cfg = self.model_config
+        hidden_dims = cfg["hidden_dims"]
+        self.actor = Actor(obs_dim, act_dim, hidden_dims)
+        self.critics = Critics(obs_dim, act_dim, hidden_dims, 2 if cfg["twin_q"] else 1, cfg["critic_layer_norm"])
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.classifier = Classifier(obs_dim, act_dim, hidden_dims, cfg["classifier_spectral_norm"])
+        self.log_alpha = nn.Parameter(torch.tensor(float(cfg["initial_alpha"])).log())
+
+    def get_non_inference_attributes(self) -> list[str]:
+        return ["critics", "target_critics", "classifier", "log_alpha"]
+
+    def fit_standardizers(self, obs: Tensor, actions: Tensor, next_obs: Tensor, policy_inputs: bool = True) -> None:
+        """Sets the input statistics from the dataset's rows; ``policy_inputs=False`` leaves actor and critics raw."""
+        if policy_inputs:
+            for net in (self.actor, self.critics, self.target_critics):
+                net.standardize.fit(obs)
+        self.classifier.standardize.fit(torch.cat((obs, actions, next_obs - obs), dim=-1))
+
+    def sample_actions(self, obs: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Unit actions ``(B, act_dim)`` drawn from π(·|s), and their log densities ``(B,)``. ``obs (B, obs_dim)``."""
+        noise = torch.randn(len(obs), self.action_space.shape[0], generator=generator, device=obs.device)
+        return self.actor.sample(obs, noise)
+
+    def mean_actions(self, obs: Tensor) -> Tensor:
+        """tanh of the Gaussian's mean, ``(B, act_dim)`` unit actions."""
+        return self.actor(obs)[0].tanh()
+
+    # RLlib's EnvRunners act through these. Emitting the actions themselves, and not the inputs of an action
+    # distribution, keeps RLlib from clipping the raw mean (its deterministic squashed Gaussian does).
+    def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            return {Columns.ACTIONS: self.mean_actions(batch[Columns.OBS].float())}
+
+    def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            actions, log_prob = self.sample_actions(batch[Columns.OBS].float())
+        return {Columns.ACTIONS: actions, Columns.ACTION_LOGP: log_prob}
+
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Not part of DAMO's update (``update.py`` evaluates the networks); for tools that expect a forward pass."""
+        actions, log_prob = self.sample_actions(batch[Columns.OBS].float())
+        return {Columns.ACTIONS: actions, Columns.ACTION_LOGP: log_prob}

@@ -1,0 +1,217 @@
+"""One gradient step of DAMO: which network sees which rows, and who receives which gradient.
+
+Each policy sample, critic value and classifier logit is computed once. The critics are evaluated on three groups of
+rows in a single pass, (s,a), (s0,a0) and (s',a'); the critic loss takes the parameters' gradients of the first two
+groups, the actor loss the gradients of the last two with respect to their actions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rllib_damo import losses
+from rllib_damo.buffers import Batch
+from rllib_damo.divergences import DIVERGENCES
+from rllib_damo.rl_module import DAMOTorchRLModule
+
+CLASSIFIER_METRICS = ("classifier_loss", "classifier_accuracy", "logit_offline_mean", "logit_synthetic_mean")
+METRICS = (
+    "policy_loss", "qf_loss", "alpha_loss", "alpha_value", "qf_mean", "qf_initial_mean", "td_error_abs",
+    "density_ratio_mean", "entropy", "bc_loss", "modified_reward_mean", *CLASSIFIER_METRICS,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class UpdateOptions:
+    """The part of ``DAMOConfig`` that a gradient step reads; see there for the meaning of each."""
+
+    eta: float
+    actor_eta: float
+    gamma: float
+    tau: float
+    f_divergence: str
+    actor_f_divergence: str
+    max_actor_weight: float
+    normalize_actor_weight: bool
+    policy_improvement: str
+    data_alignment: bool
+    behavior_alignment: bool
+    target_networks: bool
+    bc_weight: float
+    target_entropy: float
+    max_alpha: float
+    label_smoothing: float
+    classifier_gradient_penalty: float
+    classifier_noise: float
+    max_logit: float
+    grad_clip: float | None
+
+
+class StepBatch:
+    """The rows of one step.
+
+    Attributes:
+        update: B rows for critics and actor, offline and synthetic mixed.
+        initial: B0 dataset rows, whose observations are s0.
+        offline, synthetic: the classifier's halves.
+    """
+
+    __slots__ = ("initial", "offline", "synthetic", "update")
+
+    def __init__(self, update: Batch, initial: Batch, offline: Batch, synthetic: Batch):
+        self.update, self.initial, self.offline, self.synthetic = update, initial, offline, synthetic
+
+
+class DAMOUpdate:
+    """Applies DAMO's losses to a module.
+
+    Args:
+        module: all networks.
+        optimizers: "actor", "critic", "classifier" and "alpha".
+        options: the coefficients.
+        generator: source of the policy's noise, on the module's device.
+        reduce_gradients: called with each group of gradients before it is applied (averages over learners).
+    """
+
+    def __init__(
+        self,
+        module: DAMOTorchRLModule,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        options: UpdateOptions,
+        generator: torch.Generator,
+        reduce_gradients: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
+    ):
+        self.module, self.optimizers, self.opt, self.generator = module, optimizers, options, generator
+        self.reduce_gradients = reduce_gradients
+        self.divergence = DIVERGENCES[options.f_divergence]
+        self.actor_divergence = DIVERGENCES[options.actor_f_divergence]
+        self.params: dict[str, list[nn.Parameter]] = {
+            "actor": list(module.actor.parameters()),
+            "critic": list(module.critics.parameters()),
+            "classifier": list(module.classifier.parameters()),
+            "alpha": [module.log_alpha],
+        }
+        self._critic_params = [p.data for p in module.critics.parameters()]
+        self._target_params = [p.data for p in module.target_critics.parameters()]
+
+    def step(self, batch: StepBatch) -> Tensor:
+        """One gradient step of every network; returns the ``METRICS``, ``(len(METRICS),)``, on the device."""
+        o, m, update = self.opt, self.module, batch.update
+        num, num_initial = len(update.obs), len(batch.initial.obs)
+        alpha = m.log_alpha.detach().exp()
+
+        rewards, classifier_metrics = self.classifier_step(batch) if o.data_alignment else (update.rewards, None)
+
+        # a' ~ π(s'), a0 ~ π(s0), and for the ordinary actor loss also π(s)
+        inconsistent = o.policy_improvement == "inconsistent"
+        states = [update.next_obs, batch.initial.obs] + ([update.obs] if inconsistent else [])
+        noise = torch.randn(
+            sum(map(len, states)), update.actions.shape[1], generator=self.generator, device=update.obs.device
+        )
+        sampled, log_prob = m.actor.sample(torch.cat(states), noise)
+        next_log_prob = log_prob[:num]
+
+        # Q on all rows at once. The detached copy of the sampled actions is the cut between critic and actor: the
+        # critic loss stops there, and the actor loss's gradient is carried over it below.
+        cut = sampled.detach().requires_grad_()
+        all_states = torch.cat((update.obs, *states))
+        q = m.critics(all_states, torch.cat((update.actions, cut)))
+        q_data, q_next, q_initial = q[:, :num], q[:, num : 2 * num], q[:, 2 * num : 2 * num + num_initial]
+
+        if o.target_networks:
+            with torch.no_grad():
+                next_q = m.target_critics(update.next_obs, cut[:num]).min(0).values
+                target = losses.bellman_target(rewards, update.terminated, next_q, next_log_prob, alpha, o.gamma)
+        else:
+            target = losses.bellman_target(rewards, update.terminated, q_next, next_log_prob.detach(), alpha, o.gamma)
+        if o.behavior_alignment:
+            critic_loss = losses.critic_loss(
+                q_data, target, q_initial, o.eta, o.gamma, self.divergence, full_gradient=not o.target_networks
+            )
+        else:
+            critic_loss = losses.td_loss(q_data, target)
+
+        # The actor ascends the smallest of the critics. Values first as functions of the cut...
+        q_min = q.min(0).values
+        if inconsistent:
+            weight = torch.ones_like(rewards)
+            value_loss = -q_min[2 * num + num_initial :].mean()
+            entropy_loss = alpha * log_prob[num + num_initial :].mean()
+        else:
+            residual = (target if target.ndim == 1 else target.min(0).values) - q_min[:num]
+            weight = losses.density_ratio(
+                residual, o.actor_eta, self.actor_divergence, o.max_actor_weight, o.normalize_actor_weight
+            )
+            value_loss = losses.consistent_actor_loss(
+                q_min[2 * num : 2 * num + num_initial], q_min[num : 2 * num], weight, update.terminated, o.gamma
+            )
+            discount = weight * o.gamma * (1 - update.terminated)
+            entropy_loss = alpha * (discount * next_log_prob).mean()
+        # ... then of the actor's parameters, by the chain rule across the cut.
+        (action_gradient,) = torch.autograd.grad(value_loss, cut, retain_graph=True)
+        actor_loss = entropy_loss + (action_gradient * sampled).sum()
+        bc_loss = torch.zeros((), device=cut.device)
+        if o.bc_weight > 0:  # TD3+BC's balance: the value part is scaled to unit size, the anchor has its own weight
+            scale = 1 / q_data.detach().abs().mean().clamp(min=1e-3)
+            bc_loss = (sampled[num : num + num_initial] - batch.initial.actions).square().sum(-1).mean()
+            actor_loss = scale * actor_loss + o.bc_weight * bc_loss
+        alpha_loss = losses.alpha_loss(m.log_alpha, next_log_prob, o.target_entropy)
+
+        self._apply("critic", critic_loss)
+        self._apply("actor", actor_loss)
+        self._apply("alpha", alpha_loss)
+        with torch.no_grad():
+            m.log_alpha.clamp_(max=math.log(o.max_alpha))
+            torch._foreach_lerp_(self._target_params, self._critic_params, o.tau)
+            if classifier_metrics is None:
+                classifier_metrics = torch.full((4,), float("nan"), device=q.device)
+            return torch.cat((
+                torch.stack((
+                    value_loss + entropy_loss, critic_loss, alpha_loss, alpha, q_data.mean(), q_initial.mean(),
+                    (target - q_data).abs().mean(), weight.mean(), -next_log_prob.mean(), bc_loss, rewards.mean(),
+                )),
+                classifier_metrics,
+            ))  # fmt: skip
+
+    def classifier_step(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
+        """Trains the classifier and returns the update rows' modified rewards ``(B,)`` and four metrics."""
+        o, classifier = self.opt, self.module.classifier
+        inputs = torch.cat([
+            classifier.inputs(rows.obs, rows.actions, rows.next_obs)
+            for rows in (batch.offline, batch.synthetic, batch.update)
+        ])  # fmt: skip
+        half = len(batch.offline.obs)
+        if o.classifier_noise > 0:
+            noise = torch.randn(inputs[: 2 * half].shape, generator=self.generator, device=inputs.device)
+            inputs[: 2 * half] += o.classifier_noise * noise
+        logits = classifier(inputs)
+        offline, synthetic = logits[:half], logits[half : 2 * half]
+        loss = losses.classifier_loss(offline, synthetic, o.label_smoothing)
+        total = loss
+        if o.classifier_gradient_penalty > 0:
+            mix = torch.rand((half, 1), generator=self.generator, device=inputs.device)
+            between = torch.lerp(inputs[:half], inputs[half : 2 * half], mix).requires_grad_()
+            total = loss + o.classifier_gradient_penalty * losses.gradient_penalty(classifier(between), between)
+        self._apply("classifier", total)
+        with torch.no_grad():
+            update_logits = logits[2 * half :].clamp(-o.max_logit, o.max_logit)
+            accuracy = ((offline > 0).float().mean() + (synthetic < 0).float().mean()) / 2
+            metrics = torch.stack((loss, accuracy, offline.mean(), synthetic.mean()))
+            return losses.modified_reward(batch.update.rewards, update_logits, o.eta), metrics
+
+    def _apply(self, name: str, loss: Tensor) -> None:
+        """Gradients of ``loss`` for the parameters of one network alone, clipped, and one optimiser step."""
+        params = self.params[name]
+        gradients: Sequence[Tensor] = torch.autograd.grad(loss, params)
+        if self.reduce_gradients is not None:
+            gradients = self.reduce_gradients(gradients)
+        for param, gradient in zip(params, gradients, strict=True):
+            param.grad = gradient
+        if self.opt.grad_clip is not None:
+            nn.utils.clip_grad_norm_(params, self.opt.grad_clip)
+        self.optimizers[name].step()
