@@ -24,7 +24,7 @@ class Reader(ABC):
 
     @abstractmethod
     def splits(self, max_rows: int) -> list[tuple[int, int]]:
-        """Unit ranges that cover the data, about `max_rows` transitions each, cut at episode ends where there are any."""
+        """Unit ranges covering the data, about `max_rows` transitions each, cut at episode ends where there are any."""
 
     def num_rows(self) -> int | None:
         """Number of transitions where it is known without reading them (readers may drop a few rows), else None."""

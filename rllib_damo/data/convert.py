@@ -1,0 +1,91 @@
+"""Convert datasets between D4RL HDF5, Minari and Parquet without loss: what is read back equals what was read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from minari.serialization import deserialize_space, serialize_space
+
+from rllib_damo.data.d4rl import write_d4rl
+from rllib_damo.data.minari_io import write_minari
+from rllib_damo.data.parquet import write_parquet
+from rllib_damo.data.schema import DataError, check
+from rllib_damo.data.sources import HDF5_SUFFIXES, MINARI_SCHEME, PARQUET_SUFFIXES, resolve
+
+# Facts that every format carries along (the rest of Minari's metadata describes its own files).
+_CARRIED = (
+    "env_spec", "observation_space", "action_space", "ref_min_score", "ref_max_score", "num_episodes_average_score",
+    "algorithm_name", "author", "author_email", "code_permalink", "description", "requirements",
+)  # fmt: skip
+
+
+def convert(
+    src: str | os.PathLike[str], dst: str | os.PathLike[str], *, env_id: str | None = None, overwrite: bool = False
+) -> str:
+    """Convert one dataset. Values are kept as the schema has them (float32); columns it does not know are left behind.
+
+    Args:
+        src: any name that `sources.resolve` knows.
+        dst: a path in `.hdf5` or `.parquet`, or a Minari id (`minari://<id>`, or `name-vN`).
+        env_id: the environment, whose spaces Minari needs where the source does not carry them.
+        overwrite: replace what is at `dst`.
+
+    Returns:
+        The path or the Minari id written.
+
+    Raises:
+        DataError: for unsound data, a destination that exists or whose kind is not known, or missing spaces.
+    """
+    target = os.fspath(dst)
+    is_minari = target.startswith(MINARI_SCHEME) or not target.endswith((*HDF5_SUFFIXES, *PARQUET_SUFFIXES))
+    is_address = "://" in target.removeprefix(MINARI_SCHEME)
+    if is_address or (is_minari and (Path(target).suffix or target.startswith(("/", ".", "~")))):
+        raise DataError(f"{target}: write to a path in .hdf5 or .parquet, or to a Minari id such as hopper/mine-v0.")
+    facts = _spaces_of_env(env_id) if env_id else {}
+    action_space = deserialize_space(facts["action_space"]) if env_id else None
+    reader = resolve(src, action_space=action_space)
+    transitions = reader.read()
+    facts = {key: value for key, value in reader.metadata().items() if key in _CARRIED} | facts
+    observation_space, action_space = (
+        deserialize_space(facts[key]) if key in facts else None for key in ("observation_space", "action_space")
+    )
+    check(transitions, observation_space, action_space)
+    if not is_minari:
+        write = write_d4rl if target.endswith(HDF5_SUFFIXES) else write_parquet
+        return str(write(transitions, Path(target).expanduser(), metadata=facts, overwrite=overwrite))
+    dataset_id = target.removeprefix(MINARI_SCHEME)
+    if observation_space is None or action_space is None:
+        raise DataError(
+            f"{os.fspath(src)} does not say which spaces it has, and Minari needs them; name the environment (env_id)."
+        )
+    spec = EnvSpec.from_json(facts["env_spec"]) if "env_spec" in facts else None
+    arguments = {
+        key: value for key, value in facts.items() if key not in ("env_spec", "observation_space", "action_space")
+    }
+    for key in ("author", "author_email"):
+        if key in arguments:
+            arguments[key] = set(arguments[key])
+    write_minari(
+        transitions, dataset_id, env_spec=spec, observation_space=observation_space, action_space=action_space,
+        overwrite=overwrite, **arguments,
+    )  # fmt: skip
+    return dataset_id
+
+
+def _spaces_of_env(env_id: str) -> dict[str, Any]:
+    try:
+        env = gym.make(env_id)
+    except gym.error.Error as error:
+        raise DataError(f"env_id={env_id!r}: gymnasium does not make it ({error}).") from error
+    spec = env.spec
+    facts = {
+        "env_spec": spec.to_json() if spec is not None else None,
+        "observation_space": serialize_space(env.observation_space),
+        "action_space": serialize_space(env.action_space),
+    }
+    env.close()
+    return {key: value for key, value in facts.items() if value is not None}

@@ -1,0 +1,227 @@
+"""RLlib's OfflineData for every format of this package: read in bulk, or streamed through Ray Data under a cap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import ray
+from ray.data import DataContext, Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+from ray.data.extensions import ArrowTensorArray
+from ray.rllib.offline.offline_data import OfflineData
+
+from rllib_damo.data.columns import as_flags
+from rllib_damo.data.parquet import column_to_numpy
+from rllib_damo.data.reader import Reader
+from rllib_damo.data.schema import DataError, Transitions, check, concatenate
+from rllib_damo.data.sources import load, resolve_all
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+_ROWS_PER_BLOCK = 1 << 17
+
+
+class DAMOOfflineData(OfflineData):
+    """The offline dataset of an algorithm. Nothing is read before one of its properties is used.
+
+    Reads from the config: `input_` (a name, a list of names, or `Transitions`), `observation_space` and `action_space`
+    (may be None), `input_filesystem` with `input_filesystem_kwargs`, and, if there, `max_dataset_rows` (the cap; None:
+    everything is held in memory) and `recorded_actions` (see `sources.load`).
+
+    Raises:
+        DataError: on first use, as `sources.load` does.
+    """
+
+    def __init__(self, config: AlgorithmConfig) -> None:  # the base class would read at once, through a pathlib.Path
+        self.config = config
+        self.is_multi_agent = config.is_multi_agent
+        self.path: Any = config.input_
+        self.max_rows: int | None = getattr(config, "max_dataset_rows", None)
+        if self.max_rows is not None and (not isinstance(self.max_rows, int) or self.max_rows < 1):
+            raise DataError(f"max_dataset_rows={self.max_rows!r}: must be None (no cap) or an integer of at least 1.")
+        # Set by Algorithm.setup.
+        self.learner_handles: Any = None
+        self.module_spec: Any = None
+        self.spaces: Any = None
+        self.locality_hints: Any = None
+        self._transitions: Transitions | None = None
+        self._dataset: Dataset | None = None
+        self._readers: list[Reader] | None = None
+        self._windows: Iterator[Transitions] | None = None
+
+    @property
+    def transitions(self) -> Transitions:
+        """All transitions, checked; the first window of them where the data is larger than the cap."""
+        if self._transitions is None:
+            if self.is_capped:
+                self._windows = self._stream()
+                self._transitions = next(self._windows)
+            else:
+                self._transitions = load(
+                    self.config.input_,
+                    observation_space=self.config.observation_space,
+                    action_space=self.config.action_space,
+                    filesystem=self._filesystem(),
+                    recorded_actions=self._recorded_actions(),
+                )
+        return self._transitions
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether the data may be larger than `max_dataset_rows` (of recorded episodes the length is not known)."""
+        if self.max_rows is None or isinstance(self.config.input_, Transitions):
+            return False
+        counts = [reader.num_rows() for reader in self._resolved()]
+        return any(count is None for count in counts) or sum(count or 0 for count in counts) > self.max_rows
+
+    @property
+    def data(self) -> Dataset:
+        """The data as a Ray Dataset of rows in file order, vectors as tensor columns; read lazily, block by block."""
+        if self._dataset is None:
+            if isinstance(self.config.input_, Transitions):
+                self._dataset = ray.data.from_arrow(to_arrow(self.transitions))
+            else:
+                rows = min(self.max_rows or _ROWS_PER_BLOCK, _ROWS_PER_BLOCK)
+                context = DataContext.get_current().copy()
+                context.execution_options.preserve_order = True
+                with DataContext.current(context):
+                    self._dataset = ray.data.read_datasource(_TransitionsSource(self._resolved(), rows))
+        return self._dataset
+
+    @data.setter
+    def data(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def refresh(self) -> Transitions | None:
+        """The next window of at most `max_dataset_rows` checked transitions, from the start again after the last.
+
+        Windows end at episode ends wherever an episode fits into one. Returns None when the data fits the cap.
+        """
+        if not self.is_capped:
+            return None
+        self._windows = self._windows or self._stream()
+        window = next(self._windows, None)
+        if window is None:
+            self._windows = self._stream()
+            window = next(self._windows)
+        self._transitions = window
+        return window
+
+    def _stream(self) -> Iterator[Transitions]:
+        """One pass over the data in checked windows, through Ray Data where Ray runs, else in this process."""
+        assert self.max_rows is not None
+        if ray.is_initialized():
+            batches = self.data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+            parts: Iterable[Transitions] = (from_arrow(batch, str(self.path)) for batch in batches)
+        else:
+            parts = (
+                reader.read(*unit_range)
+                for reader in self._resolved()
+                for unit_range in reader.splits(min(self.max_rows, _ROWS_PER_BLOCK))
+            )
+        found = False
+        for window in windows(parts, self.max_rows):
+            check(window, self.config.observation_space, self.config.action_space)
+            found = True
+            yield window
+        if not found:
+            raise DataError(f"{self.path}: there are no transitions.")
+
+    def _resolved(self) -> list[Reader]:
+        if self._readers is None:
+            self._readers = resolve_all(
+                self.config.input_,
+                action_space=self.config.action_space,
+                filesystem=self._filesystem(),
+                recorded_actions=self._recorded_actions(),
+            )
+        return self._readers
+
+    def _recorded_actions(self) -> str:
+        return getattr(self.config, "recorded_actions", "normalized")
+
+    def _filesystem(self) -> pa.fs.FileSystem | None:
+        """RLlib's `input_filesystem`: None, a pyarrow filesystem, or "s3", "gcs" or "abs" with its arguments.
+
+        Raises:
+            DataError: for anything else, or where its package is not installed.
+        """
+        named, kwargs = self.config.input_filesystem, self.config.input_filesystem_kwargs or {}
+        if named is None or isinstance(named, pa.fs.FileSystem):
+            return named
+        try:
+            if named == "s3":
+                return pa.fs.S3FileSystem(**kwargs)
+            if named == "gcs":
+                return pa.fs.GcsFileSystem(**kwargs)
+            if named == "abs":
+                return pa.fs.AzureFileSystem(**kwargs)
+        except (TypeError, ValueError, AttributeError, OSError) as error:
+            raise DataError(f"input_filesystem={named!r} with {kwargs!r} cannot be set up: {error}") from error
+        raise DataError(f"input_filesystem={named!r}: must be None, a pyarrow filesystem, 's3', 'gcs' or 'abs'.")
+
+
+def windows(parts: Iterable[Transitions], max_rows: int) -> Iterator[Transitions]:
+    """Regroup a stream of transitions into windows of at most `max_rows`, ending at episode ends where one fits."""
+    held: Transitions | None = None
+    for part in parts:
+        if not len(part):
+            continue
+        held = part if held is None else concatenate([held, part], part.name)
+        while held is not None and len(held) > max_rows:
+            ends = np.flatnonzero((held.terminations | held.truncations)[:max_rows])
+            stop = int(ends[-1]) + 1 if len(ends) else max_rows
+            yield held.slice(0, stop)
+            held = held.slice(stop, len(held)) if stop < len(held) else None
+    if held is not None:
+        yield held
+
+
+def to_arrow(transitions: Transitions) -> pa.Table:
+    """Transitions as an Arrow table, vectors as Ray's tensor columns (contiguous, so that reading back is a copy)."""
+    return pa.table(
+        {
+            key: ArrowTensorArray.from_numpy(array) if array.ndim == 2 else pa.array(array)
+            for key, array in transitions.arrays().items()
+        }
+    )
+
+
+def from_arrow(table: pa.Table, name: str) -> Transitions:
+    """The inverse of `to_arrow`; an episode cut at the table's end ends truncated."""
+    columns = {key: column_to_numpy(name, key, table[key]) for key in table.column_names}
+    for key in ("terminations", "truncations"):
+        columns[key] = as_flags(name, key, columns[key])
+    transitions = Transitions(**columns, name=name)
+    return transitions.slice(0, len(transitions))
+
+
+class _TransitionsSource(Datasource):
+    """Ray Data's view of the readers: one read task a split, which gives one block."""
+
+    def __init__(self, readers: list[Reader], rows_per_block: int) -> None:
+        super().__init__()
+        self._readers = readers
+        self._rows_per_block = rows_per_block
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        tasks = []
+        for reader in self._readers:
+            for start, stop in reader.splits(self._rows_per_block):
+                metadata = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+                tasks.append(ReadTask(_read_task(reader, start, stop), metadata, per_task_row_limit=per_task_row_limit))
+        return tasks
+
+
+def _read_task(reader: Reader, start: int, stop: int) -> Callable[[], Iterable[pa.Table]]:
+    return lambda: [to_arrow(reader.read(start, stop))]

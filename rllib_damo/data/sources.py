@@ -1,0 +1,174 @@
+"""One name for every kind of dataset: short names, Minari ids, HDF5 and Parquet files, buckets, RLlib's recordings."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import gymnasium as gym
+from pyarrow import fs
+
+from rllib_damo.data.d4rl import D4RLReader
+from rllib_damo.data.episodes import EpisodesReader
+from rllib_damo.data.minari_io import METADATA_FILE, local_ids, local_path
+from rllib_damo.data.minari_read import MinariReader, download
+from rllib_damo.data.parquet import ParquetReader, find_files
+from rllib_damo.data.reader import Reader
+from rllib_damo.data.schema import DataError, Transitions, check, concatenate
+
+Input: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Transitions"
+
+MINARI_SCHEME = "minari://"
+HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+
+
+def load(
+    input_: Input,
+    *,
+    observation_space: gym.Space | None = None,
+    action_space: gym.Space | None = None,
+    filesystem: fs.FileSystem | None = None,
+    recorded_actions: str = "normalized",
+) -> Transitions:
+    """Resolve, read and check a dataset, or several of one environment.
+
+    Args:
+        input_: a name (see `resolve`), a list of names, or transitions that are only checked.
+        observation_space: the environment's; the data's width is checked against it.
+        action_space: the environment's; width and bounds are checked, and RLlib's normalised actions mapped by it.
+        filesystem: for Parquet elsewhere; by default it follows from the address.
+        recorded_actions: for RLlib's own recordings, "normalized" (RLlib's default when recording) or "env".
+
+    Raises:
+        DataError: for unknown names (with near matches), unreadable files, and data that breaks the schema.
+    """
+    if isinstance(input_, Transitions):
+        transitions = input_
+    else:
+        readers = resolve_all(
+            input_, action_space=action_space, filesystem=filesystem, recorded_actions=recorded_actions
+        )
+        transitions = concatenate([reader.read() for reader in readers])
+    check(transitions, observation_space, action_space)
+    return transitions
+
+
+def resolve_all(
+    input_: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    action_space: gym.Space | None = None,
+    filesystem: fs.FileSystem | None = None,
+    recorded_actions: str = "normalized",
+) -> list[Reader]:
+    """The readers of one name or several; arguments as for `load`.
+
+    Raises:
+        DataError: as `resolve` does, or for an empty list.
+    """
+    names = [input_] if isinstance(input_, (str, os.PathLike)) else list(input_)
+    if not names:
+        raise DataError("input_ is an empty list; name at least one dataset.")
+    return [
+        resolve(name, action_space=action_space, filesystem=filesystem, recorded_actions=recorded_actions)
+        for name in names
+    ]
+
+
+def resolve(
+    input_: str | os.PathLike[str],
+    *,
+    action_space: gym.Space | None = None,
+    filesystem: fs.FileSystem | None = None,
+    recorded_actions: str = "normalized",
+) -> Reader:
+    """The reader of what a name stands for. No rows are read yet; a dataset of a short name is made if it is not there.
+
+    In this order: `minari://<id>`; an address with another scheme (`s3://…`: Parquet); a path to HDF5, Parquet (file,
+    glob, folder) or a Minari folder; a short name such as `hopper-medium`; a Minari id, downloaded if it is not here.
+
+    Raises:
+        DataError: naming near matches among short names, local Minari ids and the files of the folder.
+    """
+    if not isinstance(input_, (str, os.PathLike)) or not os.fspath(input_):
+        raise DataError(f"input_={input_!r}: name a dataset as text, such as 'hopper-medium' or '/path/data.hdf5'.")
+    name = os.fspath(input_)
+    if name.startswith(MINARI_SCHEME):
+        return _minari(name.removeprefix(MINARI_SCHEME))
+    if "://" in name or filesystem is not None:
+        if name.endswith(HDF5_SUFFIXES):
+            raise DataError(f"{name}: HDF5 is read from local files only; download it, or convert it to Parquet.")
+        return _parquet(name, action_space, filesystem, recorded_actions)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        for folder in (path, path / "data"):
+            if (folder / METADATA_FILE).exists():
+                return MinariReader(folder, name)
+        return _parquet(str(path), action_space, None, recorded_actions)
+    if path.is_file() or name.endswith((*HDF5_SUFFIXES, *PARQUET_SUFFIXES)) or any(sign in name for sign in "*?["):
+        if name.endswith(HDF5_SUFFIXES):
+            if not path.is_file():
+                raise DataError(f"{name}: no such file." + _near(name))
+            return D4RLReader(path)
+        if name.endswith(PARQUET_SUFFIXES):
+            if not path.is_file() and not any(sign in name for sign in "*?["):
+                raise DataError(f"{name}: no such file." + _near(name))
+            return _parquet(str(path), action_space, None, recorded_actions)
+        raise DataError(
+            f"{name}: its kind does not show in its name; files end in {', '.join(HDF5_SUFFIXES + PARQUET_SUFFIXES)}."
+        )
+    if name in short_names():
+        from rllib_damo.data import behavior
+
+        dataset_id = behavior.NAMES[name].dataset_id
+        return _minari(dataset_id if local_path(dataset_id) else behavior.make(name))
+    return _minari(name)
+
+
+def short_names() -> list[str]:
+    """The names of the datasets that the package makes."""
+    from rllib_damo.data import behavior
+
+    return list(behavior.NAMES)
+
+
+def _minari(dataset_id: str) -> Reader:
+    path = local_path(dataset_id) if dataset_id and ".." not in dataset_id else None
+    if path is None:
+        stem, _, version = dataset_id.rpartition("-v")
+        if not stem or not version.isdigit() or _near(dataset_id):
+            raise DataError(f"{dataset_id!r}: no dataset of this name." + (_near(dataset_id) or _kinds()))
+        path = download(dataset_id)
+    return MinariReader(path, f"{MINARI_SCHEME}{dataset_id}")
+
+
+def _parquet(
+    name: str, action_space: gym.Space | None, filesystem: fs.FileSystem | None, recorded_actions: str
+) -> Reader:
+    files = find_files(name, filesystem)
+    columns = files.open(files.paths[0]).schema_arrow.names
+    reader = EpisodesReader if columns == ["item"] else ParquetReader
+    return reader(files, action_space, recorded_actions)
+
+
+def _near(name: str) -> str:
+    """A sentence with the near matches, or nothing."""
+    folder = Path(name).expanduser().parent
+    files = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    candidates = {**{item: str(folder / item) for item in files if item.endswith((*HDF5_SUFFIXES, *PARQUET_SUFFIXES))}}
+    candidates |= {item: item for item in (*short_names(), *local_ids())}
+    near = difflib.get_close_matches(name, candidates, n=4, cutoff=0.6)
+    near += [
+        item for item in difflib.get_close_matches(Path(name).name, candidates, n=4, cutoff=0.6) if item not in near
+    ]
+    return f" Did you mean {' or '.join(candidates[item] for item in near)}?" if near else ""
+
+
+def _kinds() -> str:
+    return (
+        f" There are the short names {', '.join(short_names())}; Minari ids such as minari://D4RL/door/human-v2; "
+        "files in .hdf5 or .parquet; and s3:// addresses of Parquet."
+    )
