@@ -1,0 +1,15 @@
+"""The learned model of the environment: ensemble, training, termination, cache."""
+
+from rllib_damo.dynamics.ensemble import DynamicsEnsemble
+from rllib_damo.dynamics.termination import KNOWN, never_terminates, resolve_termination
+from rllib_damo.dynamics.termination_head import LearnedTermination
+from rllib_damo.dynamics.training import DynamicsTrainer
+
+__all__ = [
+    "KNOWN",
+    "DynamicsEnsemble",
+    "DynamicsTrainer",
+    "LearnedTermination",
+    "never_terminates",
+    "resolve_termination",
+]

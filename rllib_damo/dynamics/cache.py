@@ -1,0 +1,101 @@
+"""Where trained dynamics are kept: one file per (dataset, settings, seed), shared by all runs of a user."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    from rllib_damo.dynamics.ensemble import DynamicsEnsemble
+
+__all__ = ["Timeout", "atomic_write", "directory", "key", "lock", "path", "save", "write"]
+
+#: Part of every key; raise it when training changes so that old files no longer stand for the same settings.
+_VERSION = 1
+
+
+def key(fingerprint: str, settings: Mapping[str, Any], seed: int | None) -> str:
+    """A name for what training would give: equal inputs, equal key.
+
+    Args:
+        fingerprint: of the dataset's content (`Transitions.fingerprint`).
+        settings: all that shapes the result (sizes, optimiser, action bounds, ...); plain JSON values.
+        seed: of the training.
+
+    Raises:
+        ValueError: a setting that is not a plain value.
+    """
+    try:
+        text = json.dumps([_VERSION, fingerprint, dict(settings), seed], sort_keys=True, allow_nan=True)
+    except TypeError as error:
+        raise ValueError(f"The dynamics settings must be plain numbers, strings and lists: {error}.") from error
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def directory(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """``cache_dir``, or else ``$RLLIB_DAMO_CACHE``, or else ``~/.cache/rllib_damo``; made if missing.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    given = cache_dir or os.environ.get("RLLIB_DAMO_CACHE") or "~/.cache/rllib_damo"
+    folder = Path(given).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"The cache directory {folder} cannot be made ({error.strerror}). Name a writable one in "
+            "dynamics_cache_dir or in the environment variable RLLIB_DAMO_CACHE."
+        ) from error
+    return folder
+
+
+def path(key: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The file of a key, there or not. `DynamicsEnsemble.save` writes it whole or not at all."""
+    return directory(cache_dir) / f"dynamics-{key}.pt"
+
+
+def lock(key: str, cache_dir: str | os.PathLike[str] | None = None) -> FileLock:
+    """A lock between processes, to be held while looking for a key's file and training it.
+
+    It frees itself when its holder dies. ``with lock(key): ...`` waits, and
+    ``lock(key).acquire(timeout=...)`` raises `Timeout`.
+    """
+    return FileLock(str(path(key, cache_dir)) + ".lock")
+
+
+@contextmanager
+def atomic_write(target: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A file to write into that appears at ``target`` when the block ends, whole; or not at all if it raises."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save(ensemble: DynamicsEnsemble, path: str | os.PathLike[str]) -> str:
+    """Writes a trained ensemble; returns the absolute path."""
+    return ensemble.save(path)
+
+
+def write(content: bytes, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Puts a dynamics file's bytes (from a checkpoint) into the cache, under a name that derives from them."""
+    target = directory(cache_dir) / f"dynamics-content-{hashlib.sha256(content).hexdigest()[:32]}.pt"
+    if not target.exists():
+        with atomic_write(target) as file:
+            file.write(content)
+    return target

@@ -1,0 +1,209 @@
+"""The dynamics ensemble: Gaussian networks that predict a state change and a reward (damo.md, "Model, rollouts")."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rllib_damo.dynamics import cache
+from rllib_damo.dynamics.termination_head import LearnedTermination
+
+_FORMAT = "rllib_damo.dynamics/1"
+
+#: ``(obs (B, obs), unit_actions (B, act), generator) -> next_obs (B, obs), rewards (B,)``
+Sampler = Callable[[Tensor, Tensor, "torch.Generator | None"], tuple[Tensor, Tensor]]
+
+
+class DynamicsEnsemble(nn.Module):
+    """E Gaussian networks over [s' - s, r], given the state and the unit action; evaluated side by side.
+
+    In the shapes below B is a batch of rows, D = obs_dim + 1 the number of predicted quantities. Inputs and targets are
+    standardised by the training data's statistics, inside the network: every argument and result has the data's units.
+
+    Args:
+        obs_dim: width of an observation.
+        act_dim: width of an action.
+        hidden_dims: widths of the SiLU layers.
+        num_ensemble: E.
+        num_elites: how many members `sample` draws from.
+        learn_terminations: add a learned termination head, `termination`, for environments without a known function.
+
+    Raises:
+        ValueError: more elites than members, or sizes below 1.
+    """
+
+    input_mean: Tensor
+    input_std: Tensor
+    target_mean: Tensor
+    target_std: Tensor
+    elites: Tensor
+
+    def __init__(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        *,
+        hidden_dims: Sequence[int] = (200, 200, 200, 200),
+        num_ensemble: int = 7,
+        num_elites: int = 5,
+        learn_terminations: bool = False,
+    ):
+        super().__init__()
+        if not 1 <= num_elites <= num_ensemble:
+            raise ValueError(
+                f"num_elites={num_elites} must be at least 1 and at most num_ensemble={num_ensemble}: "
+                "elites are chosen among the members."
+            )
+        if min(obs_dim, act_dim, *hidden_dims, 1) < 1:
+            raise ValueError(
+                f"obs_dim={obs_dim}, act_dim={act_dim}, hidden_dims={tuple(hidden_dims)} must be positive."
+            )
+        self.obs_dim, self.act_dim = obs_dim, act_dim
+        self.hidden_dims, self.num_ensemble, self.num_elites = tuple(hidden_dims), num_ensemble, num_elites
+        out_dim = obs_dim + 1
+        dims = (obs_dim + act_dim, *self.hidden_dims, 2 * out_dim)
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for fan_in, fan_out in itertools.pairwise(dims):
+            std = 0.5 / fan_in**0.5
+            weight = nn.init.trunc_normal_(torch.empty(num_ensemble, fan_in, fan_out), std=std, a=-2 * std, b=2 * std)
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(torch.zeros(num_ensemble, 1, fan_out)))
+        # Bounds of the log variance in standardised units; each member learns its own.
+        self.max_logvar = nn.Parameter(torch.full((num_ensemble, 1, out_dim), 0.5))
+        self.min_logvar = nn.Parameter(torch.full((num_ensemble, 1, out_dim), -10.0))
+        self.register_buffer("input_mean", torch.zeros(obs_dim + act_dim))
+        self.register_buffer("input_std", torch.ones(obs_dim + act_dim))
+        self.register_buffer("target_mean", torch.zeros(out_dim))
+        self.register_buffer("target_std", torch.ones(out_dim))
+        self.register_buffer("elites", torch.arange(num_elites))
+        self.termination = LearnedTermination(obs_dim, act_dim) if learn_terminations else None
+
+    def forward(self, obs: Tensor, unit_actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of [s' - s, r] by every member.
+
+        Args:
+            obs: ``(B, obs_dim)``.
+            unit_actions: ``(B, act_dim)`` in [-1, 1].
+
+        Returns:
+            Two tensors ``(E, B, obs_dim + 1)``.
+        """
+        x = (torch.cat((obs, unit_actions), dim=-1) - self.input_mean) / self.input_std
+        x = x.expand(self.num_ensemble, *x.shape)
+        raw = mlp(x, list(self.weights), list(self.biases))
+        mean, logvar = bounded_gaussian(raw, self.max_logvar, self.min_logvar)
+        return mean * self.target_std + self.target_mean, logvar + 2 * self.target_std.log()
+
+    def sample(
+        self, obs: Tensor, unit_actions: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draws next states and rewards; each row from one elite, drawn at random for it.
+
+        Args:
+            obs: ``(B, obs_dim)``.
+            unit_actions: ``(B, act_dim)`` in [-1, 1].
+            generator: on the tensors' device.
+
+        Returns:
+            Next observations ``(B, obs_dim)`` and rewards ``(B,)``.
+        """
+        return self.sampler()(obs, unit_actions, generator)
+
+    def sampler(self) -> Sampler:
+        """`sample` with the elites' weights collected once, for many calls."""
+        with torch.inference_mode():
+            weights = [w[self.elites] for w in self.weights]
+            biases = [b[self.elites] for b in self.biases]
+            max_logvar, min_logvar = self.max_logvar[self.elites], self.min_logvar[self.elites]
+        num, dim = self.num_elites, self.obs_dim
+
+        @torch.inference_mode()
+        def sample(obs: Tensor, unit_actions: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+            batch = len(obs)
+            group = -(-batch // num)
+            # A random permutation of the rows, cut into one equal group per elite. Dummy rows fill the last places, so
+            # each row falls to each elite with the same probability.
+            slots = torch.randperm(num * group, generator=generator, device=obs.device)
+            rows = torch.empty_like(slots)
+            rows[slots] = torch.arange(num * group, device=obs.device)
+            x = torch.cat((obs, unit_actions), dim=-1).sub_(self.input_mean).div_(self.input_std)
+            raw = mlp(x[slots % batch].view(num, group, -1), weights, biases, inplace=True)
+            mean, logvar = bounded_gaussian(raw, max_logvar, min_logvar)
+            noise = torch.randn(mean.shape, generator=generator, device=obs.device)
+            drawn = mean.addcmul(logvar.mul_(0.5).exp_(), noise).mul_(self.target_std).add_(self.target_mean)
+            drawn = drawn.view(num * group, dim + 1)[rows[:batch]]
+            return obs + drawn[:, :dim], drawn[:, dim]
+
+        return sample
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    @property
+    def hparams(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "obs_dim": self.obs_dim,
+            "act_dim": self.act_dim,
+            "hidden_dims": self.hidden_dims,
+            "num_ensemble": self.num_ensemble,
+            "num_elites": self.num_elites,
+            "learn_terminations": self.termination is not None,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> str:
+        """Writes weights and statistics to ``path``, whole or not at all; returns the absolute path."""
+        target = Path(path).expanduser().absolute()
+        state = {key: value.cpu() for key, value in self.state_dict().items()}
+        with cache.atomic_write(target) as file:
+            torch.save({"format": _FORMAT, "hparams": self.hparams, "state": state}, file)
+        return str(target)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> DynamicsEnsemble:
+        """Reads a file written by `save`; runs no code from it.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a dynamics file, or a damaged one.
+        """
+        source = Path(path).expanduser()
+        if not source.is_file():
+            raise FileNotFoundError(
+                f"No dynamics file at {source}. Leave dynamics_path unset to train the model from the dataset."
+            )
+        mend = "Delete it and train the dynamics again, or name another file in dynamics_path."
+        try:
+            content = torch.load(source, map_location=device, weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{source} is damaged or not a dynamics file ({type(error).__name__}). {mend}") from error
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            found = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise ValueError(f"{source} is not a dynamics file of format {_FORMAT!r}: found {found!r}. {mend}")
+        model = cls(**content["hparams"]).to(device)
+        try:
+            model.load_state_dict(content["state"])
+        except RuntimeError as error:
+            raise ValueError(f"{source} holds weights that do not fit its own sizes: {error}. {mend}") from error
+        return model
+
+
+def mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], inplace: bool = False) -> Tensor:
+    """G SiLU networks side by side: ``x (G, B, in)`` → ``(G, B, out)``; one batched matmul a layer."""
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        x = F.silu(torch.baddbmm(bias, x, weight), inplace=inplace)
+    return torch.baddbmm(biases[-1], x, weights[-1])
+
+
+def bounded_gaussian(raw: Tensor, max_logvar: Tensor, min_logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits ``raw (G, B, 2D)`` into a mean and a log variance that is softly kept between two bounds ``(G, 1, D)``."""
+    mean, logvar = raw.chunk(2, dim=-1)
+    logvar = max_logvar - F.softplus(max_logvar - logvar)
+    return mean, min_logvar + F.softplus(logvar - min_logvar)

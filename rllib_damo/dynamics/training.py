@@ -1,0 +1,288 @@
+"""Maximum-likelihood training of the dynamics ensemble, one epoch a call (damo.md, "Model, rollouts, buffers")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rllib_damo.dynamics.adam_state import load_optimizer_state, optimizer_state
+from rllib_damo.dynamics.ensemble import DynamicsEnsemble, bounded_gaussian, mlp
+from rllib_damo.dynamics.gradients import Gradients
+from rllib_damo.dynamics.termination_head import TerminationTrainer
+
+#: A member counts as improved when its hold-out error falls by this fraction.
+_IMPROVEMENT = 0.01
+
+#: First layer to last, of the paper's four hidden layers and the output (damo.md).
+PAPER_WEIGHT_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
+
+ArrayLike = np.ndarray | Tensor
+
+
+class DynamicsTrainer:
+    """Fits each member to its own bootstrap sample of the transitions until its hold-out error stops falling.
+
+    A member that has not improved by 1 % for ``max_epochs_since_update`` epochs is done and is computed no longer; its
+    best weights are already in the ensemble. Rows of terminals whose successor the source did not record (the reader
+    repeats the observation there) are left out of the fit.
+
+    Args:
+        ensemble: the networks; trained in place.
+        observations: ``(N, obs)``.
+        unit_actions: ``(N, act)`` in [-1, 1].
+        next_observations: ``(N, obs)``.
+        rewards: ``(N,)``.
+        terminations: ``(N,)`` bool.
+        lr: Adam's learning rate.
+        weight_decay: one coefficient a layer, first to last; None for the paper's, stretched to the number of layers.
+        batch_size: rows a step, drawn separately for each member.
+        max_epochs: stop after this many at the latest; None for no limit.
+        max_epochs_since_update: patience, in epochs.
+        holdout_size: transitions kept aside; at most a fifth of the data.
+        logvar_loss_coef: weight of the loss that pulls the log-variance bounds together.
+        seed: of the split, the bootstrap samples and the order of rows.
+        device: where data and networks live.
+
+    Raises:
+        ValueError: sizes that do not fit each other, or fewer than 10 usable rows.
+    """
+
+    def __init__(
+        self,
+        ensemble: DynamicsEnsemble,
+        observations: ArrayLike,
+        unit_actions: ArrayLike,
+        next_observations: ArrayLike,
+        rewards: ArrayLike,
+        terminations: ArrayLike,
+        *,
+        lr: float = 1e-3,
+        weight_decay: Sequence[float] | None = None,
+        batch_size: int = 256,
+        max_epochs: int | None = None,
+        max_epochs_since_update: int = 5,
+        holdout_size: int = 1000,
+        logvar_loss_coef: float = 0.01,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ):
+        num_layers = len(ensemble.weights)
+        if weight_decay is None:
+            weight_decay = np.interp(np.linspace(0, 1, num_layers), np.linspace(0, 1, 5), PAPER_WEIGHT_DECAY).tolist()
+        if len(weight_decay) != num_layers:
+            raise ValueError(
+                f"dynamics_weight_decay has {len(weight_decay)} values, but the networks have {num_layers} layers "
+                f"(dynamics_hidden_dims={ensemble.hidden_dims} and the output): give one value a layer."
+            )
+        self.ensemble = ensemble.to(device)
+        self.device = torch.device(device)
+        self._batch_size, self._max_epochs, self._patience = batch_size, max_epochs, max_epochs_since_update
+        self._logvar_loss_coef = logvar_loss_coef
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+
+        obs, actions, next_obs, rew, term = (
+            torch.as_tensor(a).to(self.device)
+            for a in (observations, unit_actions, next_observations, rewards, terminations)
+        )
+        self._check_shapes(obs, actions, next_obs, rew, term)
+        term = term.bool()
+        unknown = term & (next_obs == obs).all(-1)
+        inputs, targets = torch.cat((obs, actions), -1), torch.cat((next_obs - obs, rew[:, None]), -1)
+        if unknown.any():
+            inputs, targets = inputs[~unknown], targets[~unknown]
+        if len(inputs) < 10:
+            raise ValueError(f"Training the dynamics needs 10 transitions with known successors; found {len(inputs)}.")
+        self._set_statistics(inputs, targets)
+        self._inputs = inputs.sub_(ensemble.input_mean).div_(ensemble.input_std)
+        self._targets = targets.sub_(ensemble.target_mean).div_(ensemble.target_std)
+
+        order = self._randperm(len(inputs))
+        num_holdout = min(holdout_size, len(inputs) // 5)
+        self._holdout, train = order[:num_holdout], order[num_holdout:]
+        draws = torch.randint(
+            len(train), (ensemble.num_ensemble, len(train)), generator=self._generator, device=self.device
+        )
+        self._bootstrap = train[draws]  # (E, N) rows of each member's sample
+
+        self._termination = None
+        if ensemble.termination is not None:
+            self._termination = TerminationTrainer(
+                ensemble.termination, obs, actions, next_obs, term, generator=self._generator
+            )
+
+        # Working copies of the members still in training, (A, ...) each; the ensemble itself keeps the best weights.
+        self._active = list(range(ensemble.num_ensemble))
+        self._params = [
+            p.detach().clone().requires_grad_()
+            for p in (*ensemble.weights, *ensemble.biases, ensemble.max_logvar, ensemble.min_logvar)
+        ]
+        decay = [*weight_decay, *[0.0] * (num_layers + 2)]
+        self._optimizer = torch.optim.Adam(
+            [{"params": [p], "weight_decay": d} for p, d in zip(self._params, decay, strict=True)], lr=lr, fused=True
+        )
+        self._epoch = 0
+        self._best = np.full(ensemble.num_ensemble, np.inf, np.float32)  # hold-out MSE of the best weights
+        self._since_update = np.zeros(ensemble.num_ensemble, np.int64)
+
+    # -- the public side ---------------------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """No member is in training any more, or ``max_epochs`` is reached."""
+        return not self._active or (self._max_epochs is not None and self._epoch >= self._max_epochs)
+
+    def train_epoch(self) -> dict[str, float]:
+        """One pass over the bootstrap samples of the members in training.
+
+        Returns:
+            ``epoch`` (epochs done), ``train_loss`` (mean negative log likelihood of the epoch), ``holdout_loss`` (the
+            same on the hold-out rows), ``holdout_mse`` (in units of the targets' variance), all means over the members
+            in training, ``num_members_training`` (left after this epoch), and ``termination_loss`` if that is learned.
+
+        Raises:
+            RuntimeError: called when `done`, or the training diverged.
+        """
+        if self.done:
+            raise RuntimeError("The dynamics are trained: call finish().")
+        members = torch.tensor(self._active, device=self.device)
+        bootstrap = self._bootstrap[members] if len(self._active) < len(self._bootstrap) else self._bootstrap
+        order = self._randperm(self._bootstrap.shape[1])
+        total, steps = torch.zeros((), device=self.device), 0
+        gradients = Gradients(self._params, self._logvar_loss_coef)
+        for columns in order.split(self._batch_size):
+            rows = bootstrap[:, columns]  # (A, B)
+            total += gradients.compute(self._inputs[rows], self._targets[rows]) * len(columns)
+            self._optimizer.step()
+            steps += len(columns)
+        result: dict[str, float] = {"train_loss": float(total) / steps / len(self._active)}
+        if self._termination is not None:
+            result["termination_loss"] = self._termination.train(-(-len(order) // self._batch_size))
+        losses, mse = self._evaluate()
+        result |= losses
+        self._epoch += 1
+        self._keep_improved(mse)
+        return {"epoch": self._epoch, **result, "num_members_training": len(self._active)}
+
+    def finish(self) -> DynamicsEnsemble:
+        """Chooses the elites by hold-out error and returns the ensemble with every member's best weights."""
+        if self._termination is not None:
+            self._termination.finish()
+        ranking = np.argsort(self._best, kind="stable")[: self.ensemble.num_elites]
+        self.ensemble.elites.copy_(torch.from_numpy(np.sort(ranking)))
+        return self.ensemble
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes while training, as NumPy arrays.
+
+        With the same data and arguments, training continues from it bit for bit.
+        """
+        return {
+            "epoch": self._epoch,
+            "active": np.array(self._active, np.int64),
+            "best": self._best.copy(),
+            "since_update": self._since_update.copy(),
+            "params": [_numpy(p) for p in self._params],
+            "optimizer": optimizer_state(self._optimizer),
+            "ensemble": {k: _numpy(v) for k, v in self.ensemble.state_dict().items()},
+            "generator": self._generator.get_state().numpy(),
+            "termination": {} if self._termination is None else self._termination.state_dict(),
+            "num_rows": len(self._inputs),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from `state_dict`, given a trainer made with the same data and arguments.
+
+        Raises:
+            ValueError: the state belongs to other data.
+        """
+        if int(state["num_rows"]) != len(self._inputs):
+            raise ValueError(
+                f"The saved dynamics training used {state['num_rows']} transitions, this one has {len(self._inputs)}: "
+                "restore with the same dataset."
+            )
+        self._epoch, self._active = int(state["epoch"]), [int(member) for member in state["active"]]
+        self._best = np.array(state["best"], np.float32)
+        self._since_update = np.array(state["since_update"], np.int64)
+        for param, saved in zip(self._params, state["params"], strict=True):
+            param.data = torch.tensor(np.asarray(saved), device=self.device)
+            param.grad = None
+        load_optimizer_state(self._optimizer, state["optimizer"])
+        self.ensemble.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in state["ensemble"].items()})
+        self._generator.set_state(torch.tensor(np.asarray(state["generator"], np.uint8)))
+        if self._termination is not None:
+            self._termination.load_state_dict(state["termination"])
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _check_shapes(self, obs: Tensor, actions: Tensor, next_obs: Tensor, rewards: Tensor, term: Tensor) -> None:
+        n, o, a = len(obs), self.ensemble.obs_dim, self.ensemble.act_dim
+        for name, tensor, shape in (
+            ("observations", obs, (n, o)),
+            ("unit_actions", actions, (n, a)),
+            ("next_observations", next_obs, (n, o)),
+            ("rewards", rewards, (n,)),
+            ("terminations", term, (n,)),
+        ):
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} have shape {tuple(tensor.shape)}, but the dynamics need {shape}.")
+
+    def _set_statistics(self, inputs: Tensor, targets: Tensor) -> None:
+        model = self.ensemble
+        for data, mean, std in (
+            (inputs, model.input_mean, model.input_std),
+            (targets, model.target_mean, model.target_std),
+        ):
+            std_, mean_ = torch.std_mean(data, dim=0)
+            mean.copy_(mean_)
+            std.copy_(torch.where(std_ > 1e-6, std_, 1.0))  # a constant column stays as it is
+
+    def _randperm(self, n: int) -> Tensor:
+        return torch.randperm(n, generator=self._generator, device=self.device)
+
+    @torch.no_grad()
+    def _evaluate(self) -> tuple[dict[str, float], np.ndarray]:
+        """The hold-out metrics, and each active member's mean squared error ``(A,)``."""
+        num_layers = len(self.ensemble.weights)
+        x, y = self._inputs[self._holdout], self._targets[self._holdout]
+        raw = mlp(x.expand(len(self._active), *x.shape), self._params[:num_layers], self._params[num_layers:-2])
+        mean, logvar = bounded_gaussian(raw, self._params[-2], self._params[-1])
+        squared = (mean - y).square()
+        mse, nll = squared.mean((1, 2)), (squared * (-logvar).exp() + logvar).mean()
+        members = mse.cpu().numpy()
+        if not np.isfinite(members).all():
+            raise RuntimeError(
+                f"Training the dynamics diverged in epoch {self._epoch + 1} (hold-out error not finite): "
+                "lower dynamics_lr, and look for extreme values in the dataset."
+            )
+        return {"holdout_loss": float(nll), "holdout_mse": float(members.mean())}, members
+
+    def _keep_improved(self, mse: np.ndarray) -> None:
+        """Copies improved members into the ensemble, and drops the members whose patience is over."""
+        model = self.ensemble
+        own = (*model.weights, *model.biases, model.max_logvar, model.min_logvar)
+        for place, member in enumerate(self._active):
+            if mse[place] < (1 - _IMPROVEMENT) * self._best[member]:
+                self._best[member], self._since_update[member] = mse[place], 0
+                with torch.no_grad():
+                    for target, source in zip(own, self._params, strict=True):
+                        target[member].copy_(source[place])
+            else:
+                self._since_update[member] += 1
+        keep = [place for place, member in enumerate(self._active) if self._since_update[member] < self._patience]
+        if len(keep) == len(self._active):
+            return
+        self._active = [self._active[place] for place in keep]
+        index = torch.tensor(keep, device=self.device, dtype=torch.long)
+        for param in self._params:
+            state = self._optimizer.state[param]
+            param.data = param.data[index]
+            param.grad = None
+            state["exp_avg"], state["exp_avg_sq"] = state["exp_avg"][index], state["exp_avg_sq"][index]
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy().copy()
