@@ -17,6 +17,7 @@ from ray.tune.search.variant_generator import parse_spec_vars
 from rich.console import Console
 
 from rllib_damo.cli_inputs import UsageError, near
+from rllib_damo.data.offline_data import DAMOOfflineData
 from rllib_damo.progress import ProgressTable
 from rllib_damo.stopping import CheckedStopper
 
@@ -68,7 +69,7 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     storage = _storage(options.storage_path)
     callbacks = [ProgressTable(), *_wandb(options)]
     scheduler = _scheduler(options, config)
-    _quieten(options.verbosity)
+    quieten(options.verbosity)
     _check_before(config, stop)
     _init_ray(options)
     try:
@@ -78,7 +79,7 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
         else:
             tuner = tune.Tuner(
                 config.algo_class,
-                param_space=config,  # type: ignore[arg-type]
+                param_space=config,
                 tune_config=tune.TuneConfig(scheduler=scheduler),
                 run_config=tune.RunConfig(
                     name=f"{options.name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}",
@@ -92,7 +93,7 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
         if stop is None and not options.resume:
             console.print("No stop condition: the run goes on until Ctrl-C.")
         results = tuner.fit()
-        stopper = tuner._local_tuner.get_run_config().stop  # type: ignore[union-attr]
+        stopper = tuner._local_tuner.get_run_config().stop
         if isinstance(stopper, CheckedStopper) and stopper.error:
             err.print(f"[red]Error:[/red] {stopper.error}")
             return USAGE
@@ -118,13 +119,20 @@ def _check_before(config: AlgorithmConfig, stop: Any) -> None:
             )
     if has_search_space(config):
         return
+    config = config.copy(copy_frozen=False)
     try:
-        config.copy(copy_frozen=False).validate()
+        config.validate()
     except (ValueError, TypeError, KeyError, ImportError) as error:
         raise UsageError(f"the config is not valid: {error}") from error
-    prepare = getattr(config, "prepare_data", None)
-    if prepare is not None:
-        prepare()
+    data_class = config.offline_data_class
+    if isinstance(data_class, type) and issubclass(data_class, DAMOOfflineData):
+        # Makes a dataset that is asked for by its short name, where the user sees its progress.
+        data = data_class(config).transitions
+        returns = data.episode_returns()
+        console.print(
+            f"Dataset {data.name}: {len(data):,} transitions, {len(returns):,} episodes of mean return "
+            f"{returns.mean():.1f}"
+        )
 
 
 def _storage(path: str | None) -> str:
@@ -190,12 +198,13 @@ def _checkpoint_config(config: AlgorithmConfig, options: RunOptions) -> tune.Che
     )
 
 
-def _quieten(verbosity: int) -> None:
+def quieten(verbosity: int = 0) -> None:
     """Keeps Ray's own notices from drowning the table; -v shows warnings, -vv everything."""
     if verbosity == 0:
         logging.getLogger("ray").setLevel(logging.ERROR)
         for name in ("ray.rllib", "ray.tune", "ray.train", "ray.air"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            # CRITICAL: Tune logs a failed trial's traceback as an error; `_report` tells of it in short.
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _init_ray(options: RunOptions) -> None:

@@ -47,14 +47,15 @@ def _duration(seconds: Any) -> str:
 _LEARNER = "learners/default_policy"
 COLUMNS = (
     Column("iter", ("training_iteration",), str, 5),
-    Column("steps", ("num_grad_steps_lifetime", "num_env_steps_sampled_lifetime"), _count, 7),
-    Column("phase", ("phase",), str, 14),
-    Column("model loss", ("dynamics/holdout_loss",), _number(3), 10),
+    Column("steps", ("num_gradient_steps_lifetime", "num_env_steps_sampled_lifetime"), _count, 7),
+    Column("phase", ("phase",), str, 8),
+    Column("epoch", ("dynamics/epoch",), _count, 5),
+    Column("holdout loss", ("dynamics/holdout_loss",), _number(3), 12),
     Column("return", ("env_runners/episode_return_mean",), _number(1), 9),
     Column("eval return", ("evaluation/env_runners/episode_return_mean",), _number(1), 11),
     Column("score", ("evaluation/env_runners/normalized_score",), _number(1), 6),
     Column("Q", (f"{_LEARNER}/qf_mean",), _number(1), 8),
-    Column("clf acc", ("classifier/accuracy", f"{_LEARNER}/classifier/accuracy"), _number(3), 7),
+    Column("classifier", (f"{_LEARNER}/classifier_accuracy",), _number(3), 10),
     Column("time", ("time_total_s",), _duration, 8),
 )
 

@@ -1,0 +1,22 @@
+"""DAMO on Hopper-v5: half medium, half expert data.
+
+rllib train file tuned_examples/damo_hopper.py  # 100,000 gradient steps
+rllib train file tuned_examples/damo_hopper.py --stop '{"num_gradient_steps_lifetime": 3e6}'  # the paper's length
+"""
+
+from rllib_damo import DAMOConfig
+from rllib_damo.cli import run_config
+
+config = (
+    DAMOConfig()
+    .environment("Hopper-v5")
+    .offline_data(input_="hopper-medium-expert")  # made on this machine at the first run
+    .training(eta=3.0, rollout_length=5)  # the paper's Table 4
+    .evaluation(evaluation_interval=5, evaluation_duration=10)
+    .debugging(seed=0)
+)
+
+stop = {"num_gradient_steps_lifetime": 100_000}
+
+if __name__ == "__main__":
+    run_config(config, stop)
