@@ -135,7 +135,13 @@ def play(
     runner = SingleAgentEnvRunner(config=config)
     try:
         assert runner.module is not None
-        runner.module.restore_from_path(module_dir(folder))
+        try:
+            runner.module.restore_from_path(module_dir(folder))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the policy in {folder} doesn't fit the environment {config.env} (observations "
+                f"{runner.module.observation_space}, actions {runner.module.action_space}): {error}"
+            ) from error
         connectors = folder / COMPONENT_ENV_RUNNER / COMPONENT_ENV_TO_MODULE_CONNECTOR
         if connectors.is_dir():
             runner._env_to_module.restore_from_path(connectors)

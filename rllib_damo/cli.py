@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 if TYPE_CHECKING:
@@ -55,9 +54,7 @@ def train(
     ] = False,
     verbose: Annotated[
         int,
-        typer.Option(
-            "--verbose", "-v", count=True, help="-v: warnings and errors in full; -vv: all.", rich_help_panel=_RUN
-        ),
+        typer.Option("--verbose", "-v", count=True, help="Warnings and whole errors; -vv: all.", rich_help_panel=_RUN),
     ] = 0,
     checkpoint_freq: Annotated[
         int | None,
@@ -168,12 +165,11 @@ def evaluate(
 
     Loading a checkpoint executes its pickles: only play those that you trust.
     """
-    import logging
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
     from rllib_damo import cli_inputs, playback
     from rllib_damo.checkpoints import load_config, play
+    from rllib_damo.experiment import quieten
 
+    quieten()
     playback.check_out(out)
     algorithm = cli_inputs.default_config(algo).algo_class if algo is not None else None
     played_env = cli_inputs.check_env(env or load_config(checkpoint, algorithm).env)
@@ -205,12 +201,9 @@ def run_config(config: AlgorithmConfig, stop: Any = None) -> None:
 def invoke(arguments: list[str], preset: Any = None) -> int:
     """Runs the command and returns its exit code. The user's mistakes are told in one message, without a traceback."""
     try:
-        code = app(arguments, obj=preset, standalone_mode=False, prog_name="rllib")
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        return 130
+        app(arguments, obj=preset, prog_name="rllib")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
     except ValueError as error:
         from rllib_damo.checkpoints import CheckpointError
         from rllib_damo.cli_inputs import UsageError
@@ -220,7 +213,7 @@ def invoke(arguments: list[str], preset: Any = None) -> int:
             raise
         typer.echo(f"Error: {error}", err=True)
         return 2
-    return int(code or 0)
+    return 0
 
 
 def main() -> None:
