@@ -73,16 +73,7 @@ class DatasetSpec:
         Raises:
             DataError: when a policy that is needed is not shipped.
         """
-        if self.level in ("random", "mixed"):
-            return {self.name: 1.0}
-        index = load_index()
-        if self.level == "medium-replay":
-            replay = {n: r.share for n, r in index.items() if r.env_id == self.env_id and r.share > 0}
-            parts = {n: share / sum(replay.values()) for n, share in replay.items()}
-        else:
-            levels = self.level.split("-")
-            parts = {f"{self.task}-{level}": 1 / len(levels) for level in levels}
-            parts = parts if all(name in index for name in parts) else {}
+        parts = self._shipped_parts()
         if not parts:
             there = ", ".join(name for name, spec in NAMES.items() if spec.is_shipped())
             raise DataError(
@@ -92,10 +83,18 @@ class DatasetSpec:
         return parts
 
     def is_shipped(self) -> bool:
-        try:
-            return bool(self.parts())
-        except DataError:
-            return False
+        return bool(self._shipped_parts())
+
+    def _shipped_parts(self) -> dict[str, float]:
+        if self.level in ("random", "mixed"):
+            return {self.name: 1.0}
+        index = load_index()
+        if self.level == "medium-replay":
+            replay = {n: r.share for n, r in index.items() if r.env_id == self.env_id and r.share > 0}
+            return {n: share / sum(replay.values()) for n, share in replay.items()}
+        levels = self.level.split("-")
+        parts = {f"{self.task}-{level}": 1 / len(levels) for level in levels}
+        return parts if all(name in index for name in parts) else {}
 
     def streams(self, transitions: int) -> list[units.Stream]:
         """The parts as streams which want ``transitions`` rows together."""
@@ -259,7 +258,7 @@ def _recipe(spec: DatasetSpec, seed: int) -> str:
     for name, share in spec.parts().items():
         reference, length = spec._policy(name)
         parts.append([name, share, policy_version(reference), length])
-    content = json.dumps([RECIPE_VERSION, spec.env_id, seed, versions, parts], sort_keys=True)
+    content = json.dumps([RECIPE_VERSION, units.UNIT_TRANSITIONS, spec.env_id, seed, versions, parts], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -24,6 +24,14 @@ from rllib_damo.data.worker import ANSWER, run_unit
 
 UNIT_TRANSITIONS = 16_000  # about: what a worker plays in one go, some seconds
 MAX_UNIT_EPISODES = 256
+# Runs worker.main without the package's __init__, which would import Ray and torch: seconds and 400 MB a worker.
+_START_WORKER = """
+import sys, types
+package = sys.modules["rllib_damo"] = types.ModuleType("rllib_damo")
+package.__path__ = [sys.argv[1]]
+from rllib_damo.data.worker import main
+main()
+"""
 
 
 @dataclasses.dataclass
@@ -68,13 +76,11 @@ class _Progress:
 
     def __init__(self, stream: Stream, folder: pathlib.Path):
         self.stream, self.folder = stream, folder
-        self.done: dict[int, int] = {}
         self.running: set[int] = set()
-        unit = 0
-        while (path := stream.path(folder, unit)).exists() and self.played() < stream.transitions:
+        self.done: dict[int, int] = {}  # unit to transitions
+        for path in folder.glob(stream.path(folder, 0).name.replace("00000", "?????")):
             with np.load(path, allow_pickle=False) as file:
-                self.done[unit] = int(file["lengths"].sum())
-            unit += 1
+                self.done[int(path.stem[-5:])] = int(file["lengths"].sum())
 
     def played(self) -> int:
         """Transitions of the units before the first that is missing, at most those wanted."""
@@ -161,8 +167,7 @@ Answers = Callable[[], tuple[int, int]]
 def _worker_pool(num: int, folder: pathlib.Path) -> Iterator[tuple[Send, Answers]]:
     """``num`` worker processes: ``send(worker, request)``, and ``answers()`` waits for (worker, transitions)."""
     inbox: queue.Queue[tuple[int, int | None]] = queue.Queue()
-    package = str(pathlib.Path(__file__).parents[2])
-    paths = [package, *(os.path.abspath(path) for path in sys.path if path)]
+    paths = [os.path.abspath(path) for path in sys.path if path]
     env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     env |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
     logs = [folder / f"worker-{i}.log" for i in range(num)]
@@ -194,7 +199,7 @@ def _worker_pool(num: int, folder: pathlib.Path) -> Iterator[tuple[Send, Answers
     try:
         for log in logs:
             with log.open("w") as file:
-                command = [sys.executable, "-m", "rllib_damo.data.worker"]
+                command = [sys.executable, "-c", _START_WORKER, str(pathlib.Path(__file__).parents[1])]
                 processes.append(
                     subprocess.Popen(
                         command,

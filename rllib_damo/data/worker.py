@@ -1,4 +1,4 @@
-"""A process that plays work units: ``python -m rllib_damo.data.worker``, one JSON request a line on standard input.
+"""A process that plays work units (``units.py`` starts it): one JSON request a line on standard input.
 
 A request is the fields of ``units.Unit`` and a ``path``; the answer is a line ``DONE {"path": ..., "transitions": n}``.
 Separate programs instead of ``multiprocessing``: they need no ``if __name__ == "__main__"`` in the caller's script,
@@ -46,7 +46,3 @@ def main() -> None:
         request: dict[str, Any] = json.loads(line)
         transitions = run_unit(**request)
         print(ANSWER + json.dumps({"path": request["path"], "transitions": transitions}), flush=True)
-
-
-if __name__ == "__main__":
-    main()

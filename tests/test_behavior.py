@@ -1,0 +1,172 @@
+"""Datasets of our own: names, sizes, determinism, and what happens when something is missing or stopped."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+import minari
+import numpy as np
+import pytest
+
+from rllib_damo.data import behavior, minari_io, units
+from rllib_damo.data.behavior_policy import PolicyRecord
+from rllib_damo.data.schema import DataError, check
+
+
+@pytest.fixture(autouse=True)
+def _folders(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setenv("RLLIB_DAMO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(units, "UNIT_TRANSITIONS", 400)
+    monkeypatch.chdir(tmp_path)
+
+
+def digests(dataset_id: str) -> dict[str, str]:
+    folder = minari_io.local_path(dataset_id)
+    assert folder is not None
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_names() -> None:
+    levels = {"random", "medium", "medium-replay", "medium-expert", "expert"}
+    for task in ("hopper", "halfcheetah", "walker2d"):
+        assert {name.removeprefix(f"{task}-") for name in behavior.NAMES if name.startswith(task)} == levels
+    assert behavior.NAMES["hopper-medium"].dataset_id == "rllib_damo/hopper/medium-v0"
+    assert behavior.NAMES["pendulum-mixed"].is_shipped()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hoper-medium", "Did you mean hopper-medium"),
+        ("Hopper_Medium", "Did you mean hopper-medium"),
+        ("xyz", "There are hopper-random, "),
+    ],
+)
+def test_unknown_names_tell_the_near_ones(name: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        behavior.make(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"transitions": 0}, "transitions must be at least 1, but is 0"),
+        ({"seed": -1}, "seed must be at least 0, but is -1"),
+        ({"workers": -1}, "workers must be at least 0, but is -1"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        behavior.make("pendulum-mixed", **arguments)  # type: ignore[arg-type]
+
+
+def test_made_bytes_depend_on_the_seed_alone(tmp_path: pathlib.Path) -> None:
+    made = []
+    for workers, seed in ((1, 0), (2, 0), (1, 7)):
+        dataset_id = behavior.make("hopper-medium", transitions=1500, seed=seed, workers=workers, progress=False)
+        made.append(digests(dataset_id))
+    assert made[0] == made[1]
+    assert made[0]["main_data.hdf5"] != made[2]["main_data.hdf5"]
+    assert [p.suffix for p in (tmp_path / "cache" / "behavior").iterdir()] == [".lock"] * 2  # no units are left
+
+
+def test_minari_opens_what_was_made() -> None:
+    dataset_id = behavior.make("pendulum-mixed", transitions=500, workers=0, progress=False)
+    dataset = minari.load_dataset(dataset_id)
+    assert dataset.total_steps == 500
+    assert [len(episode.rewards) for episode in dataset] == [200, 200, 100]
+    assert dataset.recover_environment().spec.id == "Pendulum-v1"
+    low, high = (dataset.storage.metadata[f"ref_{end}_score"] for end in ("min", "max"))
+    np.testing.assert_allclose(minari.get_normalized_score(dataset, np.array([low, high])), [0, 1])
+
+
+def test_what_is_there_is_kept_until_another_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = behavior._generate
+    monkeypatch.setattr(behavior, "_generate", lambda *args: (calls.append(args), original(*args))[1])
+    first = behavior.make("pendulum-random", transitions=300, workers=0, progress=False)
+    before = digests(first)
+    behavior.make("pendulum-random", transitions=300, workers=0, progress=False)
+    behavior.make("pendulum-random", workers=0, progress=False)
+    assert len(calls) == 1
+    assert digests(first) == before
+    behavior.make("pendulum-random", transitions=200, workers=0, progress=False)
+    assert len(calls) == 2
+    assert minari.load_dataset(first).total_steps == 200
+
+
+def test_stopped_making_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    expected = behavior.generate("pendulum-mixed", 1600, workers=0).fingerprint()
+    original, played = units.run_unit, []
+
+    def run_unit(**request: str | int) -> int:
+        if len(played) == 2:
+            raise KeyboardInterrupt
+        played.append(request["path"])
+        return original(**request)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(units, "run_unit", run_unit)
+    with pytest.raises(KeyboardInterrupt):
+        behavior.make("pendulum-mixed", transitions=1600, workers=0, progress=False)
+    assert minari_io.local_ids() == []
+    monkeypatch.setattr(units, "run_unit", lambda **request: (played.append(request["path"]), original(**request))[1])
+    dataset_id = behavior.make("pendulum-mixed", transitions=1600, workers=0, progress=False)
+    assert len(played) == len(set(played)) == 4
+    folder = minari_io.local_path(dataset_id)
+    assert folder is not None
+    assert json.loads((folder / "metadata.json").read_text())["fingerprint"] == expected
+
+
+def test_generated_transitions_are_sound_and_of_the_size_asked_for() -> None:
+    transitions = behavior.generate("hopper-random", 333, seed=2, workers=0)
+    check(transitions)
+    assert len(transitions) == 333
+    inside = ~(transitions.terminations | transitions.truncations)
+    np.testing.assert_array_equal(
+        transitions.next_observations[:-1][inside[:-1]], transitions.observations[1:][inside[:-1]]
+    )
+
+
+RECORDS = {
+    "hopper-medium": PolicyRecord("Hopper-v5", "medium", 1000.0, 1.0, 400.0, 50),
+    "hopper-expert": PolicyRecord("Hopper-v5", "expert", 3000.0, 1.0, 800.0, 50),
+    "hopper-replay-0": PolicyRecord("Hopper-v5", "replay", 20.0, 1.0, 20.0, 50, share=0.25),
+    "hopper-replay-1": PolicyRecord("Hopper-v5", "replay", 500.0, 1.0, 200.0, 50, share=0.75),
+}
+
+
+def test_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(behavior, "load_index", lambda: RECORDS)
+    specs = behavior.NAMES
+    assert specs["hopper-medium-expert"].parts() == {"hopper-medium": 0.5, "hopper-expert": 0.5}
+    assert specs["hopper-medium-replay"].parts() == {"hopper-replay-0": 0.25, "hopper-replay-1": 0.75}
+    assert [s.transitions for s in specs["hopper-medium-replay"].streams(1001)] == [250, 751]
+    # of 800 transitions each, medium has 2 episodes and the expert 1
+    assert specs["hopper-medium-expert"].recorded_return() == pytest.approx((2 * 1000 + 3000) / 3)
+    assert specs["hopper-random"].recorded_return() is None
+    medium, both = specs["hopper-medium"].streams(10)[0], specs["hopper-medium-expert"].streams(20)[0]
+    assert dataclasses.replace(both, transitions=10) == dataclasses.replace(medium, transitions=10)
+
+
+def test_policies_that_are_not_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(behavior, "load_index", dict)
+    for name, spec in behavior.NAMES.items():
+        assert spec.is_shipped() == name.endswith(("-random", "-mixed"))
+    with pytest.raises(DataError, match=r"hopper-medium-replay: its behaviour policies are not shipped.*hopper-random"):
+        behavior.make("hopper-medium-replay")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", behavior.NAMES)
+def test_returns_are_the_recorded_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    spec = behavior.NAMES[name]
+    if not spec.is_shipped():
+        pytest.skip("not shipped")
+    returns = behavior.generate(name, spec.default_transitions, seed=11).episode_returns()
+    expected = spec.recorded_return()
+    assert expected is not None
+    # near 0, as random walkers are, a share of the return says nothing
+    assert returns.mean() == pytest.approx(expected, rel=0.1, abs=5)

@@ -1,0 +1,110 @@
+"""The `rllib-damo data` commands: what they print, and their exit codes."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from rllib_damo.data import behavior, sources
+from rllib_damo.data.cli import invoke
+from rllib_damo.data.d4rl import write_d4rl
+
+
+@pytest.fixture(autouse=True)
+def _folders(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setenv("RLLIB_DAMO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def made() -> str:
+    behavior.make("pendulum-mixed", transitions=400, workers=0, progress=False)
+    return "pendulum-mixed"
+
+
+def test_list_tells_what_is_shipped_and_made(
+    made: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(behavior, "load_index", dict)
+    assert invoke(["data", "list"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert set(behavior.NAMES) <= set(lines)
+    assert "made: 400 transitions" in lines[made]
+    assert "not made" in lines["hopper-random"]
+    assert "not shipped" in lines["walker2d-expert"]
+
+
+def test_make(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["data", "make", "pendulum-random", "--transitions", "250", "--seed", "3", "--workers", "0"]) == 0
+    assert "rllib_damo/pendulum/random-v0: 250 transitions, 2 episodes, return -" in capsys.readouterr().out
+    assert len(sources.load("pendulum-random")) == 250
+
+
+def test_info(made: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["data", "info", made, "--png", "picture.png"]) == 0
+    out = capsys.readouterr().out
+    assert "transitions   400" in out
+    assert "episode returns" in out
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert invoke(["data", "info", made, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_transitions"] == 400
+
+
+def test_convert_there_and_back(made: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for src, dst in ((made, "a.hdf5"), ("a.hdf5", "b.parquet"), ("b.parquet", "minari://back/pendulum-v0")):
+        assert invoke(["data", "convert", src, dst]) == 0
+    assert sources.load("minari://back/pendulum-v0").fingerprint() == sources.load(made).fingerprint()
+    assert invoke(["data", "convert", made, "a.hdf5"]) == 2
+    assert "a.hdf5" in capsys.readouterr().err
+    assert invoke(["data", "convert", made, "a.hdf5", "--overwrite"]) == 0
+
+
+def test_check(made: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["data", "check", made]) == 0
+    assert "ok    every value is finite" in capsys.readouterr().out
+    assert invoke(["data", "check", made, "--env", "Hopper-v5"]) == 1
+    assert "FAIL  observations have width 3" in capsys.readouterr().out
+    transitions = sources.load(made)
+    transitions.rewards[5] = np.nan
+    write_d4rl(transitions, pathlib.Path("bad.hdf5"))
+    assert invoke(["data", "check", "bad.hdf5"]) == 1
+    assert "FAIL  rewards hold values that are not finite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["make", "hopper-medum"], "Did you mean hopper-medium"),
+        (["make"], "Missing argument"),
+        (["make", "pendulum-mixed", "--transitions", "0"], "--transitions"),
+        (["info", "hopper-medium"], "`rllib-damo data make hopper-medium` makes it"),
+        (["info", "nothing.hdf5"], "nothing.hdf5: no such file"),
+        (["check", "pendulum-mixd"], "Did you mean pendulum-mixed"),
+        (["check", "nothing.hdf5", "--env", "Nope-v0"], "--env Nope-v0"),
+    ],
+)
+def test_mistakes_are_told_and_exit_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["data", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_interrupted_make_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*args: object, **kwargs: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(behavior, "make", stopped)
+    assert invoke(["data", "make", "hopper-random"]) == 130
+    assert "The same command goes on" in capsys.readouterr().err
+
+
+def test_a_failed_worker_exits_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(*args: object, **kwargs: object) -> str:
+        raise RuntimeError("a worker stopped with exit code 1:\nout of luck")
+
+    monkeypatch.setattr(behavior, "make", broken)
+    assert invoke(["data", "make", "hopper-random"]) == 1
+    assert "out of luck" in capsys.readouterr().err
