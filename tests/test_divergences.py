@@ -1,0 +1,100 @@
+"""The f-divergence table against its definitions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from rllib_damo.divergences import DIVERGENCES
+from tests import tabular
+
+every = pytest.mark.parametrize("name", sorted(DIVERGENCES))
+Y = torch.linspace(-6, 6, 241, dtype=torch.float64)
+X = torch.linspace(0, 8, 161, dtype=torch.float64)
+
+
+@every
+def test_conjugate_is_the_supremum(name: str) -> None:
+    """f*(y) = sup_{x>=0} xy - f(x); half_squared's conjugate lets x turn negative, so it deviates at y < 0."""
+    divergence = DIVERGENCES[name]
+    x = torch.linspace(0, 8, 8_001, dtype=torch.float64)
+    supremum = torch.stack([(x * y - divergence.f(x)).max() for y in Y])
+    clipped = Y < 0 if name == "half_squared" else torch.zeros_like(Y, dtype=torch.bool)
+    torch.testing.assert_close(divergence.conjugate(Y)[~clipped], supremum[~clipped], atol=1e-8, rtol=0)
+    if name == "half_squared":
+        torch.testing.assert_close(supremum[clipped], torch.zeros_like(supremum[clipped]), atol=1e-8, rtol=0)
+        x = torch.linspace(-8, 8, 16_001, dtype=torch.float64)
+        supremum = torch.stack([(x * y - divergence.f(x)).max() for y in Y])
+        torch.testing.assert_close(divergence.conjugate(Y), supremum, atol=1e-8, rtol=0)
+
+
+@every
+def test_derivatives(name: str) -> None:
+    divergence = DIVERGENCES[name]
+    for function, derivative, points in (
+        (divergence.f, divergence.f_prime, X),
+        (divergence.conjugate, divergence.conjugate_prime, Y),
+    ):
+        points = points.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(function(points).sum(), points)
+        torch.testing.assert_close(derivative(points.detach()), slope, atol=1e-12, rtol=0)
+
+
+@every
+def test_slope_at_zero(name: str) -> None:
+    divergence = DIVERGENCES[name]
+    assert divergence.slope_at_zero == divergence.conjugate_prime(torch.zeros(())).item()
+
+
+@every
+def test_conjugate_derivative_inverts_the_derivative(name: str) -> None:
+    divergence = DIVERGENCES[name]
+    torch.testing.assert_close(divergence.conjugate_prime(divergence.f_prime(X)), X, atol=1e-12, rtol=0)
+
+
+@every
+def test_conjugate_is_convex_and_finite(name: str) -> None:
+    values = DIVERGENCES[name].conjugate(torch.linspace(-1e4, 1e4, 4001, dtype=torch.float64))
+    assert torch.isfinite(values).all()
+    assert (values[2:] - 2 * values[1:-1] + values[:-2] >= -1e-6).all()
+
+
+@every
+def test_gradient_of_the_conjugate_is_finite_at_extreme_residuals(name: str) -> None:
+    y = torch.tensor([-1e6, -2.0, 0.0, 1e6], requires_grad=True)
+    (slope,) = torch.autograd.grad(DIVERGENCES[name].conjugate(y).sum(), y)
+    assert torch.isfinite(slope).all()
+
+
+@every
+@pytest.mark.parametrize("size", [2, 5, 40])
+def test_bounds_kl(name: str, size: int) -> None:
+    rng = np.random.default_rng(size)
+    for concentration in (0.1, 1.0, 10.0):
+        for p, q in zip(*rng.dirichlet(np.full(size, concentration), size=(2, 200)) + 1e-9, strict=True):
+            p, q = p / p.sum(), q / q.sum()
+            divergence = (torch.tensor(q) * DIVERGENCES[name].f(torch.tensor(p / q))).sum().item()
+            assert divergence >= tabular.kl(p, q) - 1e-12
+            assert divergence == pytest.approx(tabular.f_divergence(name, p, q), rel=1e-12)
+
+
+@every
+def test_equals_the_tabular_one(name: str) -> None:
+    torch_divergence, divergence = DIVERGENCES[name], tabular.DIVERGENCES[name]
+    for function in ("f", "f_prime", "conjugate", "conjugate_prime"):
+        points = X if function.startswith("f") else Y
+        np.testing.assert_allclose(
+            getattr(torch_divergence, function)(points), getattr(divergence, function)(points.numpy()), atol=1e-12
+        )
+
+
+def test_half_chi_squared_is_not_offered() -> None:
+    assert "half_chi_squared" not in DIVERGENCES
+    p, q = np.array([0.9, 0.1]), np.array([0.6, 0.4])
+    assert (q * (p / q - 1) ** 2 / 2).sum() < tabular.kl(p, q)
+    # while half_squared's bound is KL <= log(1 + χ²) <= (1 + χ²)/2
+    chi_squared = tabular.f_divergence("chi_squared", p, q)
+    assert tabular.kl(p, q) <= math.log1p(chi_squared) <= tabular.f_divergence("half_squared", p, q)

@@ -1,0 +1,505 @@
+"""``DAMOUpdate.step``: who receives which gradient, and that its fused path equals the equations written out."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rllib_damo.buffers import Batch
+from rllib_damo.rl_module import DAMOTorchRLModule
+from rllib_damo.update import METRICS, DAMOUpdate, StepBatch, UpdateOptions
+
+OBS, ACT, ROWS, STARTS = 3, 2, 12, 8
+NETWORKS = ("actor", "critic", "classifier", "alpha")
+SEED = 7
+DEFAULTS = UpdateOptions(
+    eta=0.7,
+    actor_eta=1.3,
+    gamma=0.9,
+    tau=0.1,
+    f_divergence="half_squared",
+    actor_f_divergence="chi_squared",
+    max_actor_weight=5.0,
+    normalize_actor_weight=False,
+    policy_improvement="consistent",
+    data_alignment=True,
+    behavior_alignment=True,
+    target_networks=True,
+    bc_weight=0.0,
+    target_entropy=-2.0,
+    max_alpha=1.0,
+    label_smoothing=0.1,
+    classifier_gradient_penalty=0.0,
+    classifier_noise=0.0,
+    max_logit=10.0,
+    grad_clip=None,
+)
+
+
+def make_module(twin_q: bool = True, **overrides: Any) -> DAMOTorchRLModule:
+    torch.manual_seed(0)
+    module = DAMOTorchRLModule(
+        observation_space=gym.spaces.Box(-1, 1, (OBS,)),
+        action_space=gym.spaces.Box(-1, 1, (ACT,)),
+        inference_only=False,
+        model_config={
+            "hidden_dims": (16, 16),
+            "twin_q": twin_q,
+            "critic_layer_norm": False,
+            "classifier_spectral_norm": False,
+            "initial_alpha": 0.3,
+        }
+        | overrides,
+    ).double()
+    with torch.no_grad():  # targets that differ from the critics, or nothing would tell the two apart
+        for p in module.target_critics.parameters():
+            p += 0.1 * torch.randn(p.shape)
+    return module
+
+
+def make_batch(seed: int = 1) -> StepBatch:
+    generator = torch.Generator().manual_seed(seed)
+
+    def rows(num: int, shift: float = 0.0) -> Batch:
+        obs = torch.randn(num, OBS, generator=generator, dtype=torch.float64)
+        return Batch(
+            obs=obs,
+            actions=torch.rand(num, ACT, generator=generator, dtype=torch.float64) * 2 - 1,
+            next_obs=obs + shift + 0.1 * torch.randn(num, OBS, generator=generator, dtype=torch.float64),
+            rewards=torch.randn(num, generator=generator, dtype=torch.float64),
+            terminated=(torch.arange(num) % 4 == 0).double(),
+        )
+
+    return StepBatch(update=rows(ROWS), initial=rows(STARTS), offline=rows(ROWS), synthetic=rows(ROWS, 0.5))
+
+
+def convert(batch: StepBatch, function: Callable[[Tensor], Tensor]) -> StepBatch:
+    groups = (batch.update, batch.initial, batch.offline, batch.synthetic)
+    return StepBatch(*(Batch(*map(function, rows)) for rows in groups))
+
+
+def make_update(module: DAMOTorchRLModule, options: UpdateOptions, lr: float = 0.0, **lrs: float) -> DAMOUpdate:
+    """SGD of rate ``lr``, or ``lrs[name]`` for a network; 0 leaves the parameters, with gradients in ``.grad``."""
+    params = {
+        "actor": list(module.actor.parameters()),
+        "critic": list(module.critics.parameters()),
+        "classifier": list(module.classifier.parameters()),
+        "alpha": [module.log_alpha],
+    }
+    optimizers = {name: torch.optim.SGD(params[name], lr=lrs.get(name, lr)) for name in NETWORKS}
+    return DAMOUpdate(module, optimizers, options, torch.Generator().manual_seed(SEED))
+
+
+def gradients(module: nn.Module) -> list[Tensor]:
+    return [p.grad for p in module.parameters()]  # type: ignore[misc]
+
+
+def snapshot(module: DAMOTorchRLModule) -> dict[str, list[Tensor]]:
+    parts = {
+        "actor": list(module.actor.parameters()),
+        "critic": list(module.critics.parameters()),
+        "target": list(module.target_critics.parameters()),
+        "classifier": list(module.classifier.parameters()),
+        "alpha": [module.log_alpha],
+    }
+    return {name: [p.detach().clone() for p in params] for name, params in parts.items()}
+
+
+def changed(before: dict[str, list[Tensor]], module: DAMOTorchRLModule) -> set[str]:
+    after = snapshot(module)
+    return {
+        name for name in before if any(not torch.equal(a, b) for a, b in zip(before[name], after[name], strict=True))
+    }
+
+
+def step(options: UpdateOptions, twin_q: bool = True) -> tuple[DAMOTorchRLModule, dict[str, float]]:
+    """A module whose parameters hold the gradients of one step but have not moved, and the step's metrics."""
+    module = make_module(twin_q)
+    metrics = make_update(module, options).step(make_batch())
+    return module, dict(zip(METRICS, metrics.tolist(), strict=True))
+
+
+# -- the same step, written out from damo.md without any of the package's loss functions ----------------------------
+
+
+def f_star(name: str, y: Tensor) -> Tensor:
+    return y**2 / 2 if name == "half_squared" else (1 + y / 2).clamp(min=0) ** 2 - 1
+
+
+def f_star_prime(name: str, y: Tensor) -> Tensor:
+    return y if name == "half_squared" else (1 + y / 2).clamp(min=0)
+
+
+def plain_gradients(
+    o: UpdateOptions, twin_q: bool = True, weight_gradient: bool = False, stop_target: bool = False
+) -> dict[str, Sequence[Tensor]]:
+    """Gradients of one step by plain autograd, one network evaluation for each term of damo.md's steps 4, 5 and 9-12.
+
+    Args:
+        o: the options.
+        twin_q: two critics.
+        weight_gradient: (wrongly) let the actor's gradient pass through the density ratio.
+        stop_target: (wrongly, for the full gradient) none through Q(s',a').
+    """
+    m, batch = make_module(twin_q), make_batch()
+    u, s0 = batch.update, batch.initial.obs
+    alpha = m.log_alpha.detach().exp()
+    inconsistent = o.policy_improvement == "inconsistent"
+    states = (u.next_obs, s0, u.obs) if inconsistent else (u.next_obs, s0)  # the order of the noise's rows
+    noise = torch.randn(sum(map(len, states)), ACT, generator=torch.Generator().manual_seed(SEED))
+    a_next, log_prob_next = m.actor.sample(u.next_obs, noise[:ROWS])
+    a_initial, _ = m.actor.sample(s0, noise[ROWS : ROWS + STARTS])
+
+    # 4: -E_off[log h] - E_syn[log(1-h)] (as a mean over the two), labels smoothed
+    def log_h(rows: Batch) -> tuple[Tensor, Tensor]:
+        logit = m.classifier(m.classifier.inputs(rows.obs, rows.actions, rows.next_obs))
+        return nn.functional.logsigmoid(logit), nn.functional.logsigmoid(-logit)
+
+    e = o.label_smoothing
+    (off_1, off_0), (syn_1, syn_0) = log_h(batch.offline), log_h(batch.synthetic)
+    classifier_loss = -((1 - e) * off_1 + e * off_0).mean() / 2 - (e * syn_1 + (1 - e) * syn_0).mean() / 2
+    # 5: r̃ = r + η logit
+    logit = (log_h(u)[0] - log_h(u)[1]).clamp(-o.max_logit, o.max_logit).detach()
+    r = u.rewards + o.eta * logit if o.data_alignment else u.rewards
+
+    # 9: the critics
+    q, q_initial = m.critics(u.obs, u.actions), m.critics(s0, a_initial.detach())
+    if o.target_networks:
+        next_q = m.target_critics(u.next_obs, a_next.detach()).min(0).values.detach()
+    else:
+        next_q = m.critics(u.next_obs, a_next.detach())
+        next_q = next_q.detach() if stop_target else next_q
+    target = r + o.gamma * (1 - u.terminated) * (next_q - alpha * log_prob_next.detach())
+    y = (target - q) / o.eta
+    critic_loss = torch.zeros((), dtype=torch.float64)
+    for c in range(len(q)):
+        if not o.behavior_alignment:
+            critic_loss = critic_loss + 0.5 * (o.eta * y[c]).square().mean()
+        elif o.target_networks and o.f_divergence == "chi_squared":  # both linear parts dropped
+            critic_loss = critic_loss + o.eta**2 * (f_star(o.f_divergence, y[c]) - y[c]).mean()
+        else:
+            critic_loss = critic_loss + o.eta * (1 - o.gamma) * q_initial[c].mean()
+            critic_loss = critic_loss + o.eta**2 * f_star(o.f_divergence, y[c]).mean()
+
+    # 10: the actor
+    if inconsistent:
+        a_now, log_prob_now = m.actor.sample(u.obs, noise[ROWS + STARTS :])
+        actor_loss = (alpha * log_prob_now - m.critics(u.obs, a_now).min(0).values).mean()
+    else:
+        if weight_gradient:
+            soft = m.target_critics(u.next_obs, a_next).min(0).values - alpha * log_prob_next
+            x = r + o.gamma * (1 - u.terminated) * soft - q.min(0).values.detach()
+        else:
+            x = ((target if target.ndim == 1 else target.min(0).values) - q.min(0).values).detach()
+        w = f_star_prime(o.actor_f_divergence, x / o.actor_eta).clamp(0, o.max_actor_weight)
+        if o.normalize_actor_weight:
+            w = w / w.mean()
+        soft_value = m.critics(u.next_obs, a_next).min(0).values - alpha * log_prob_next
+        actor_loss = -(1 - o.gamma) * m.critics(s0, a_initial).min(0).values.mean()
+        actor_loss = actor_loss - (w * o.gamma * (1 - u.terminated) * soft_value).mean()
+    if o.bc_weight > 0:
+        anchor = (a_initial - batch.initial.actions).square().sum(-1).mean()
+        actor_loss = actor_loss / q.abs().mean().detach() + o.bc_weight * anchor
+
+    # 11: the entropy coefficient
+    alpha_loss = -m.log_alpha.exp() * (log_prob_next.detach() + o.target_entropy).mean()
+    losses = {"actor": actor_loss, "critic": critic_loss, "classifier": classifier_loss, "alpha": alpha_loss}
+    networks = {"actor": m.actor, "critic": m.critics, "classifier": m.classifier}
+    params = {name: list(network.parameters()) for name, network in networks.items()} | {"alpha": [m.log_alpha]}
+    return {name: torch.autograd.grad(losses[name], params[name], retain_graph=True) for name in NETWORKS}
+
+
+def assert_equal(actual: Sequence[Tensor], expected: Sequence[Tensor], atol: float = 1e-12) -> None:
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=atol, rtol=1e-9)
+
+
+def differ(actual: Sequence[Tensor], other: Sequence[Tensor], by: float = 1e-6) -> bool:
+    return any((a - b).abs().max() > by for a, b in zip(actual, other, strict=True))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "chi_squared critic": {"f_divergence": "chi_squared"},
+    "half_squared actor": {"actor_f_divergence": "half_squared"},
+    "bounded weight": {"actor_f_divergence": "half_squared", "actor_eta": 0.1},
+    "unbounded weight": {"actor_f_divergence": "half_squared", "actor_eta": 0.1, "max_actor_weight": math.inf},
+    "tight weight": {"max_actor_weight": 0.8},
+    "normalized weight": {"normalize_actor_weight": True},
+    "without data alignment": {"data_alignment": False},
+    "without behavior alignment": {"behavior_alignment": False, "policy_improvement": "inconsistent"},
+    "inconsistent": {"policy_improvement": "inconsistent"},
+    "full gradient": {"target_networks": False},
+    "full gradient chi_squared": {"target_networks": False, "f_divergence": "chi_squared"},
+    "full gradient inconsistent": {"target_networks": False, "policy_improvement": "inconsistent"},
+    "anchor": {"bc_weight": 0.4},
+    "anchor inconsistent": {"bc_weight": 0.4, "policy_improvement": "inconsistent"},
+    "clipped logit": {"max_logit": 0.01},
+    "no smoothing": {"label_smoothing": 0.0},
+    "neither alignment": {"data_alignment": False, "behavior_alignment": False, "policy_improvement": "inconsistent"},
+}
+
+
+@pytest.mark.parametrize("twin_q", [True, False], ids=["twin", "single"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fused_step_equals_plain_autograd(variant: str, twin_q: bool) -> None:
+    options = dataclasses.replace(DEFAULTS, **VARIANTS[variant])
+    module, metrics = step(options, twin_q)
+    expected = plain_gradients(options, twin_q)
+    assert_equal(gradients(module.critics), expected["critic"])
+    assert_equal(gradients(module.actor), expected["actor"])
+    assert_equal([module.log_alpha.grad], expected["alpha"])  # type: ignore[list-item]
+    if options.data_alignment:
+        assert_equal(gradients(module.classifier), expected["classifier"])
+    else:
+        assert gradients(module.classifier) == [None] * len(list(module.classifier.parameters()))
+    assert all(p.grad is None for p in module.target_critics.parameters())
+    for name, value in metrics.items():
+        assert math.isfinite(value) == (options.data_alignment or name not in METRICS[-4:])
+
+
+def test_variants_differ() -> None:
+    """The comparison above sees each option: no two variants have the same gradients everywhere."""
+    results = {}
+    for variant, overrides in VARIANTS.items():
+        g = plain_gradients(dataclasses.replace(DEFAULTS, **overrides))
+        results[variant] = [*g["critic"], *g["actor"], *g["classifier"]]
+    names = list(results)
+    for i, a in enumerate(names):
+        for b in names[:i]:
+            assert differ(results[a], results[b]), f"{a} = {b}"
+
+
+def test_float32_step_is_within_1e_6_of_plain_autograd() -> None:
+    module = make_module().float()
+    batch = convert(make_batch(), Tensor.float)
+    make_update(module, DEFAULTS).step(batch)
+    expected = plain_gradients(DEFAULTS)
+    for network, name in ((module.actor, "actor"), (module.critics, "critic"), (module.classifier, "classifier")):
+        for a, b in zip(gradients(network), expected[name], strict=True):
+            torch.testing.assert_close(a.double(), b, atol=1e-6, rtol=1e-4)
+
+
+# -- routing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_each_loss_moves_its_own_network_alone(network: str, variant: str) -> None:
+    """With only one optimiser switched on, nothing else moves (τ = 0 holds the targets)."""
+    options = dataclasses.replace(DEFAULTS, tau=0.0, **VARIANTS[variant])
+    module = make_module()
+    before = snapshot(module)
+    make_update(module, options, **{network: 0.1}).step(make_batch())
+    expected = set() if network == "classifier" and not options.data_alignment else {network}
+    assert changed(before, module) == expected
+
+
+def test_every_parameter_of_the_trained_networks_has_a_gradient() -> None:
+    module, _ = step(DEFAULTS)
+    for part in (module.actor, module.critics, module.classifier):
+        assert all(g is not None and g.abs().sum() > 0 for g in gradients(part))
+
+
+def test_targets_follow_by_the_moving_average_alone() -> None:
+    module, options = make_module(), dataclasses.replace(DEFAULTS, tau=0.25)
+    before = snapshot(module)
+    make_update(module, options, lr=0.1).step(make_batch())
+    after = snapshot(module)
+    assert changed(before, module) == {"actor", "critic", "target", "classifier", "alpha"}
+    for old, critic, new in zip(before["target"], after["critic"], after["target"], strict=True):
+        torch.testing.assert_close(new, 0.75 * old + 0.25 * critic, atol=1e-12, rtol=0)
+    assert not any(p.requires_grad for p in module.target_critics.parameters())
+
+
+def test_no_gradient_through_the_density_ratio() -> None:
+    module, _ = step(DEFAULTS)
+    assert_equal(gradients(module.actor), plain_gradients(DEFAULTS)["actor"])
+    assert differ(gradients(module.actor), plain_gradients(DEFAULTS, weight_gradient=True)["actor"])
+
+
+@pytest.mark.parametrize("divergence", ["half_squared", "chi_squared"])
+def test_full_gradient_flows_through_the_next_value(divergence: str) -> None:
+    options = dataclasses.replace(DEFAULTS, target_networks=False, f_divergence=divergence)
+    module, _ = step(options)
+    assert_equal(gradients(module.critics), plain_gradients(options)["critic"])
+    assert differ(gradients(module.critics), plain_gradients(options, stop_target=True)["critic"])
+
+
+def test_full_gradient_does_not_read_the_target_networks() -> None:
+    options = dataclasses.replace(DEFAULTS, target_networks=False)
+    results = []
+    for scale in (1.0, 100.0):
+        module = make_module()
+        with torch.no_grad():
+            for p in module.target_critics.parameters():
+                p *= scale
+        make_update(module, options).step(make_batch())
+        results.append([*gradients(module.critics), *gradients(module.actor)])
+    assert_equal(*results, atol=0)
+
+
+def test_terminal_next_states_reach_no_gradient() -> None:
+    """With every row terminal, s' matters to no loss but the classifier's and the entropy coefficient's."""
+    results = []
+    for shift in (0.0, 5.0):
+        module, batch = make_module(), make_batch()
+        update = batch.update._replace(
+            terminated=torch.ones(ROWS, dtype=torch.float64), next_obs=batch.update.next_obs + shift
+        )
+        batch = StepBatch(update, batch.initial, batch.offline, batch.synthetic)
+        make_update(module, dataclasses.replace(DEFAULTS, data_alignment=False)).step(batch)
+        results.append([*gradients(module.critics), *gradients(module.actor)])
+    assert_equal(*results)
+
+
+def test_classifier_learns_from_its_own_rows_alone() -> None:
+    """Neither the update rows nor the coefficients of the other losses reach it."""
+    expected = plain_gradients(DEFAULTS)["classifier"]
+    other = make_batch(seed=99)
+    batch = make_batch()
+    module = make_module()
+    options = dataclasses.replace(DEFAULTS, eta=50.0, gamma=0.1, bc_weight=3.0)
+    make_update(module, options).step(StepBatch(other.update, other.initial, batch.offline, batch.synthetic))
+    assert_equal(gradients(module.classifier), expected)
+
+
+def test_modified_reward_is_of_the_classifier_before_its_step() -> None:
+    module, batch = make_module(), make_batch()
+    before = copy.deepcopy(module.classifier)
+    rewards, metrics = make_update(module, DEFAULTS, classifier=0.5).classifier_step(batch)
+    rows = batch.update
+    logits = before(before.inputs(rows.obs, rows.actions, rows.next_obs))
+    torch.testing.assert_close(rewards, rows.rewards + DEFAULTS.eta * logits)
+    assert not rewards.requires_grad
+    offline, synthetic = (
+        before(before.inputs(part.obs, part.actions, part.next_obs)) for part in (batch.offline, batch.synthetic)
+    )
+    accuracy = ((offline > 0).double().mean() + (synthetic < 0).double().mean()) / 2
+    torch.testing.assert_close(metrics[1:], torch.stack((accuracy, offline.mean(), synthetic.mean())))
+
+
+@pytest.mark.parametrize(("option", "value"), [("classifier_noise", 0.5), ("classifier_gradient_penalty", 10.0)])
+def test_classifier_regularisers_change_its_gradient_but_not_the_rewards(option: str, value: float) -> None:
+    results = []
+    for overrides in ({}, {option: value}):
+        module = make_module().float()
+        batch = convert(make_batch(), Tensor.float)
+        with torch.no_grad():  # steep enough for the penalty to act
+            for p in module.classifier.parameters():
+                p *= 3
+        rewards, _ = make_update(module, dataclasses.replace(DEFAULTS, **overrides)).classifier_step(batch)
+        results.append((gradients(module.classifier), rewards))
+    (plain, rewards), (regularised, same_rewards) = results
+    assert differ(plain, regularised)
+    torch.testing.assert_close(rewards, same_rewards)
+
+
+def test_anchor_pulls_the_actor_to_the_datasets_actions() -> None:
+    """The BC term reads the dataset rows' own states and actions; the critics do not see it."""
+    options = dataclasses.replace(DEFAULTS, bc_weight=1e6)
+    module, batch = make_module(), make_batch()
+    noise = torch.zeros(STARTS, ACT, dtype=torch.float64)
+
+    def distance() -> float:
+        actions, _ = module.actor.sample(batch.initial.obs, noise)
+        return (actions - batch.initial.actions).square().sum(-1).mean().item()
+
+    update = make_update(module, options, actor=2e-8)
+    distances = [distance()]
+    for _ in range(60):
+        update.step(batch)
+        distances.append(distance())
+    assert distances[-1] < 0.8 * distances[0]
+    assert_equal(gradients(step(options)[0].critics), gradients(step(DEFAULTS)[0].critics), atol=0)
+
+
+def test_alpha_is_bounded() -> None:
+    options = dataclasses.replace(DEFAULTS, max_alpha=0.5, target_entropy=100.0)  # an entropy that cannot be reached
+    module = make_module()
+    update = make_update(module, options, alpha=1.0)
+    for _ in range(5):
+        update.step(make_batch())
+    assert module.log_alpha.exp().item() == pytest.approx(0.5)
+    options = dataclasses.replace(DEFAULTS, target_entropy=-100.0)
+    module = make_module()
+    make_update(module, options, alpha=0.1).step(make_batch())
+    assert module.log_alpha.exp().item() < 0.3
+
+
+def test_gradients_are_clipped_by_network() -> None:
+    module, _ = step(dataclasses.replace(DEFAULTS, grad_clip=1e-3))
+    expected = plain_gradients(DEFAULTS)
+    for network, name in ((module.actor, "actor"), (module.critics, "critic"), (module.classifier, "classifier")):
+        norm = torch.cat([g.flatten() for g in expected[name]]).norm()
+        assert norm > 1e-3
+        assert_equal(gradients(network), [g * 1e-3 / (norm + 1e-6) for g in expected[name]], atol=1e-9)
+
+
+def test_gradients_pass_through_the_reducer() -> None:
+    module = make_module()
+    update = make_update(module, DEFAULTS)
+    sizes = []
+
+    def halve(group: Sequence[Tensor]) -> list[Tensor]:
+        sizes.append(len(group))
+        return [g / 2 for g in group]
+
+    update.reduce_gradients = halve
+    update.step(make_batch())
+    expected = plain_gradients(DEFAULTS)
+    assert_equal(gradients(module.actor), [g / 2 for g in expected["actor"]])
+    assert sorted(sizes) == sorted(len(expected[name]) for name in NETWORKS)
+
+
+def test_metrics() -> None:
+    module, batch = make_module(), make_batch()
+    q = module.critics(batch.update.obs, batch.update.actions)
+    values = dict(zip(METRICS, make_update(module, DEFAULTS).step(batch).tolist(), strict=True))
+    assert values["alpha_value"] == pytest.approx(0.3)
+    assert values["qf_mean"] == pytest.approx(q.mean().item())
+    assert values["bc_loss"] == 0
+    assert 0 <= values["density_ratio_mean"] <= DEFAULTS.max_actor_weight
+    assert 0 <= values["classifier_accuracy"] <= 1
+
+
+def test_steps_are_reproducible_from_the_generator() -> None:
+    results = []
+    for _ in range(2):
+        module = make_module()
+        update = make_update(module, DEFAULTS, lr=0.05)
+        for _ in range(3):
+            update.step(make_batch())
+        results.append([p for group in snapshot(module).values() for p in group])
+    assert_equal(*results, atol=0)
+
+
+@pytest.mark.parametrize("option", ["critic_layer_norm", "classifier_spectral_norm"])
+def test_steps_with_other_networks(option: str) -> None:
+    module = make_module(**{option: True}).float()
+    options = dataclasses.replace(DEFAULTS, classifier_gradient_penalty=1.0, classifier_noise=0.1)
+    update = make_update(module, options, lr=0.01)
+    for _ in range(3):
+        metrics = update.step(convert(make_batch(), Tensor.float))
+        assert np.isfinite(metrics.numpy()).all()
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+def test_a_single_row_and_groups_of_other_sizes() -> None:
+    batch = make_batch()
+    one = StepBatch(*(
+        Batch(*(column[:n] for column in rows))
+        for rows, n in ((batch.update, 1), (batch.initial, 5), (batch.offline, 2), (batch.synthetic, 2))
+    ))  # fmt: skip
+    metrics = make_update(make_module(), DEFAULTS, lr=0.01).step(one)
+    assert np.isfinite(metrics.numpy()).all()
