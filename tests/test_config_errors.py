@@ -1,0 +1,214 @@
+"""Bad configurations: each is refused before any work, by an error that names the option and what was found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from rllib_damo import DAMOConfig
+from rllib_damo.divergences import DIVERGENCES
+
+OBS, ACT = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-2, 2, (2,))
+Change = Callable[[DAMOConfig], Any]
+
+
+def good() -> DAMOConfig:
+    return (
+        DAMOConfig()
+        .environment(observation_space=OBS, action_space=ACT)
+        .offline_data(input_="hopper-medium")
+        .evaluation(evaluation_interval=None)
+    )
+
+
+def error_of(config: DAMOConfig) -> str:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011, its text is what the tests look at
+        config.validate()
+    return str(caught.value)
+
+
+def test_the_good_configuration_is_valid() -> None:
+    good().validate()
+    good().environment("Pendulum-v1", observation_space=None, action_space=None).validate()
+
+
+def test_the_papers_configuration_is_valid() -> None:
+    config = DAMOConfig.paper().training(eta=3.0, rollout_length=5)
+    config.environment(observation_space=OBS, action_space=ACT).offline_data(input_="hopper-medium")
+    config.evaluation(evaluation_interval=None).validate()
+
+
+POSITIVE = (
+    "eta", "actor_eta", "actor_lr", "critic_lr", "alpha_lr", "classifier_lr", "tau", "initial_alpha", "max_alpha",
+    "max_logit", "max_actor_weight", "dynamics_lr",
+)  # fmt: skip
+NOT_NEGATIVE = ("bc_weight", "classifier_gradient_penalty", "classifier_noise", "logvar_loss_coef")
+COUNTS = (
+    "rollout_length", "rollout_batch_size", "rollout_freq", "model_retain_epochs", "num_ensemble", "num_elites",
+    "dynamics_batch_size", "max_epochs_since_update", "holdout_size", "train_batch_size_per_learner",
+)  # fmt: skip
+OPTIONAL_COUNTS = ("dynamics_max_epochs", "max_dataset_rows")
+CHOICES = ("f_divergence", "actor_f_divergence", "policy_improvement", "initial_states")
+SWITCHES = (
+    "data_alignment", "behavior_alignment", "target_networks", "twin_q", "critic_layer_norm",
+    "normalize_observations", "normalize_actor_weight", "classifier_spectral_norm",
+)  # fmt: skip
+
+BAD_VALUES: list[tuple[str, Any]] = [
+    *((name, value) for name in POSITIVE for value in (0.0, -1.0, "large", math.nan)),
+    *((name, value) for name in NOT_NEGATIVE for value in (-0.1, "some", None)),
+    *((name, value) for name in COUNTS for value in (0, -3, 2.5)),
+    *((name, value) for name in OPTIONAL_COUNTS for value in (0, 2.5, "all")),
+    *((name, value) for name in CHOICES for value in ("other", 3)),
+    *((name, value) for name in SWITCHES for value in ("no", None)),
+    ("eta", None),
+    ("eta", True),
+    ("eta", math.inf),
+    ("critic_lr", math.inf),
+    ("bc_weight", math.inf),
+    ("num_elites", True),
+    ("max_dataset_rows", True),
+    ("tau", 1.5),
+    ("gamma", 1.0),
+    ("gamma", -0.1),
+    ("gamma", "0.9"),
+    ("real_ratio", 1.0),
+    ("real_ratio", -0.1),
+    ("real_ratio", "half"),
+    ("label_smoothing", 0.5),
+    ("label_smoothing", -0.1),
+    ("label_smoothing", None),
+    ("hidden_dims", ()),
+    ("hidden_dims", 256),
+    ("hidden_dims", (256, 0)),
+    ("hidden_dims", (256, 12.5)),
+    ("dynamics_hidden_dims", "200x4"),
+    ("dynamics_weight_decay", 1e-4),
+    ("dynamics_weight_decay", (1e-4, -1e-4, 1e-4, 1e-4, 1e-4)),
+    ("target_entropy", "low"),
+    ("target_entropy", None),
+    ("target_entropy", math.nan),
+    ("termination_fn", "hopper"),
+    ("grad_clip", 0.0),
+    ("grad_clip", "yes"),
+    ("lr", 1e-3),
+]
+
+
+@pytest.mark.parametrize(("option", "value"), BAD_VALUES, ids=[f"{o}={v!r}" for o, v in BAD_VALUES])
+def test_bad_value(option: str, value: Any) -> None:
+    config = good()
+    setattr(config, option, value)
+    message = error_of(config)
+    assert f"`{option}`" in message
+    assert repr(value) in message
+
+
+def test_half_chi_squared_is_refused_with_its_reason() -> None:
+    for option in ("f_divergence", "actor_f_divergence"):
+        message = error_of(good().training(**{option: "half_chi_squared"}))
+        assert "half_chi_squared" in message
+        assert "KL" in message
+        assert all(name in message for name in DIVERGENCES)
+
+
+Box = gym.spaces.Box
+
+
+def unspecified(config: DAMOConfig) -> DAMOConfig:
+    return config.environment(observation_space=None, action_space=None)
+
+
+BAD_CONFIGS: dict[str, tuple[Change, tuple[str, ...]]] = {
+    "no input": (lambda c: c.offline_data(input_=None), ("input_", "None", "hopper-medium")),
+    "more elites than members": (
+        lambda c: c.dynamics(num_ensemble=3, num_elites=5), ("`num_elites` (5)", "`num_ensemble` (3)"),
+    ),
+    "initial above greatest alpha": (
+        lambda c: c.training(initial_alpha=2.0), ("`initial_alpha` (2.0)", "`max_alpha` (1.0)"),
+    ),
+    "too few weight decays": (
+        lambda c: c.dynamics(dynamics_hidden_dims=(200, 200)), ("`dynamics_weight_decay`", "3 layers", "found 5"),
+    ),
+    "too many weight decays": (
+        lambda c: c.dynamics(dynamics_weight_decay=(1e-4,) * 6), ("`dynamics_weight_decay`", "5 layers", "found 6"),
+    ),
+    "unknown environment": (lambda c: unspecified(c).environment("Hoper-v5"), ("env='Hoper-v5'",)),
+    "unknown version": (lambda c: unspecified(c).environment("Pendulum-v99"), ("env='Pendulum-v99'",)),
+    "unknown namespace": (lambda c: unspecified(c).environment("no_such_package:Hopper-v5"), ("no_such_package",)),
+    "bad env_config": (
+        lambda c: unspecified(c).environment("Pendulum-v1", env_config={"gravity": 9.8}), ("Pendulum-v1", "gravity"),
+    ),
+    "no spaces": (unspecified, ("config.environment(",)),
+    "discrete actions": (lambda c: unspecified(c).environment("CartPole-v1"), ("Discrete(2)", "action")),
+    "discrete action space": (
+        lambda c: c.environment(action_space=gym.spaces.Discrete(3)), ("Discrete(3)", "action"),
+    ),
+    "multi-discrete actions": (
+        lambda c: c.environment(action_space=gym.spaces.MultiDiscrete([2, 3])), ("MultiDiscrete", "action"),
+    ),
+    "unbounded actions": (
+        lambda c: c.environment(action_space=Box(-np.inf, np.inf, (2,))), ("unbounded", "inf"),
+    ),
+    "half-bounded actions": (
+        lambda c: c.environment(action_space=Box(np.array([-1, 0]), np.array([1, np.inf]))), ("unbounded", "inf"),
+    ),
+    "an action without a range": (
+        lambda c: c.environment(action_space=Box(np.array([-1.0, 0.5]), np.array([1.0, 0.5]))), ("low >= high", "0.5"),
+    ),
+    "integer actions": (
+        lambda c: c.environment(action_space=Box(-3, 3, (2,), np.int64)), ("action", "int64"),
+    ),
+    "matrix actions": (lambda c: c.environment(action_space=Box(-1, 1, (2, 2))), ("action", "(2, 2)")),
+    "image observations": (
+        lambda c: c.environment(observation_space=Box(0, 1, (8, 8, 3))), ("observation", "(8, 8, 3)"),
+    ),
+    "integer observations": (
+        lambda c: c.environment(observation_space=Box(0, 255, (4,), np.uint8)), ("observation", "uint8"),
+    ),
+    "dict observations": (
+        lambda c: c.environment(observation_space=gym.spaces.Dict(x=OBS)), ("observation", "Dict"),
+    ),
+    "tuple observations": (
+        lambda c: c.environment(observation_space=gym.spaces.Tuple([OBS, OBS])), ("observation", "Tuple"),
+    ),
+    "evaluation without an environment": (
+        lambda c: c.evaluation(evaluation_interval=5), ("environment", "evaluation_interval"),
+    ),
+    "several policies": (
+        lambda c: c.multi_agent(policies={"a", "b"}, policy_mapping_fn=lambda agent, *a, **k: "a"), ("multi_agent",),
+    ),
+    "another framework": (lambda c: c.framework("tf2"), ("framework", "tf2")),
+    "a learning rate of RLlib's": (lambda c: c.training(lr=1e-3), ("`lr`", "0.001", "actor_lr")),
+    "gradients clipped by value": (
+        lambda c: c.training(grad_clip=1.0, grad_clip_by="value"), ("grad_clip_by", "'value'"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_bad_configuration(case: str) -> None:
+    change, expected = BAD_CONFIGS[case]
+    message = error_of(change(good()))
+    for part in expected:
+        assert part in message
+
+
+def test_unknown_options_are_refused() -> None:
+    for method in ("training", "dynamics", "offline_data"):
+        with pytest.raises(TypeError, match="etta"):
+            getattr(good(), method)(etta=1.0)
+
+
+def test_an_option_changed_after_validate_still_counts() -> None:
+    """What follows from other options is not frozen by the first look at the configuration."""
+    config = good().training(actor_eta=None, eta=1.0)
+    config.validate()
+    config.training(eta=3.0)
+    config.validate()
+    assert (config.actor_eta or config.eta) == 3.0
