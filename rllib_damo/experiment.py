@@ -71,7 +71,9 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     scheduler = _scheduler(options, config)
     quieten(options.verbosity)
     _check_before(config, stop)
-    _init_ray(options)
+    own_ray = not ray.is_initialized()
+    if own_ray:
+        _init_ray(options)
     try:
         _check_resources(config)
         if options.resume:
@@ -99,7 +101,8 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
             return USAGE
         return _report(results, options, storage)
     finally:
-        ray.shutdown()
+        if own_ray:
+            ray.shutdown()
 
 
 def has_search_space(config: AlgorithmConfig) -> bool:
@@ -217,7 +220,6 @@ def _init_ray(options: RunOptions) -> None:
             log_to_driver=options.verbosity > 0,
             logging_level=logging.ERROR if options.verbosity == 0 else logging.WARNING,
             include_dashboard=False if not options.ray_address else None,
-            ignore_reinit_error=True,
             **local,
         )
     except (ConnectionError, ValueError) as error:

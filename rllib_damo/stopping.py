@@ -32,7 +32,7 @@ class CheckedStopper(tune.Stopper):
         return any(flat[key] >= value for key, value in self.stop.items() if flat.get(key) is not None)
 
     def _check(self, flat: Mapping[str, Any]) -> None:
-        self.known.update(flat)
+        self.known.update(key for key in flat if not key.startswith("config/"))
         sections = {key.split("/", 1)[0] for key in self.known}
         if LEARNER_RESULTS not in sections or (self.evaluated and EVALUATION_RESULTS not in sections):
             return
