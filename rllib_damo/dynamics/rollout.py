@@ -1,0 +1,113 @@
+"""Branched rollouts of a policy in the dynamics model (damo.md, "Model, rollouts, buffers")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from ray.data.extensions import ArrowTensorArray
+from torch import Tensor
+
+from rllib_damo.dynamics.ensemble import DynamicsEnsemble
+from rllib_damo.dynamics.termination import TerminationFn
+
+#: ``(obs (B, obs), generator) -> unit actions (B, act)``
+Policy = Callable[[Tensor, torch.Generator], Tensor]
+
+#: Rows that go through all steps together: few enough that a CPU's cache holds their activations.
+_CHUNK_ROWS = 2048
+
+
+def rollout(
+    policy: Policy,
+    dynamics: DynamicsEnsemble,
+    termination_fn: TerminationFn,
+    start_obs: Tensor,
+    length: int,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Follows the policy from each start state for at most ``length`` steps of the model.
+
+    A row stops at its first terminal state, and at a prediction that is not finite, which is left out.
+
+    Args:
+        policy: draws unit actions.
+        dynamics: the trained model; each step of each row draws its own elite.
+        termination_fn: ``(obs, unit actions, next_obs) -> (B,)`` bool.
+        start_obs: ``(N, obs)``.
+        length: h.
+        generator: on the tensors' device; the one source of randomness.
+
+    Returns:
+        Flat tensors of the M ≤ N·h transitions that happened: ``obs (M, obs)``, ``actions (M, act)`` in [-1, 1],
+        ``rewards (M,)``, ``next_obs (M, obs)``, ``terminated (M,)`` bool. Rows are in no particular order.
+
+    Raises:
+        ValueError: the termination function returned another shape.
+    """
+    num, obs_dim = start_obs.shape
+    step = dynamics.sampler()
+    out = {
+        "obs": start_obs.new_empty(num * length, obs_dim),
+        "actions": start_obs.new_empty(num * length, dynamics.act_dim),
+        "rewards": start_obs.new_empty(num * length),
+        "next_obs": start_obs.new_empty(num * length, obs_dim),
+        "terminated": torch.empty(num * length, dtype=torch.bool, device=start_obs.device),
+    }
+    count = 0
+    with torch.inference_mode():
+        for obs in start_obs.split(_CHUNK_ROWS if start_obs.device.type == "cpu" else num):
+            for _ in range(length):
+                actions = policy(obs, generator)
+                next_obs, rewards = step(obs, actions, generator)
+                terminated = as_flags(termination_fn(obs, actions, next_obs), next_obs)
+                rows = {
+                    "obs": obs,
+                    "actions": actions,
+                    "rewards": rewards,
+                    "next_obs": next_obs,
+                    "terminated": terminated,
+                }
+                finite = (next_obs.sum(-1) + rewards).isfinite()
+                if not finite.all():
+                    rows = {name: column[finite] for name, column in rows.items()}
+                end = count + len(rows["obs"])
+                for name, column in rows.items():
+                    out[name][count:end] = column
+                count = end
+                alive = ~rows["terminated"]
+                obs = rows["next_obs"] if alive.all() else rows["next_obs"][alive]
+                if not len(obs):
+                    break
+    return {name: column[:count] for name, column in out.items()}
+
+
+def as_flags(result: Any, like: Tensor) -> Tensor:
+    """What a termination function returned, as ``(B,)`` bool on the device of ``like (B, ...)``.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        flags = torch.as_tensor(result, device=like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"termination_fn must return a bool tensor, but returned {type(result).__name__}.") from error
+    if flags.shape != (len(like),):
+        raise ValueError(
+            f"termination_fn must return one flag a row, shape ({len(like)},), but returned shape {tuple(flags.shape)}."
+        )
+    return flags.bool()
+
+
+def to_arrow(batch: Mapping[str, Tensor]) -> pa.Table:
+    """A rollout's tensors as an Arrow table; CPU float columns without a copy, vectors as ``ArrowTensorTypeV2``."""
+    columns = {name: ArrowTensorArray.from_numpy(column.cpu().numpy()) for name, column in batch.items()}
+    return pa.table(columns)
+
+
+def from_arrow(table: pa.Table) -> dict[str, np.ndarray]:
+    """The reverse of `to_arrow`; vector columns come back as ``(M, width)`` arrays."""
+    return {name: table.column(name).combine_chunks().to_numpy(zero_copy_only=False) for name in table.column_names}

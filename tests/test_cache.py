@@ -1,0 +1,68 @@
+"""Keys, folders, locks and atomic files of the dynamics cache."""
+
+import pytest
+
+from rllib_damo.dynamics import DynamicsEnsemble, cache
+
+
+def test_key_depends_on_all_of_its_parts():
+    base = cache.key("data", {"lr": 1e-3, "hidden_dims": (200, 200)}, 0)
+    assert base == cache.key("data", {"hidden_dims": [200, 200], "lr": 1e-3}, 0)
+    others = [
+        cache.key("other", {"lr": 1e-3, "hidden_dims": (200, 200)}, 0),
+        cache.key("data", {"lr": 2e-3, "hidden_dims": (200, 200)}, 0),
+        cache.key("data", {"lr": 1e-3, "hidden_dims": (200, 200)}, 1),
+    ]
+    assert len({base, *others}) == 4
+
+
+def test_key_refuses_what_has_no_stable_text():
+    with pytest.raises(ValueError, match="plain numbers"):
+        cache.key("data", {"fn": print}, 0)
+
+
+def test_directory_comes_from_argument_then_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLLIB_DAMO_CACHE", str(tmp_path / "env"))
+    assert cache.path("k").parent == tmp_path / "env"
+    assert cache.path("k", tmp_path / "given").parent == tmp_path / "given"
+    monkeypatch.delenv("RLLIB_DAMO_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.path("k").parent == tmp_path / ".cache" / "rllib_damo"
+
+
+def test_an_unusable_directory_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/sub.*dynamics_cache_dir"):
+        cache.directory(tmp_path / "file" / "sub")
+
+
+def test_lock_excludes_and_can_give_up(tmp_path):
+    with cache.lock("k", tmp_path), pytest.raises(cache.Timeout):
+        cache.lock("k", tmp_path).acquire(timeout=0.01)
+    with cache.lock("k", tmp_path):
+        pass
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def fail() -> None:
+        with cache.atomic_write(target) as file:
+            file.write(b"new")
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        fail()
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_save_and_write_round_trip(tmp_path):
+    model = DynamicsEnsemble(2, 1, hidden_dims=(4,), num_ensemble=2, num_elites=1)
+    path = cache.path(cache.key("data", {}, 0), tmp_path)
+    cache.save(model, path)
+    copy = cache.write(path.read_bytes(), tmp_path)
+    assert copy != path
+    assert copy == cache.write(path.read_bytes(), tmp_path)
+    assert DynamicsEnsemble.load(copy).hparams == model.hparams
