@@ -137,7 +137,7 @@ def _saturation(actions: np.ndarray) -> float:
 
 
 def _principal_plane(observations: np.ndarray, max_rows: int = 100_000) -> tuple[np.ndarray, float]:
-    """Standardised observations (every n-th, at most `max_rows`) in their main two directions (M, 2); their variance."""
+    """Standardised observations (every n-th, at most `max_rows`) in their two main directions (M, 2), and a share."""
     sample = observations[:: -(-len(observations) // max_rows)].astype(np.float64)
     scaled = (sample - sample.mean(axis=0)) / np.maximum(sample.std(axis=0), 1e-8)
     variances, directions = np.linalg.eigh(scaled.T @ scaled / len(scaled))

@@ -42,7 +42,7 @@ class DAMOOfflineData(OfflineData):
         self.is_multi_agent = config.is_multi_agent
         self.path: Any = config.input_
         self.max_rows: int | None = getattr(config, "max_dataset_rows", None)
-        if self.max_rows is not None and (not isinstance(self.max_rows, int) or self.max_rows < 1):
+        if self.max_rows is not None and (type(self.max_rows) is not int or self.max_rows < 1):
             raise DataError(f"max_dataset_rows={self.max_rows!r}: must be None (no cap) or an integer of at least 1.")
         # Set by Algorithm.setup.
         self.learner_handles: Any = None
@@ -89,8 +89,11 @@ class DAMOOfflineData(OfflineData):
                 rows = min(self.max_rows or _ROWS_PER_BLOCK, _ROWS_PER_BLOCK)
                 context = DataContext.get_current().copy()
                 context.execution_options.preserve_order = True
+                tasks = sum(len(reader.splits(rows)) for reader in self._resolved())
                 with DataContext.current(context):
-                    self._dataset = ray.data.read_datasource(_TransitionsSource(self._resolved(), rows))
+                    self._dataset = ray.data.read_datasource(
+                        _TransitionsSource(self._resolved(), rows), override_num_blocks=max(tasks, 1)
+                    )
         return self._dataset
 
     @data.setter
@@ -167,7 +170,10 @@ class DAMOOfflineData(OfflineData):
 
 
 def windows(parts: Iterable[Transitions], max_rows: int) -> Iterator[Transitions]:
-    """Regroup a stream of transitions into windows of at most `max_rows`, ending at episode ends where one fits."""
+    """Regroup a stream of transitions into windows of at most `max_rows`, ending at episode ends where one fits.
+
+    Parts may cut episodes; a cut is marked only where a window ends.
+    """
     held: Transitions | None = None
     for part in parts:
         if not len(part):
@@ -177,9 +183,9 @@ def windows(parts: Iterable[Transitions], max_rows: int) -> Iterator[Transitions
             ends = np.flatnonzero((held.terminations | held.truncations)[:max_rows])
             stop = int(ends[-1]) + 1 if len(ends) else max_rows
             yield held.slice(0, stop)
-            held = held.slice(stop, len(held)) if stop < len(held) else None
+            held = held.slice(stop, len(held), mark_cut=False) if stop < len(held) else None
     if held is not None:
-        yield held
+        yield held.slice(0, len(held))
 
 
 def to_arrow(transitions: Transitions) -> pa.Table:
@@ -193,12 +199,11 @@ def to_arrow(transitions: Transitions) -> pa.Table:
 
 
 def from_arrow(table: pa.Table, name: str) -> Transitions:
-    """The inverse of `to_arrow`; an episode cut at the table's end ends truncated."""
+    """The inverse of `to_arrow`; a table may be a piece that cuts an episode."""
     columns = {key: column_to_numpy(name, key, table[key]) for key in table.column_names}
     for key in ("terminations", "truncations"):
         columns[key] = as_flags(name, key, columns[key])
-    transitions = Transitions(**columns, name=name)
-    return transitions.slice(0, len(transitions))
+    return Transitions(**columns, name=name)
 
 
 class _TransitionsSource(Datasource):

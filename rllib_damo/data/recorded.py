@@ -29,8 +29,6 @@ def recorded_to_env(name: str, actions: np.ndarray, space: gym.Space | None, rec
     """
     if recorded_actions == "env":
         return actions
-    if recorded_actions != "normalized":
-        raise DataError(f"recorded_actions={recorded_actions!r}: must be 'normalized' or 'env'.")
     if space is None:
         raise DataError(
             f"{name}: RLlib records normalised actions, and mapping them back needs the environment's action space. "

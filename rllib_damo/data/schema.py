@@ -56,10 +56,10 @@ class Transitions:
         """The arrays by name, in the order of the schema."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
 
-    def slice(self, start: int, stop: int) -> Transitions:
-        """Rows [start, stop) as views; a cut through an episode makes the slice's last row a truncated one."""
+    def slice(self, start: int, stop: int, *, mark_cut: bool = True) -> Transitions:
+        """Rows [start, stop) as views; a cut through an episode makes the slice's last row truncated, if `mark_cut`."""
         part = Transitions(**{key: array[start:stop] for key, array in self.arrays().items()}, name=self.name)
-        if len(part) and not (part.terminations[-1] or part.truncations[-1]):
+        if mark_cut and len(part) and not (part.terminations[-1] or part.truncations[-1]):
             truncations = part.truncations.copy()
             truncations[-1] = True
             part = replace(part, truncations=truncations)

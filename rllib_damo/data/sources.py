@@ -24,6 +24,7 @@ Input: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | 
 MINARI_SCHEME = "minari://"
 HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf")
 PARQUET_SUFFIXES = (".parquet", ".pq")
+RECORDED_ACTIONS = ("normalized", "env")
 
 
 def load(
@@ -95,6 +96,8 @@ def resolve(
     """
     if not isinstance(input_, (str, os.PathLike)) or not os.fspath(input_):
         raise DataError(f"input_={input_!r}: name a dataset as text, such as 'hopper-medium' or '/path/data.hdf5'.")
+    if recorded_actions not in RECORDED_ACTIONS:
+        raise DataError(f"recorded_actions={recorded_actions!r}: must be {' or '.join(map(repr, RECORDED_ACTIONS))}.")
     name = os.fspath(input_)
     if name.startswith(MINARI_SCHEME):
         return _minari(name.removeprefix(MINARI_SCHEME))

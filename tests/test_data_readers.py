@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import minari
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from minari.data_collector import EpisodeBuffer
+
+from rllib_damo.data import flat_cache, minari_read
+from rllib_damo.data.d4rl import write_d4rl
+from rllib_damo.data.minari_io import local_ids, write_minari
+from rllib_damo.data.parquet import write_parquet
+from rllib_damo.data.reader import split_at_ends
+from rllib_damo.data.schema import DataError, Transitions, concatenate
+from rllib_damo.data.sources import load, resolve
+from tests.data_helpers import (
+    ACTION_SPACE,
+    OBSERVATION_SPACE,
+    WRITERS,
+    assert_equal,
+    d4rl_columns,
+    make_transitions,
+    write_hdf5,
+)
+
+# Ragged lengths (single steps included) and how each ends: all terminal, none, and mixed.
+EPISODES = st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=6)
+FAST = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setenv("RLLIB_DAMO_CACHE", str(tmp_path / "cache"))
+
+
+def _made(episodes: list[tuple[int, bool]], seed: int = 0) -> Transitions:
+    return make_transitions([length for length, _ in episodes], [ended for _, ended in episodes], seed)
+
+
+@WRITERS
+@FAST
+@given(episodes=EPISODES, wide=st.booleans(), seed=st.integers(0, 3))
+def test_flat_columns_are_read_as_they_are(tmp_path, write, episodes, wide, seed) -> None:
+    data = _made(episodes, seed)
+    columns = d4rl_columns(data)
+    if wide:  # float64 and flags as numbers
+        columns = {
+            key: array.astype(np.float64 if array.dtype == np.float32 else np.uint8) for key, array in columns.items()
+        }
+    suffix = "hdf5" if write is write_hdf5 else "parquet"
+    assert_equal(load(write(tmp_path / f"data.{suffix}", columns), action_space=ACTION_SPACE), data)
+
+
+@WRITERS
+@FAST
+@given(episodes=EPISODES, marked_end=st.booleans())
+def test_without_next_observations_nothing_is_stitched(tmp_path, write, episodes, marked_end) -> None:
+    data = _made(episodes)
+    columns = d4rl_columns(data)
+    del columns["next_observations"]
+    if not marked_end:  # the recording stops within the last episode
+        columns = {key: array.copy() for key, array in columns.items()}
+        columns["terminals"][-1] = columns["timeouts"][-1] = False
+    has_end = bool((columns["terminals"] | columns["timeouts"]).any())
+    path = write(tmp_path / f"data.{'hdf5' if write is write_hdf5 else 'parquet'}", columns)
+
+    expected = []
+    for index, (start, stop) in enumerate(data.episode_bounds()):
+        terminated = data.terminations[stop - 1] and (marked_end or index < len(episodes) - 1)
+        part = data.slice(start, stop if terminated else stop - 1)
+        if terminated:
+            part.next_observations[-1] = part.observations[-1]
+        if len(part):
+            expected.append(part)
+    if not has_end or not expected:
+        with pytest.raises(DataError, match=r"no end|no transition is left"):
+            load(path)
+    else:
+        assert_equal(load(path), concatenate(expected))
+
+
+@WRITERS
+@FAST
+@given(episodes=EPISODES)
+def test_without_timeouts_the_seams_end_episodes(tmp_path, write, episodes) -> None:
+    data = _made([*episodes, (2, True)])
+    columns = d4rl_columns(data)
+    del columns["timeouts"]
+    assert_equal(load(write(tmp_path / f"data.{'hdf5' if write is write_hdf5 else 'parquet'}", columns)), data)
+
+
+@WRITERS
+@FAST
+@given(episodes=EPISODES, cap=st.integers(1, 12), has_next=st.booleans())
+def test_pieces_make_up_the_whole(tmp_path, write, episodes, cap, has_next) -> None:
+    columns = d4rl_columns(_made([*episodes, (3, True)]))
+    if not has_next:
+        del columns["next_observations"]
+    reader = resolve(write(tmp_path / f"data.{'hdf5' if write is write_hdf5 else 'parquet'}", columns))
+    pieces = [reader.read(*ends) for ends in reader.splits(cap)]
+    whole, joined = reader.read(), concatenate([piece for piece in pieces if len(piece)])
+    assert all(len(piece) <= cap for piece in pieces)
+    for key in ("observations", "actions", "rewards", "next_observations", "terminations"):
+        np.testing.assert_array_equal(getattr(joined, key), getattr(whole, key))
+    assert (joined.truncations >= whole.truncations).all()  # cuts are added where an episode is longer than the cap
+
+
+@FAST
+@given(ends=st.lists(st.booleans(), min_size=1, max_size=40), cap=st.integers(1, 10))
+def test_splits_cover_the_rows_and_prefer_ends(ends, cap) -> None:
+    ranges = split_at_ends(np.array(ends), cap)
+    assert [row for start, stop in ranges for row in range(start, stop)] == list(range(len(ends)))
+    for start, stop in ranges:
+        assert 1 <= stop - start <= cap
+        if stop < len(ends) and not ends[stop - 1]:
+            assert not any(ends[start:stop])
+
+
+@FAST
+@given(episodes=EPISODES, data_format=st.sampled_from(["hdf5", "arrow", "parquet"]), ended=st.booleans())
+def test_minaris_own_files(tmp_path, episodes, data_format, ended) -> None:
+    data = _made(episodes)
+    dataset_id = f"test/{os.urandom(6).hex()}-v0"
+    buffers = []
+    for start, stop in data.episode_bounds():
+        flags = {
+            key: getattr(data, key)[start:stop] & (ended or stop < len(data)) for key in ("terminations", "truncations")
+        }
+        observations = np.concatenate([data.observations[start:stop], data.next_observations[stop - 1 : stop]])
+        buffers.append(
+            EpisodeBuffer(
+                observations=observations.astype(np.float64),
+                actions=data.actions[start:stop],
+                rewards=data.rewards[start:stop].astype(np.float64),
+                infos=None,
+                **flags,
+            )
+        )
+    minari.create_dataset_from_buffers(
+        dataset_id, buffers, observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE, data_format=data_format
+    )
+    found = load(f"minari://{dataset_id}", observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
+    if not ended:  # an unfinished episode ends truncated
+        data.terminations[-1], data.truncations[-1] = False, True
+    assert_equal(found, data)
+    reader = resolve(dataset_id)
+    assert_equal(concatenate([reader.read(*ends) for ends in reader.splits(5)]), data)
+
+
+@FAST
+@given(episodes=EPISODES)
+def test_minari_reads_what_is_written(episodes) -> None:
+    data = _made(episodes)
+    dataset_id = f"test/{os.urandom(6).hex()}-v0"
+    write_minari(
+        data,
+        dataset_id,
+        observation_space=OBSERVATION_SPACE,
+        action_space=ACTION_SPACE,
+        ref_min_score=10,
+        ref_max_score=20,
+    )
+    dataset = minari.load_dataset(dataset_id)
+    assert (dataset.total_episodes, dataset.total_steps) == (len(episodes), len(data))
+    for episode, (start, stop) in zip(dataset.iterate_episodes(), data.episode_bounds(), strict=True):
+        np.testing.assert_array_equal(episode.observations[:-1], data.observations[start:stop])
+        np.testing.assert_array_equal(episode.observations[1:], data.next_observations[start:stop])
+        np.testing.assert_array_equal(episode.truncations, data.truncations[start:stop])
+    assert minari.get_normalized_score(dataset, np.array([15.0]))[0] == 0.5
+    assert dataset.storage.metadata["fingerprint"] == data.fingerprint()
+    assert_equal(load(dataset_id), data)
+
+
+def test_written_datasets_are_byte_equal_and_whole(tmp_path) -> None:
+    data = make_transitions((5, 3, 1))
+    spaces = {"observation_space": OBSERVATION_SPACE, "action_space": ACTION_SPACE, "author": {"b", "a"}}
+    contents = []
+    for _ in range(2):
+        folder = write_minari(data, "test/same-v0", overwrite=True, **spaces)
+        contents.append([path.read_bytes() for path in sorted(folder.iterdir())])
+    assert contents[0] == contents[1]
+    for write, path in ((write_d4rl, "a.hdf5"), (write_parquet, "a.parquet")):
+        twice = [write(data, tmp_path / path, overwrite=True).read_bytes() for _ in range(2)]
+        assert twice[0] == twice[1]
+        with pytest.raises(DataError, match="exists"):
+            write(data, tmp_path / path)
+    with pytest.raises(DataError, match="exists"):
+        write_minari(data, "test/same-v0", **spaces)
+    with pytest.raises(DataError, match="no Minari dataset id"):
+        write_minari(data, "no version", **spaces)
+    assert local_ids() == ["test/same-v0"]
+
+
+def test_minari_refuses_transitions_that_are_not_chained() -> None:
+    data = make_transitions((5,))
+    data.next_observations[1] += 1
+    with pytest.raises(DataError, match=r"1 row\(s\), first 1"):
+        write_minari(data, "test/x-v0", observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
+
+
+def test_many_short_episodes_are_cached_flat(monkeypatch) -> None:
+    monkeypatch.setattr(minari_read, "CACHE_ABOVE_EPISODES", 2)
+    data = make_transitions((1, 2, 3, 1))
+    folder = write_minari(data, "test/many-v0", observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
+    assert flat_cache.load(folder / "main_data.hdf5", "x") is None
+    assert_equal(load("test/many-v0"), data)
+    assert_equal(flat_cache.load(folder / "main_data.hdf5", "x"), data)
+    reader = resolve("test/many-v0")
+    assert_equal(concatenate([reader.read(*ends) for ends in reader.splits(3)]), data)
+    other = make_transitions((2, 2, 2), seed=5)
+    write_minari(other, "test/many-v0", observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE, overwrite=True)
+    assert_equal(load("test/many-v0"), other)

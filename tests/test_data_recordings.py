@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import base64
+import os
+import pickle
+import zlib
+from typing import Any
+
+import lz4.frame
+import msgpack
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rllib_damo.data.schema import DataError, Transitions, check
+from rllib_damo.data.sources import load
+from rllib_damo.spaces import from_unit
+from tests.data_helpers import (
+    ACT,
+    ACTION_SPACE,
+    OBSERVATION_SPACE,
+    make_transitions,
+)
+
+
+def _encode(value: object) -> dict[bytes, object]:
+    """The msgpack encoding of numpy values in RLlib's recordings."""
+    assert isinstance(value, (np.ndarray, np.generic))
+    if isinstance(value, np.ndarray):
+        return {b"nd": True, b"type": value.dtype.str, b"kind": b"", b"shape": value.shape, b"data": value.tobytes()}
+    return {b"nd": False, b"type": value.dtype.str, b"data": value.tobytes()}
+
+
+def _recorded(unit_actions: np.ndarray, data: Transitions, finished: bool, episode: Any) -> bytes:
+    for row in range(len(data)):
+        episode.add_env_step(
+            observation=data.next_observations[row],
+            action=unit_actions[row],
+            reward=float(data.rewards[row]),
+            terminated=finished and bool(data.terminations[row]),
+            truncated=finished and bool(data.truncations[row]),
+        )
+    return msgpack.packb(episode.get_state(), default=_encode)
+
+
+def test_recorded_episodes(tmp_path) -> None:
+    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+    data = make_transitions((4, 5), terminated=[True, False])
+    unit = np.random.default_rng(0).uniform(-1.5, 1.5, (9, ACT)).astype(np.float32)  # RLlib clips when it acts
+    bounds = {"observation_space": OBSERVATION_SPACE, "action_space": ACTION_SPACE}
+    first = SingleAgentEpisode(observations=[data.observations[0]], **bounds)
+    second = SingleAgentEpisode(observations=[data.observations[4]], **bounds)
+    items = [_recorded(unit[4:6], data.slice(4, 6), False, second)]
+    continued = second.cut(len_lookback_buffer=1)
+    items += [
+        _recorded(unit[:4], data.slice(0, 4), True, first),
+        _recorded(unit[6:], data.slice(6, 9), True, continued),
+    ]
+    folder = tmp_path / "recorded" / "run-000000-00001"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"item": pa.array(items[:2], pa.binary())}), folder / "0.parquet")
+    pq.write_table(pa.table({"item": pa.array(items[2:], pa.binary())}), folder / "1.parquet")
+
+    found = load(str(tmp_path / "recorded"))
+    rows = np.r_[4:9, 0:4]  # the episode seen first comes first, its pieces together
+    for key in ("observations", "rewards", "next_observations", "terminations", "truncations"):
+        np.testing.assert_array_equal(getattr(found, key), getattr(data, key)[rows])
+    np.testing.assert_allclose(found.actions, from_unit(unit.clip(-1, 1), ACTION_SPACE)[rows])
+    check(found, OBSERVATION_SPACE, ACTION_SPACE)
+    np.testing.assert_array_equal(load(str(tmp_path / "recorded"), recorded_actions="env").actions, unit[rows])
+
+
+def _pack(array: np.ndarray) -> str:
+    return base64.b64encode(lz4.frame.compress(pickle.dumps(array))).decode()
+
+
+def _recorded_columns(data: Transitions, unit: np.ndarray) -> dict[str, Any]:
+    ids = np.repeat([f"e{i}" for i in range(len(data.episode_bounds()))], np.diff(data.episode_bounds())[:, 0])
+    return {
+        "eps_id": list(ids), "module_id": [None] * len(data), "obs": [_pack(x) for x in data.observations],
+        "actions": list(unit), "rewards": data.rewards.astype(np.float64),
+        "new_obs": [_pack(x) for x in data.next_observations],
+        "terminateds": data.terminations, "truncateds": data.truncations,
+    }  # fmt: skip
+
+
+def test_recordings_in_columns(tmp_path) -> None:
+    data = make_transitions((4, 5, 2))
+    unit = np.random.default_rng(0).uniform(-1, 1, (11, ACT)).astype(np.float32)
+    columns = _recorded_columns(data, unit)
+    order = np.argsort(np.r_[0, 1, 2, 8, 0.5, 1.5, 2.5, 3.5, 4.5, 9, 10], kind="stable")  # two episodes interleaved
+    columns = {key: [values[row] for row in order] for key, values in columns.items()}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    found = load(str(tmp_path / "x.parquet"), action_space=ACTION_SPACE)
+    for key in ("observations", "rewards", "next_observations", "terminations", "truncations"):
+        np.testing.assert_array_equal(getattr(found, key), getattr(data, key))
+    np.testing.assert_allclose(found.actions, from_unit(unit, ACTION_SPACE))
+    with pytest.raises(DataError, match="needs the environment's action space"):
+        load(str(tmp_path / "x.parquet"))
+
+
+def test_a_packed_value_cannot_run_code(tmp_path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    data = make_transitions((2,))
+    columns = _recorded_columns(data, data.actions)
+    columns["obs"][1] = base64.b64encode(lz4.frame.compress(pickle.dumps(Evil()))).decode()
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="no packed array"):
+        load(str(tmp_path / "x.parquet"), action_space=ACTION_SPACE)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_item_that_is_no_episode(tmp_path) -> None:
+    for index, item in enumerate((b"\xc1", msgpack.packb({"id_": "x"}), zlib.compress(b"nothing"))):
+        path = tmp_path / f"{index}.parquet"
+        pq.write_table(pa.table({"item": pa.array([item], pa.binary())}), path)
+        with pytest.raises(DataError, match="not an episode as RLlib"):
+            load(str(path))

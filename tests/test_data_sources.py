@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import minari
+import numpy as np
+import pytest
+
+from rllib_damo.data.d4rl import write_d4rl
+from rllib_damo.data.minari_io import write_minari
+from rllib_damo.data.parquet import write_parquet
+from rllib_damo.data.schema import DataError, concatenate
+from rllib_damo.data.sources import load
+from tests.data_helpers import (
+    ACTION_SPACE,
+    OBS,
+    OBSERVATION_SPACE,
+    WRITERS,
+    assert_equal,
+    d4rl_columns,
+    make_transitions,
+    write_columns,
+    write_hdf5,
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setenv("RLLIB_DAMO_CACHE", str(tmp_path / "cache"))
+
+
+def _drop(*keys: str):
+    return lambda columns: {key: values for key, values in columns.items() if key not in keys}
+
+
+def _change(key: str, change):
+    return lambda columns: {**columns, key: change(columns[key])}
+
+
+def _nan(values: np.ndarray) -> np.ndarray:
+    values = values.copy()
+    values[1] = np.nan
+    return values
+
+
+@WRITERS
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_drop("rewards"), "no column for rewards; found .*Name them rewards: rewards or reward"),
+        (_drop("observations", "actions"), "no column for observations, actions"),
+        (_drop("terminals", "timeouts"), "neither terminations nor truncations"),
+        (_change("observations", _nan), "observations hold values that are not finite in 1 row"),
+        (_change("rewards", _nan), "rewards hold values that are not finite"),
+        (_change("rewards", lambda x: np.full(len(x), 1e300)), "not finite in 12 row.*inf"),
+        (_change("observations", lambda x: x[:, :2]), "observations have width 2, but next_observations 3"),
+        (_change("actions", lambda x: x[:, :1]), "actions have width 1, but the environment's space has 2"),
+        (_change("actions", lambda x: np.arange(len(x))), "continuous actions"),
+        (_change("actions", lambda x: x * 9), "outside the action space"),
+        (_change("terminals", lambda x: np.arange(len(x))), "values other than 0 and 1"),
+        (lambda columns: {**columns, "terminals": np.zeros(12, bool), "timeouts": np.zeros(12, bool)}, "no end"),
+    ],
+)  # fmt: skip
+def test_unsound_columns_are_refused(tmp_path, write, spoil, message) -> None:
+    path = write(
+        tmp_path / f"d.{'hdf5' if write is write_hdf5 else 'parquet'}", spoil(d4rl_columns(make_transitions()))
+    )
+    with pytest.raises(DataError, match=message):
+        load(path, observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
+
+
+def test_other_unsound_files(tmp_path) -> None:
+    columns = d4rl_columns(make_transitions())
+    with pytest.raises(DataError, match=r"different lengths.*rewards 11"):
+        load(write_hdf5(tmp_path / "a.hdf5", {**columns, "rewards": columns["rewards"][:-1]}))
+    with pytest.raises(DataError, match="one vector"):
+        load(write_hdf5(tmp_path / "b.hdf5", {**columns, "observations": np.zeros((12, 4, 4), np.float32)}))
+    with pytest.raises(DataError, match="they must be floating point"):
+        load(write_hdf5(tmp_path / "c.hdf5", {**columns, "rewards": np.array([b"x"] * 12)}))
+    (tmp_path / "d.hdf5").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(DataError, match="not a readable HDF5"):
+        load(tmp_path / "d.hdf5")
+    (tmp_path / "e.parquet").write_bytes(io.BytesIO(b"nothing").getvalue())
+    with pytest.raises(DataError, match="not a readable Parquet"):
+        load(tmp_path / "e.parquet")
+    ragged = [list(row) for row in columns["observations"]]
+    ragged[3] = ragged[3][:2]
+    with pytest.raises(DataError, match="different widths"):
+        load(write_columns(tmp_path / "f.parquet", {**columns, "observations": ragged}))
+    with pytest.raises(DataError, match=r"'rewards' has 1 missing value"):
+        load(write_columns(tmp_path / "g.parquet", {**columns, "rewards": [None, *columns["rewards"][1:]]}))
+    folder = write_minari(
+        make_transitions(), "test/x-v0", observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE
+    )
+    with pytest.raises(DataError, match="inside of a Minari dataset"):
+        load(folder / "main_data.hdf5")
+    (folder / "main_data.hdf5").write_bytes(b"")
+    with pytest.raises(DataError, match="cannot be read"):
+        load("test/x-v0")
+
+
+def test_files_are_joined_and_must_share_their_columns(tmp_path) -> None:
+    first, second = make_transitions((3, 2)), make_transitions((4,), seed=1)
+    write_parquet(first, tmp_path / "parts" / "a.parquet")
+    write_parquet(second, tmp_path / "parts" / "b.parquet")
+    both = concatenate([first, second])
+    for name in (tmp_path / "parts", str(tmp_path / "parts" / "*.parquet"), f"file://{tmp_path}/parts"):
+        assert_equal(load(name), both)
+    assert_equal(load([str(tmp_path / "parts" / "a.parquet"), str(tmp_path / "parts" / "b.parquet")]), both)
+    columns = d4rl_columns(second)
+    del columns["rewards"]
+    write_columns(tmp_path / "parts" / "b.parquet", columns)
+    with pytest.raises(DataError, match=r"b\.parquet: column\(s\) .*rewards.* are missing"):
+        load(tmp_path / "parts")
+    write_columns(
+        tmp_path / "parts" / "b.parquet",
+        {**d4rl_columns(second), **second.arrays(), "observations": np.zeros((4, OBS + 1))},
+    )
+    with pytest.raises(DataError, match="one width"):
+        load(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hoper-medium", "Did you mean hopper-medium"),
+        ("minari://test/mime-v0", "Did you mean test/mine-v0"),
+        ("{tmp}/dato.hdf5", r"no such file.*data\.hdf5"),
+        ("{tmp}/dato.parquet", "no such file"),
+        ("{tmp}/*.parquet", "no Parquet file there"),
+        ("{tmp}", "no Parquet file there"),
+        ("{tmp}/notes.txt", "its kind does not show"),
+        ("something", "There are the short names"),
+        ("ftp://host/data.parquet", "cannot be reached"),
+        ("s3://bucket/data.hdf5", "local files only"),
+        ("", "name a dataset as text"),
+        ([], "empty list"),
+        ("../../etc-v0", "no dataset of this name|downloading it failed"),
+    ],
+)
+def test_unknown_names_list_what_is_near(tmp_path, name, message) -> None:
+    write_d4rl(make_transitions(), tmp_path / "data.hdf5")
+    (tmp_path / "notes.txt").write_text("x")
+    write_minari(make_transitions(), "test/mine-v0", observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
+    with pytest.raises(DataError, match=message):
+        load(name.format(tmp=tmp_path) if isinstance(name, str) else name)
+
+
+def test_a_minari_id_that_cannot_be_downloaded(monkeypatch) -> None:
+    def fail(dataset_id: str) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(minari, "download_dataset", fail)
+    with pytest.raises(
+        DataError, match=r"not on this machine.*ConnectionError: no route to host.*Check the id and the network"
+    ):
+        load("minari://D4RL/door/human-v2")
+
+
+def test_a_short_name_is_made_once(monkeypatch) -> None:
+    from rllib_damo.data import behavior
+
+    data, made = make_transitions(), []
+
+    def make(name: str) -> str:
+        made.append(name)
+        dataset_id = behavior.NAMES[name].dataset_id
+        write_minari(data, dataset_id, observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
+        return dataset_id
+
+    monkeypatch.setattr(behavior, "make", make)
+    for _ in range(2):
+        assert_equal(load("hopper-medium"), data)
+    assert made == ["hopper-medium"]
