@@ -109,7 +109,7 @@ def ship_trace(env_id: str, folder: pathlib.Path, snapshots: int, episodes: int)
         if steps == 0:
             record, file = records[f"{task}-random"], None
         else:
-            times = 1 if share else 4  # the levels are what datasets are checked against
+            times = 1 if share else 8  # the levels are what datasets are checked against
             record, file = trace.measure(steps, RECORD_SEED, times), f"{name}.npz"
             np.savez_compressed(FOLDER / file, **trace.arrays(steps))  # type: ignore[arg-type]
         records[name] = dataclasses.replace(record, level=level.split("-")[0], share=round(share, 6), file=file)

@@ -217,6 +217,7 @@ def _worker_pool(num: int, folder: pathlib.Path) -> Iterator[tuple[Send, Answers
     finally:
         for process in processes:
             process.kill()
+        for process in processes:
             process.wait()
         for log in logs:
             log.unlink(missing_ok=True)
