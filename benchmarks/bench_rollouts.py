@@ -34,7 +34,7 @@ def sgemm_gflops(seconds: float = 0.3) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--starts", type=int, default=50_000)
     parser.add_argument("--length", type=int, default=5)

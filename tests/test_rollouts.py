@@ -1,0 +1,307 @@
+"""Rollouts in the model, their Arrow form, and the runner that RLlib drives."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+from rllib_damo.config import DAMOConfig
+from rllib_damo.dynamics import DynamicsEnsemble, never_terminates
+from rllib_damo.dynamics import rollout as rollout_module
+from rllib_damo.rollouts import ModelRolloutEnvRunner, from_arrow, rollout, to_arrow
+
+OBS, ACT = 3, 2
+
+
+def counting_model() -> DynamicsEnsemble:
+    """Deterministic: s' = s + (1, 0, 0); the reward is the number of the member that answered (0, 2 or 4)."""
+    model = DynamicsEnsemble(OBS, ACT, hidden_dims=(4,), num_ensemble=5, num_elites=3)
+    with torch.no_grad():
+        model.elites.copy_(torch.tensor([0, 2, 4]))
+        for weight in model.weights:
+            weight.zero_()
+        model.min_logvar.fill_(-80.0)
+        model.max_logvar.fill_(-60.0)
+        model.biases[-1][:, 0, 0] = 1.0
+        model.biases[-1][:, 0, OBS] = torch.arange(5.0)
+    return model
+
+
+def policy(obs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(len(obs), ACT, generator=generator) * 2 - 1
+
+
+def ends_at_three(obs: torch.Tensor, actions: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
+    return next_obs[:, 0] > 2.5
+
+
+def run(starts: torch.Tensor, length: int = 5, termination=never_terminates, seed: int = 0, model=None):
+    generator = torch.Generator().manual_seed(seed)
+    return rollout(policy, model or counting_model(), termination, starts, length, generator)
+
+
+def marked_starts(num: int) -> torch.Tensor:
+    """The second column tells the rows apart; the model leaves it as it is."""
+    return torch.stack((torch.zeros(num), torch.arange(float(num)), torch.zeros(num)), dim=1)
+
+
+def row_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return batch["obs"][:, 1].round()
+
+
+def test_follows_each_row_for_all_steps():
+    batch = run(marked_starts(10), length=4)
+    assert {k: tuple(v.shape) for k, v in batch.items()} == {
+        "obs": (40, OBS), "actions": (40, ACT), "rewards": (40,), "next_obs": (40, OBS), "terminated": (40,),
+    }  # fmt: skip
+    torch.testing.assert_close(batch["next_obs"][:, 0], batch["obs"][:, 0] + 1)
+    for row in range(10):
+        torch.testing.assert_close(batch["obs"][row_of(batch) == row, 0].sort().values, torch.arange(4.0))
+    assert not batch["terminated"].any()
+
+
+def test_stops_rows_at_their_terminal_state():
+    starts = marked_starts(6)
+    starts[:3, 0] = 2.0  # the next state is terminal
+    batch = run(starts, length=5, termination=ends_at_three)
+    steps = [int((row_of(batch) == row).sum()) for row in range(6)]
+    assert steps == [1, 1, 1, 3, 3, 3]
+    assert int(batch["terminated"].sum()) == 6
+    assert (batch["terminated"] == (batch["next_obs"][:, 0] > 2.5)).all()
+    assert (batch["obs"][:, 0] < 2.5).all()  # nothing starts from a terminal state
+
+
+def test_rows_draw_their_elites_anew_at_each_step():
+    batch = run(marked_starts(3000), length=2)
+    members, counts = batch["rewards"].round().unique(return_counts=True)
+    assert members.tolist() == [0, 2, 4]
+    assert (counts - 2000).abs().max() < 50
+    first, second = (batch["rewards"][batch["obs"][:, 0].round() == step] for step in (0, 1))
+    order = [row_of(batch)[batch["obs"][:, 0].round() == step].argsort() for step in (0, 1)]
+    same = (first[order[0]].round() == second[order[1]].round()).float().mean()
+    assert 0.28 < same < 0.39
+
+
+def test_the_generator_decides_everything():
+    starts = marked_starts(50)
+    a, b, c = run(starts, seed=1), run(starts, seed=1), run(starts, seed=2)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["actions"], c["actions"])
+
+
+def test_chunks_cover_all_rows(monkeypatch):
+    monkeypatch.setattr(rollout_module, "_CHUNK_ROWS", 7)
+    batch = run(marked_starts(50), length=2)
+    assert row_of(batch).unique().tolist() == list(range(50))
+
+
+def test_predictions_that_are_not_finite_end_the_row_and_are_left_out():
+    model = counting_model()
+
+    def stepwise(obs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return torch.where((obs[:, :1] > 0.5) & (obs[:, 1:2] < 2), torch.nan, 0.0).expand(-1, ACT)
+
+    batch = rollout(stepwise, model, never_terminates, marked_starts(5), 3, torch.Generator())
+    assert batch["next_obs"].isfinite().all()
+    assert [int((row_of(batch) == row).sum()) for row in range(5)] == [1, 1, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("termination", "match"),
+    [
+        (lambda o, a, n: torch.zeros(1, dtype=torch.bool), r"shape \(5,\).*returned shape \(1,\)"),
+        (lambda o, a, n: n > 0, r"returned shape \(5, 3\)"),
+        (lambda o, a, n: None, "NoneType"),
+    ],
+)
+def test_wrong_termination_results_are_refused(termination, match):
+    with pytest.raises(ValueError, match=match):
+        run(marked_starts(5), termination=termination)
+
+
+def test_arrow_round_trip():
+    batch = run(marked_starts(20), termination=ends_at_three)
+    back = from_arrow(to_arrow(batch))
+    assert set(back) == set(batch)
+    for name, column in batch.items():
+        assert back[name].dtype == column.numpy().dtype
+        np.testing.assert_array_equal(back[name], column.numpy())
+
+
+# -- the runner ------------------------------------------------------------------------------------------------------
+
+
+def make_config(**kwargs) -> DAMOConfig:
+    space = gym.spaces.Box(-np.inf, np.inf, (OBS,), np.float32)
+    actions = gym.spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
+    config = (
+        DAMOConfig()
+        .environment(observation_space=space, action_space=actions)
+        .training(rollout_batch_size=40, rollout_length=3, hidden_dims=(8, 8))
+        .dynamics(termination_fn=kwargs.pop("termination_fn", never_terminates))
+        .debugging(seed=kwargs.pop("seed", 5))
+    )
+    config.update_from_dict(kwargs)
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def restore_torch_settings():
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def make_runner(**kwargs) -> ModelRolloutEnvRunner:
+    runner = ModelRolloutEnvRunner(config=make_config(**kwargs), worker_index=0)
+    runner.set_dynamics(counting_model())
+    runner.set_start_states(marked_starts(30).numpy())
+    return runner
+
+
+def test_runner_samples_tables_and_metrics():
+    runner = make_runner()
+    runner.assert_healthy()
+    (table,) = runner.sample()
+    batch = from_arrow(table)
+    assert len(table) == 40 * 3
+    assert np.abs(batch["actions"]).max() <= 1
+    metrics = runner.get_metrics()["rollout"]
+    assert set(metrics) == {"num_transitions", "reward_mean", "terminated_frac"}
+    assert runner.num_env_steps_sampled_lifetime == 120
+
+
+def test_user_termination_gets_actions_in_the_environments_units():
+    seen = []
+
+    def rule(obs, actions, next_obs):
+        seen.append(actions.clone())
+        return torch.zeros(len(obs), dtype=torch.bool)
+
+    runner = make_runner(termination_fn=rule)
+    runner.sample(num_starts=500, length=1)
+    actions = torch.cat(seen)
+    assert actions[:, 1].min() >= 0
+    assert actions[:, 0].min() < -1
+    assert actions[:, 0].max() > 1
+
+
+def test_runner_state_restores_bit_for_bit():
+    runner = make_runner()
+    runner.sample()
+    state = runner.get_state()
+    expected = from_arrow(runner.sample()[0])
+    other = make_runner(seed=99)
+    other.set_state(state)
+    got = from_arrow(other.sample()[0])
+    for name in expected:
+        np.testing.assert_array_equal(got[name], expected[name])
+
+
+def test_iteration_and_weights_fix_a_round(tmp_path):
+    runner, other = make_runner(), make_runner()
+    weights = {DEFAULT_MODULE_ID: runner.module.get_state()}
+    with torch.no_grad():
+        for parameter in other.module.parameters():
+            parameter.add_(1.0)
+    other.sample()
+    path = counting_model().save(tmp_path / "dynamics.pt")
+    job = {
+        "weights": weights,
+        "dynamics_path": path,
+        "start_states": marked_starts(30).numpy(),
+        "num_starts": 10,
+        "iteration": 7,
+    }
+    (a,), metrics = runner.sample_round(**job)
+    (b,), _ = other.sample_round(**job)
+    assert a.equals(b)
+    assert "rollout" in metrics
+    (c,), _ = runner.sample_round(**(job | {"iteration": 8}))
+    assert not a.equals(c)
+
+
+def test_workers_share_the_batch_and_differ():
+    config = make_config(num_env_runners=3)
+    runners = [ModelRolloutEnvRunner(config=config, worker_index=index) for index in (1, 2, 3)]
+    assert [runner._share() for runner in runners] == [14, 13, 13]
+    draws = []
+    for runner in runners[:2]:
+        runner.set_dynamics(counting_model())
+        runner.set_start_states(marked_starts(30))
+        draws.append(runner.sample_tensors(num_starts=10, iteration=0)["obs"])
+    assert not torch.equal(*draws)
+
+
+def test_dynamics_come_from_the_config_when_none_are_set(tmp_path):
+    path = counting_model().save(tmp_path / "dynamics.pt")
+    runner = ModelRolloutEnvRunner(config=make_config(dynamics_path=path), worker_index=0)
+    runner.set_start_states(marked_starts(30))
+    assert len(runner.sample()[0]) == 120
+
+
+def test_missing_pieces_are_named():
+    runner = ModelRolloutEnvRunner(config=make_config(), worker_index=0)
+    with pytest.raises(RuntimeError, match="no dynamics yet"):
+        runner.sample()
+    runner.set_dynamics(counting_model())
+    with pytest.raises(RuntimeError, match="no start states yet"):
+        runner.sample()
+    with pytest.raises(ValueError, match=r"matrix \(N, 3\).*\(4, 2\)"):
+        runner.set_start_states(np.zeros((4, 2), np.float32))
+    with pytest.raises(ValueError, match="for 4 observations"):
+        runner.set_dynamics(DynamicsEnsemble(4, ACT, hidden_dims=(4,)))
+
+
+def test_an_environment_without_a_rule_needs_a_learned_one():
+    runner = ModelRolloutEnvRunner(config=make_config(termination_fn=None), worker_index=0)
+    with pytest.raises(ValueError, match="no known termination rule"):
+        runner.set_dynamics(counting_model())
+    model = DynamicsEnsemble(OBS, ACT, hidden_dims=(4,), learn_terminations=True)
+    assert model.termination is not None
+    torch.nn.init.zeros_(model.termination.net[-1].weight)
+    model.termination.offset.fill_(1.0)
+    runner.set_dynamics(model)
+    runner.set_start_states(marked_starts(30))
+    batch = from_arrow(runner.sample()[0])
+    assert len(batch["obs"]) == 40  # all end at the first step
+    assert batch["terminated"].all()
+
+
+def test_remote_actor_hands_over_a_reference(tmp_path):
+    path = counting_model().save(tmp_path / "dynamics.pt")
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        actor = ray.remote(ModelRolloutEnvRunner).remote(config=make_config(num_env_runners=1), worker_index=1)
+        states = ray.put(marked_starts(30).numpy())
+        (reference,), metrics = ray.get(
+            actor.sample_round.remote(dynamics_path=path, start_states=states, num_starts=10, iteration=0)
+        )
+        assert isinstance(reference, ray.ObjectRef)
+        assert "rollout" in metrics
+        dataset = ray.data.from_arrow_refs([reference])
+        assert dataset.schema().types[0].shape == (OBS,)
+        assert dataset.count() == 30
+    finally:
+        if started:
+            ray.shutdown()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_rollout_on_a_gpu():
+    starts, generator = marked_starts(100).cuda(), torch.Generator("cuda").manual_seed(0)
+    batch = rollout(
+        lambda obs, g: torch.rand(len(obs), ACT, generator=g, device="cuda"),
+        counting_model().cuda(),
+        ends_at_three,
+        starts,
+        5,
+        generator,
+    )
+    assert len(batch["obs"]) == 300
+    assert len(to_arrow(batch)) == 300
