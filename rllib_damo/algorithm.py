@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from operator import methodcaller
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, TIMERS
 from ray.rllib.utils.typing import StateDict
@@ -42,6 +42,9 @@ class DAMO(Algorithm):
 
     @override(Algorithm)
     def setup(self, config: AlgorithmConfig) -> None:
+        # A line for each round of rollouts that passes through Ray Data would bury everything else.
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         super().setup(config)
         self._num_gradient_steps = 0
         transitions = self.offline_data.transitions
@@ -67,11 +70,11 @@ class DAMO(Algorithm):
     @override(Algorithm)
     def training_step(self) -> None:
         if not self.dynamics.ready:
-            self.metrics.log_value(PHASE, "dynamics", reduce="item", window=1)
+            self.metrics.log_value(PHASE, "dynamics", reduce="item")
             for key, value in self.dynamics.train_epoch().items():
                 self.metrics.log_value(("dynamics", key), value, window=1)
             return
-        self.metrics.log_value(PHASE, "policy", reduce="item", window=1)
+        self.metrics.log_value(PHASE, "policy", reduce="item")
         window = self.offline_data.refresh()  # of a dataset larger than `max_dataset_rows`
         if window is not None:
             self._set_dataset(window, to_unit(window.actions, self.config.action_space), fit=False)
@@ -92,13 +95,12 @@ class DAMO(Algorithm):
 
     def _roll_out(self) -> list[Any]:
         """One round of rollouts under the current policy: Arrow tables, or references to them from remote runners."""
-        weights = self.learner_group.get_weights(inference_only=True)
-        num_runners = max(1, self.config.num_env_runners)
+        component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
+        weights = self.learner_group.get_state(component, inference_only=True)[COMPONENT_LEARNER][COMPONENT_RL_MODULE]
         job: dict[str, Any] = {
             "weights": weights,
             "dynamics_path": str(self.dynamics.path),
             "start_states": self._start_states,
-            "num_starts": math.ceil(self.config.rollout_batch_size / num_runners),
             "iteration": self._num_gradient_steps,
         }
         if self.config.num_env_runners == 0:
@@ -146,3 +148,17 @@ class DAMO(Algorithm):
         if COMPONENT_DYNAMICS in state:
             self.dynamics.set_state(state[COMPONENT_DYNAMICS])
             self._num_gradient_steps = state[NUM_GRADIENT_STEPS]
+
+    @override(Algorithm)
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """Restores all components; the evaluation runners take the weights even if these are older than theirs."""
+        super().restore_from_path(path, *args, **kwargs)
+        if self.eval_env_runner_group is not None:
+            self.eval_env_runner_group.foreach_env_runner(_forget_weights_seq_no)
+            self.eval_env_runner_group.sync_weights(
+                from_worker_or_learner_group=self.learner_group, inference_only=True
+            )
+
+
+def _forget_weights_seq_no(runner: Any) -> None:
+    runner._weights_seq_no = 0

@@ -324,9 +324,10 @@ class DAMOConfig(AlgorithmConfig):
         # `.callbacks(Mine)` replaces the default: the scores stay beside the user's own.
         callbacks = self.callbacks_class if isinstance(self.callbacks_class, (list, tuple)) else [self.callbacks_class]
         if not any(isinstance(c, type) and issubclass(c, DAMOCallbacks) for c in callbacks):
-            self.callbacks_class = [DAMOCallbacks, *callbacks]
+            self.callbacks_class: Any = [DAMOCallbacks, *callbacks]
         if self.observation_space is None and self.env is not None and not self.in_evaluation:
-            self.observation_space, self.action_space = _spaces_of(self)
+            observation_space, action_space = _spaces_of(self)
+            self.environment(observation_space=observation_space, action_space=action_space)
 
     def _validate_input(self) -> None:
         if not self.is_offline:

@@ -18,11 +18,10 @@ from ray.rllib.utils.typing import StateDict
 from torch import Tensor
 
 from rllib_damo.buffers import Layout, RingBuffer
+from rllib_damo.dynamics.rollout import from_arrow
 from rllib_damo.update import CLASSIFIER_METRICS, METRICS, DAMOUpdate, StepBatch, UpdateOptions
 
 COMPONENT_DAMO = "damo"
-#: Columns of the Arrow tables that the rollout runners hand over.
-ROLLOUT_COLUMNS = ("obs", "actions", "next_obs", "rewards", "terminated")
 
 
 class DAMOTorchLearner(TorchLearner):
@@ -107,11 +106,11 @@ class DAMOTorchLearner(TorchLearner):
                 batch.obs, batch.actions, batch.next_obs, self.config.normalize_observations
             )
 
-    def add_rollouts(self, tables: Any) -> int:
-        """Appends the rows of Arrow tables (``ROLLOUT_COLUMNS``) to the model buffer; returns how many."""
+    def add_rollouts(self, dataset: ray.data.Dataset) -> int:
+        """Appends a Ray Dataset of rollouts (columns of ``dynamics.rollout``) to the model buffer; returns its rows."""
         count = 0
-        for table in tables:
-            rows = self._layout.pack(*(_column(table, name) for name in ROLLOUT_COLUMNS))
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            rows = self._layout.pack(**from_arrow(table))
             self._synthetic.add(torch.from_numpy(rows).to(self._device))
             count += len(rows)
         return count
@@ -165,6 +164,11 @@ class DAMOTorchLearner(TorchLearner):
         self._weights_seq_no += 1
         return self._report(totals / num_steps, num_steps, timesteps or {})
 
+    @override(TorchLearner)
+    def compute_loss_for_module(self, **kwargs: Any) -> Any:
+        """Not RLlib's path: four losses with separate gradients do not add up to one (see ``update.py``)."""
+        raise NotImplementedError("DAMO's Learner is trained by `update_many`, not by `update`.")
+
     def _randint(self, high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=self._generator, device=self._device)
 
@@ -213,9 +217,3 @@ class DAMOTorchLearner(TorchLearner):
             damo = state[COMPONENT_DAMO]
             self._synthetic.set_state(damo["synthetic"])
             self._num_steps, self._base_seed = damo["num_steps"], damo["base_seed"]
-
-
-def _column(table: Any, name: str) -> np.ndarray:
-    """One column of an Arrow table as a NumPy array: ``(N,)``, or ``(N, D)`` for a tensor column."""
-    column = table.column(name).combine_chunks()
-    return column.to_numpy(zero_copy_only=False)

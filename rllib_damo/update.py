@@ -1,8 +1,7 @@
 """One gradient step of DAMO: which network sees which rows, and who receives which gradient.
 
-Each policy sample, critic value and classifier logit is computed once. The critics are evaluated on three groups of
-rows in a single pass, (s,a), (s0,a0) and (s',a'); the critic loss takes the parameters' gradients of the first two
-groups, the actor loss the gradients of the last two with respect to their actions.
+Each policy sample and each critic value is computed once and serves both losses: the critic loss takes the parameters'
+gradients at (s,a) and (s0,a0), the actor loss the actions' gradients at (s0,a0) and (s',a').
 """
 
 from __future__ import annotations
@@ -116,16 +115,17 @@ class DAMOUpdate:
         sampled, log_prob = m.actor.sample(torch.cat(states), noise)
         next_log_prob = log_prob[:num]
 
-        # Q on all rows at once. The detached copy of the sampled actions is the cut between critic and actor: the
-        # critic loss stops there, and the actor loss's gradient is carried over it below.
+        # The detached copy of the sampled actions is the cut between critic and actor: the critic loss stops there, and
+        # the actor loss's gradient is carried over it below. One call for each group of rows: a joint one would
+        # back-propagate zeros through the groups that a loss does not see.
         cut = sampled.detach().requires_grad_()
-        all_states = torch.cat((update.obs, *states))
-        q = m.critics(all_states, torch.cat((update.actions, cut)))
-        q_data, q_next, q_initial = q[:, :num], q[:, num : 2 * num], q[:, 2 * num : 2 * num + num_initial]
+        cuts = cut.split([len(rows) for rows in states])
+        q_data = m.critics(update.obs, update.actions)  # (C, B)
+        q_next, q_initial = (m.critics(rows, a) for rows, a in zip(states[:2], cuts[:2], strict=True))
 
         if o.target_networks:
             with torch.no_grad():
-                next_q = m.target_critics(update.next_obs, cut[:num]).min(0).values
+                next_q = m.target_critics(update.next_obs, cuts[0]).min(0).values
                 target = losses.bellman_target(rewards, update.terminated, next_q, next_log_prob, alpha, o.gamma)
         else:
             target = losses.bellman_target(rewards, update.terminated, q_next, next_log_prob.detach(), alpha, o.gamma)
@@ -137,18 +137,17 @@ class DAMOUpdate:
             critic_loss = losses.td_loss(q_data, target)
 
         # The actor ascends the smallest of the critics. Values first as functions of the cut...
-        q_min = q.min(0).values
         if inconsistent:
             weight = torch.ones_like(rewards)
-            value_loss = -q_min[2 * num + num_initial :].mean()
+            value_loss = -m.critics(update.obs, cuts[2]).min(0).values.mean()
             entropy_loss = alpha * log_prob[num + num_initial :].mean()
         else:
-            residual = (target if target.ndim == 1 else target.min(0).values) - q_min[:num]
+            residual = (target if target.ndim == 1 else target.min(0).values) - q_data.min(0).values
             weight = losses.density_ratio(
                 residual, o.actor_eta, self.actor_divergence, o.max_actor_weight, o.normalize_actor_weight
             )
             value_loss = losses.consistent_actor_loss(
-                q_min[2 * num : 2 * num + num_initial], q_min[num : 2 * num], weight, update.terminated, o.gamma
+                q_initial.min(0).values, q_next.min(0).values, weight, update.terminated, o.gamma
             )
             discount = weight * o.gamma * (1 - update.terminated)
             entropy_loss = alpha * (discount * next_log_prob).mean()
@@ -169,7 +168,7 @@ class DAMOUpdate:
             m.log_alpha.clamp_(max=math.log(o.max_alpha))
             torch._foreach_lerp_(self._target_params, self._critic_params, o.tau)
             if classifier_metrics is None:
-                classifier_metrics = torch.full((4,), float("nan"), device=q.device)
+                classifier_metrics = torch.full((4,), float("nan"), device=cut.device)
             return torch.cat((
                 torch.stack((
                     value_loss + entropy_loss, critic_loss, alpha_loss, alpha, q_data.mean(), q_initial.mean(),
@@ -182,27 +181,26 @@ class DAMOUpdate:
         """Trains the classifier and returns the update rows' modified rewards ``(B,)`` and four metrics."""
         o, classifier = self.opt, self.module.classifier
         inputs = torch.cat([
-            classifier.inputs(rows.obs, rows.actions, rows.next_obs)
-            for rows in (batch.offline, batch.synthetic, batch.update)
+            classifier.inputs(rows.obs, rows.actions, rows.next_obs) for rows in (batch.offline, batch.synthetic)
         ])  # fmt: skip
         half = len(batch.offline.obs)
         if o.classifier_noise > 0:
-            noise = torch.randn(inputs[: 2 * half].shape, generator=self.generator, device=inputs.device)
-            inputs[: 2 * half] += o.classifier_noise * noise
-        logits = classifier(inputs)
-        offline, synthetic = logits[:half], logits[half : 2 * half]
+            inputs += o.classifier_noise * torch.randn(inputs.shape, generator=self.generator, device=inputs.device)
+        offline, synthetic = classifier(inputs).split(half)
         loss = losses.classifier_loss(offline, synthetic, o.label_smoothing)
         total = loss
         if o.classifier_gradient_penalty > 0:
             mix = torch.rand((half, 1), generator=self.generator, device=inputs.device)
-            between = torch.lerp(inputs[:half], inputs[half : 2 * half], mix).requires_grad_()
+            between = torch.lerp(inputs[:half], inputs[half:], mix).requires_grad_()
             total = loss + o.classifier_gradient_penalty * losses.gradient_penalty(classifier(between), between)
-        self._apply("classifier", total)
         with torch.no_grad():
-            update_logits = logits[2 * half :].clamp(-o.max_logit, o.max_logit)
+            rows = batch.update
+            logits = classifier(classifier.inputs(rows.obs, rows.actions, rows.next_obs))
+            rewards = losses.modified_reward(rows.rewards, logits.clamp(-o.max_logit, o.max_logit), o.eta)
             accuracy = ((offline > 0).float().mean() + (synthetic < 0).float().mean()) / 2
             metrics = torch.stack((loss, accuracy, offline.mean(), synthetic.mean()))
-            return losses.modified_reward(batch.update.rewards, update_logits, o.eta), metrics
+        self._apply("classifier", total)
+        return rewards, metrics
 
     def _apply(self, name: str, loss: Tensor) -> None:
         """Gradients of ``loss`` for the parameters of one network alone, clipped, and one optimiser step."""

@@ -1,0 +1,183 @@
+"""DAMO end to end in RLlib: dynamics, rollouts, gradient steps, evaluation, checkpoints. Small, on Pendulum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module import RLModule
+from ray.rllib.utils.test_utils import check
+from ray.tune.registry import get_trainable_cls
+
+from rllib_damo import DAMO, DAMOConfig
+from rllib_damo.data import behavior
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster(tmp_path_factory):
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> str:
+    """A small Pendulum dataset in a Parquet file."""
+    from rllib_damo.data.parquet import write_parquet
+
+    path = tmp_path_factory.mktemp("data") / "pendulum.parquet"
+    write_parquet(behavior.generate("pendulum-mixed", 2000, seed=0), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def config(dataset, cache_dir) -> DAMOConfig:
+    return (
+        DAMOConfig()
+        .environment("Pendulum-v1")
+        .offline_data(input_=dataset)
+        .training(
+            eta=1.0, hidden_dims=(32, 32), train_batch_size_per_learner=32, rollout_freq=20, rollout_batch_size=100,
+            rollout_length=2,
+        )
+        .dynamics(
+            num_ensemble=3, num_elites=2, dynamics_hidden_dims=(32, 32), dynamics_weight_decay=(0.0, 0.0, 0.0),
+            dynamics_max_epochs=2, holdout_size=100, dynamics_cache_dir=cache_dir,
+        )
+        .evaluation(evaluation_interval=1, evaluation_duration=1)
+        .debugging(seed=3)
+    )  # fmt: skip
+
+
+def train_policy(algo: Algorithm, iterations: int) -> dict:
+    """Trains until ``iterations`` rounds of gradient steps are done; returns the last result."""
+    result: dict = {}
+    while iterations:
+        result = algo.train()
+        iterations -= result["phase"] == "policy"
+    return result
+
+
+def module_state(algo: Algorithm) -> dict:
+    return algo.learner_group.get_state(components="learner/rl_module")["learner"]["rl_module"][DEFAULT_MODULE_ID]
+
+
+def test_is_registered():
+    assert get_trainable_cls("DAMO") is DAMO
+
+
+def test_trains_dynamics_first_then_policy_and_evaluates(config, tmp_path):
+    algo = config.dynamics(dynamics_cache_dir=str(tmp_path)).build_algo()
+    first = algo.train()
+    assert first["phase"] == "dynamics"
+    assert first["dynamics"]["epoch"] == 1
+    assert np.isfinite([first["dynamics"]["train_loss"], first["dynamics"]["holdout_loss"]]).all()
+    assert "evaluation" not in first or "episode_return_mean" not in first["evaluation"].get("env_runners", {})
+    result = train_policy(algo, 1)
+    learner = result["learners"][DEFAULT_MODULE_ID]
+    assert np.isfinite([learner[k] for k in ("policy_loss", "qf_loss", "classifier_loss", "initial_value_mean")]).all()
+    assert result["num_gradient_steps_lifetime"] == 20
+    assert result["env_runners"]["rollout"]["num_transitions"] == 200
+    evaluation = result["evaluation"]["env_runners"]
+    assert -2000 < evaluation["episode_return_mean"] < 0
+    assert "normalized_score" in evaluation
+    assert evaluation["discounted_return_mean"] > evaluation["episode_return_mean"]
+    algo.stop()
+
+
+def test_second_run_takes_the_model_from_the_cache(config):
+    algo = config.build_algo()
+    train_policy(algo, 1)
+    algo.stop()
+    algo = config.copy(copy_frozen=False).training(eta=0.5).build_algo()
+    assert algo.train()["phase"] == "policy"
+    algo.stop()
+
+
+def test_continuing_from_a_checkpoint_equals_uninterrupted_training(config, tmp_path):
+    algo = config.build_algo()
+    train_policy(algo, 2)
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    train_policy(algo, 2)
+    uninterrupted = module_state(algo)
+    algo.stop()
+
+    restored = DAMO.from_checkpoint(path)
+    result = train_policy(restored, 2)
+    assert result["num_gradient_steps_lifetime"] == 80
+    continued = module_state(restored)
+    restored.stop()
+    assert uninterrupted.keys() == continued.keys()
+    for name, value in uninterrupted.items():
+        np.testing.assert_array_equal(value, continued[name], err_msg=name)
+
+
+def test_restoring_an_older_checkpoint_in_place_restores_the_weights(config, tmp_path):
+    algo = config.build_algo()
+    train_policy(algo, 1)
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    saved = module_state(algo)
+    train_policy(algo, 1)
+    algo.restore_from_path(path)
+    check(module_state(algo), saved)
+    evaluating = algo.eval_env_runner_group.local_env_runner.module.state_dict()
+    check(evaluating["actor.net.0.weight"].numpy(), saved["actor.net.0.weight"])
+    algo.stop()
+
+
+def test_interrupted_dynamics_training_resumes(config, tmp_path):
+    config.dynamics(dynamics_max_epochs=3, dynamics_cache_dir=str(tmp_path / "a"))
+    algo = config.build_algo()
+    algo.train()
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    algo.stop()
+    restored = DAMO.from_checkpoint(path)
+    assert restored.train()["dynamics"]["epoch"] == 2
+    restored.stop()
+
+
+def test_rl_module_from_checkpoint_acts(config, tmp_path):
+    algo = config.build_algo()
+    train_policy(algo, 1)
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    algo.stop()
+    module = RLModule.from_checkpoint(f"{path}/learner_group/learner/rl_module/{DEFAULT_MODULE_ID}")
+    actions = module.forward_inference({"obs": torch.zeros(4, 3)})["actions"]
+    assert actions.shape == (4, 1)
+    assert (actions.abs() <= 1).all()
+
+
+@pytest.mark.parametrize("runners", [1, 2])
+def test_remote_rollout_runners(config, runners):
+    algo = config.env_runners(num_env_runners=runners).evaluation(evaluation_interval=None).build_algo()
+    result = train_policy(algo, 2)
+    assert result["num_gradient_steps_lifetime"] == 40
+    algo.stop()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"data_alignment": False},
+        {"behavior_alignment": False},
+        {"policy_improvement": "inconsistent"},
+        {"target_networks": False},
+        {"initial_states": "episode_start", "twin_q": False},
+        {"f_divergence": "chi_squared", "bc_weight": 1.0, "critic_layer_norm": True},
+        {"classifier_gradient_penalty": 1.0, "classifier_noise": 0.1, "classifier_spectral_norm": True},
+    ],
+    ids=lambda options: ",".join(options),
+)
+def test_every_variant_trains(config, options):
+    algo = config.training(**options).evaluation(evaluation_interval=None).build_algo()
+    result = train_policy(algo, 1)
+    assert np.isfinite(result["learners"][DEFAULT_MODULE_ID]["qf_loss"])
+    algo.stop()
