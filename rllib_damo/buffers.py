@@ -73,7 +73,7 @@ class RingBuffer:
         self.size = min(self.size + len(rows), self.capacity)
 
     def get_state(self) -> dict[str, Any]:
-        return {"rows": self.rows[: self.size].cpu().numpy(), "next": self._next, "capacity": self.capacity}
+        return {"rows": np.array(self.rows[: self.size].cpu()), "next": self._next, "capacity": self.capacity}
 
     def set_state(self, state: dict[str, Any]) -> None:
         if state["capacity"] != self.capacity:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -180,14 +182,14 @@ class DAMOConfig(AlgorithmConfig):
             f_divergence: the critic's f, "half_squared" or "chi_squared" (damo.md 7).
             actor_f_divergence: the f whose f*' turns Bellman residuals into the actor's density ratio (damo.md 10).
             max_actor_weight: upper bound of that ratio; it is never below 0.
-            normalize_actor_weight: divide the ratio by its batch mean (a density ratio has mean 1).
+            normalize_actor_weight: divide the clamped ratio by its batch mean (a density ratio has mean 1).
             policy_improvement: "consistent", the actor ascends the critic's objective; "inconsistent", SAC's loss.
             data_alignment: False trains on the plain reward (the paper's "w/o er"): no classifier.
             behavior_alignment: False trains critics by plain TD and the actor by SAC ("w/o ir").
             target_networks: False takes the critic's full residual gradient, without target networks.
             initial_states: where s0 comes from: "dataset", any state of it (the paper's), or "episode_start".
-            bc_weight: weight of an anchor to the dataset's actions, ‖π(s) - a‖², against a value term scaled to unit
-                size; 0 is the paper's.
+            bc_weight: weight of an anchor to the dataset's actions, the mean of (π(s) - a)² over the rows of s0 and the
+                action's coordinates, against a value term scaled to unit size; 0 is the paper's, 0.4 TD3+BC's balance.
             hidden_dims: widths of the hidden layers of actor, critics and classifier.
             twin_q: two critics, of which the smaller counts; False: one.
             critic_layer_norm: layer normalisation in the critics.
@@ -196,7 +198,7 @@ class DAMOConfig(AlgorithmConfig):
             tau: weight of the critics in the targets' moving average.
             target_entropy: of the automatic entropy coefficient, in nats; "auto" is -dim(A).
             initial_alpha, max_alpha: first value and upper bound of the entropy coefficient.
-            label_smoothing: ε of the classifier's labels; bounds its logits to log((1-ε)/ε).
+            label_smoothing: ε of the classifier's labels; its best logit then lies within ± log((1-ε)/ε).
             classifier_gradient_penalty: weight of a one-sided penalty on the classifier's input gradient.
             classifier_noise: standard deviation of the noise on the classifier's standardised training inputs.
             classifier_spectral_norm: spectral normalisation of the classifier's layers.
@@ -306,6 +308,8 @@ class DAMOConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def validate(self) -> None:
+        if self.framework_str != "torch":  # before RLlib looks for another one's installation
+            self._value_error(f"DAMO runs on torch: found `framework`={self.framework_str!r}.")
         self._resolve()
         super().validate()
         if self.in_evaluation:
@@ -317,10 +321,6 @@ class DAMOConfig(AlgorithmConfig):
 
     def _resolve(self) -> None:
         """Fills in what follows from other options."""
-        if self.actor_eta is None:
-            self.actor_eta = self.eta
-        if not self.behavior_alignment:
-            self.policy_improvement = "inconsistent"
         # `.callbacks(Mine)` replaces the default: the scores stay beside the user's own.
         callbacks = self.callbacks_class if isinstance(self.callbacks_class, (list, tuple)) else [self.callbacks_class]
         if not any(isinstance(c, type) and issubclass(c, DAMOCallbacks) for c in callbacks):
@@ -337,10 +337,10 @@ class DAMOConfig(AlgorithmConfig):
             )
         if self.is_multi_agent:
             self._value_error("DAMO is a single-agent algorithm: remove the `.multi_agent()` settings.")
-        if self.framework_str != "torch":
-            self._value_error(f"DAMO runs on torch: found framework={self.framework_str!r}.")
         if self.lr is not None:
-            self._value_error("DAMO has `actor_lr`, `critic_lr`, `alpha_lr` and `classifier_lr`: leave `lr` None.")
+            self._value_error(
+                f"DAMO has `actor_lr`, `critic_lr`, `alpha_lr` and `classifier_lr`: leave `lr` None; found {self.lr!r}."
+            )
 
     def _validate_choices(self) -> None:
         for name, choices in (
@@ -358,50 +358,71 @@ class DAMOConfig(AlgorithmConfig):
                 "`termination_fn` must be a function of (obs, actions, next_obs) that returns a bool tensor; found "
                 f"{self.termination_fn!r}."
             )
+        for name in _SWITCHES:
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                self._value_error(f"`{name}` must be True or False; found {value!r}.")
+        if self.bc_weight and self.initial_states != "dataset":
+            self._value_error(
+                f"`bc_weight` anchors the policy at the initial states, then initial_states='dataset'; found "
+                f"bc_weight={self.bc_weight!r} with initial_states={self.initial_states!r}."
+            )
+        if self.grad_clip_by != "global_norm":
+            self._value_error(
+                f"`grad_clip_by` must be 'global_norm' (of each network's gradient); found {self.grad_clip_by!r}."
+            )
 
     def _validate_numbers(self) -> None:
         positive = ("eta", "actor_eta", "actor_lr", "critic_lr", "alpha_lr", "classifier_lr", "tau", "initial_alpha",
-                    "max_alpha", "max_logit", "max_actor_weight", "dynamics_lr")  # fmt: skip
+                    "max_alpha", "max_logit", "max_actor_weight", "dynamics_lr", "grad_clip")  # fmt: skip
         counts = ("rollout_length", "rollout_batch_size", "rollout_freq", "model_retain_epochs", "num_ensemble",
                   "num_elites", "dynamics_batch_size", "max_epochs_since_update", "holdout_size",
                   "train_batch_size_per_learner")  # fmt: skip
         not_negative = ("bc_weight", "classifier_gradient_penalty", "classifier_noise", "logvar_loss_coef")
         for name in positive + not_negative:
             value, zero = getattr(self, name), name in not_negative
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not (value > 0 or (zero and value == 0)):
-                self._value_error(f"`{name}` must be a number {'>= 0' if zero else '> 0'}; found {value!r}.")
+            if name in ("actor_eta", "grad_clip") and value is None:
+                continue
+            bounded = name not in ("max_actor_weight", "max_logit")
+            if not _is_number(value) or not (value > 0 or (zero and value == 0)) or (bounded and math.isinf(value)):
+                self._value_error(
+                    f"`{name}` must be a {'finite ' * bounded}number {'>= 0' if zero else '> 0'}; found {value!r}."
+                )
         for name in counts:
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not _is_count(value):
                 self._value_error(f"`{name}` must be a whole number >= 1; found {value!r}.")
         for name in ("dynamics_max_epochs", "max_dataset_rows"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and not _is_count(value):
                 self._value_error(f"`{name}` must be None or a whole number >= 1; found {value!r}.")
         for name in ("hidden_dims", "dynamics_hidden_dims"):
             dims = getattr(self, name)
-            if not isinstance(dims, (list, tuple)) or not dims or any(not isinstance(d, int) or d < 1 for d in dims):
+            if not isinstance(dims, (list, tuple)) or not dims or not all(map(_is_count, dims)):
                 self._value_error(f"`{name}` must be a tuple of layer widths, such as (256, 256); found {dims!r}.")
         if self.tau > 1:
             self._value_error(f"`tau` must lie in (0, 1]; found {self.tau!r}.")
-        if not 0 <= self.gamma < 1:
+        if not (_is_number(self.gamma) and 0 <= self.gamma < 1):
             self._value_error(f"`gamma` must lie in [0, 1): the discounted occupancy needs it; found {self.gamma!r}.")
-        if not 0 <= self.real_ratio < 1:
+        if not (_is_number(self.real_ratio) and 0 <= self.real_ratio < 1):
             self._value_error(f"`real_ratio` must lie in [0, 1); found {self.real_ratio!r}.")
-        if not 0 <= self.label_smoothing < 0.5:
+        if not (_is_number(self.label_smoothing) and 0 <= self.label_smoothing < 0.5):
             self._value_error(f"`label_smoothing` must lie in [0, 0.5); found {self.label_smoothing!r}.")
         if self.initial_alpha > self.max_alpha:
             self._value_error(f"`initial_alpha` ({self.initial_alpha}) must not exceed `max_alpha` ({self.max_alpha}).")
         if self.num_elites > self.num_ensemble:
             self._value_error(f"`num_elites` ({self.num_elites}) must not exceed `num_ensemble` ({self.num_ensemble}).")
-        if len(self.dynamics_weight_decay) != len(self.dynamics_hidden_dims) + 1:
+        decay = self.dynamics_weight_decay
+        if not isinstance(decay, (list, tuple)) or not all(_is_number(d) and 0 <= d < math.inf for d in decay):
+            self._value_error(f"`dynamics_weight_decay` must be a tuple of numbers >= 0; found {decay!r}.")
+        if len(decay) != len(self.dynamics_hidden_dims) + 1:
             self._value_error(
                 f"`dynamics_weight_decay` needs one value for each of the {len(self.dynamics_hidden_dims) + 1} layers "
-                f"(hidden and output); found {len(self.dynamics_weight_decay)}."
+                f"(hidden and output); found {len(decay)}."
             )
-        if self.target_entropy != "auto" and not isinstance(self.target_entropy, (int, float)):
-            self._value_error(f"`target_entropy` must be 'auto' or a number; found {self.target_entropy!r}.")
+        entropy = self.target_entropy
+        if entropy != "auto" and not (_is_number(entropy) and math.isfinite(float(entropy))):
+            self._value_error(f"`target_entropy` must be 'auto' or a finite number; found {self.target_entropy!r}.")
 
     def _validate_spaces(self) -> None:
         if self.observation_space is None or self.action_space is None:
@@ -420,6 +441,15 @@ class DAMOConfig(AlgorithmConfig):
             )
 
 
+def _is_number(value: Any) -> bool:
+    """A real number, NumPy's included; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
 def _spaces_of(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space]:
     """Builds the environment once to read its spaces."""
     from ray.tune.registry import ENV_CREATOR, _global_registry
@@ -429,8 +459,10 @@ def _spaces_of(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space]:
     elif isinstance(config.env, str):
         try:
             env = gym.make(config.env, **config.env_config)
-        except gym.error.Error as error:
-            raise ValueError(f"`config.environment(env={config.env!r})`: {error}") from error
+        except (gym.error.Error, ImportError, TypeError) as error:
+            raise ValueError(
+                f"`config.environment(env={config.env!r}, env_config={dict(config.env_config)!r})`: {error}"
+            ) from error
     else:
         env = config.env(config.env_config)
     spaces = env.observation_space, env.action_space
@@ -438,5 +470,9 @@ def _spaces_of(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space]:
     return spaces
 
 
+_SWITCHES = (
+    "data_alignment", "behavior_alignment", "target_networks", "twin_q", "critic_layer_norm", "normalize_observations",
+    "normalize_actor_weight", "classifier_spectral_norm",
+)  # fmt: skip
 _TRAINING_OPTIONS = frozenset(inspect.signature(DAMOConfig.training).parameters) - {"self", "kwargs"}
 _DYNAMICS_OPTIONS = frozenset(inspect.signature(DAMOConfig.dynamics).parameters) - {"self"}

@@ -45,6 +45,9 @@ class DAMOTorchLearner(TorchLearner):
         self._base_seed = cfg.seed if cfg.seed is not None else int(np.random.SeedSequence().generate_state(1)[0])
         self._num_steps = 0
         options = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(UpdateOptions)}
+        options["actor_eta"] = cfg.eta if cfg.actor_eta is None else cfg.actor_eta
+        if not cfg.behavior_alignment:
+            options["policy_improvement"] = "inconsistent"
         options["target_entropy"] = cfg.resolve_target_entropy(module.action_space)
         self._update = DAMOUpdate(
             module,
@@ -131,7 +134,7 @@ class DAMOTorchLearner(TorchLearner):
             raise RuntimeError("update_many needs set_dataset and add_rollouts to be called first.")
         cfg = self.config
         num_update = cfg.train_batch_size_per_learner
-        num_real = round(num_update * cfg.real_ratio)
+        num_real = int(num_update * cfg.real_ratio)
         num_model = num_update - num_real
         half = num_update if cfg.data_alignment else 0
         seed = np.random.SeedSequence((self._base_seed, self._learner_index, self._num_steps)).generate_state(1)[0]

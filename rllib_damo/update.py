@@ -121,7 +121,9 @@ class DAMOUpdate:
         cut = sampled.detach().requires_grad_()
         cuts = cut.split([len(rows) for rows in states])
         q_data = m.critics(update.obs, update.actions)  # (C, B)
-        q_next, q_initial = (m.critics(rows, a) for rows, a in zip(states[:2], cuts[:2], strict=True))
+        q_initial = m.critics(batch.initial.obs, cuts[1])  # (C, B0)
+        if not (inconsistent and o.target_networks):
+            q_next = m.critics(update.next_obs, cuts[0])  # (C, B)
 
         if o.target_networks:
             with torch.no_grad():
@@ -157,7 +159,7 @@ class DAMOUpdate:
         bc_loss = torch.zeros((), device=cut.device)
         if o.bc_weight > 0:  # TD3+BC's balance: the value part is scaled to unit size, the anchor has its own weight
             scale = 1 / q_data.detach().abs().mean().clamp(min=1e-3)
-            bc_loss = (sampled[num : num + num_initial] - batch.initial.actions).square().sum(-1).mean()
+            bc_loss = (sampled[num : num + num_initial] - batch.initial.actions).square().mean()
             actor_loss = scale * actor_loss + o.bc_weight * bc_loss
         alpha_loss = losses.alpha_loss(m.log_alpha, next_log_prob, o.target_entropy)
 

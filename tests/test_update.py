@@ -207,7 +207,7 @@ def plain_gradients(
         actor_loss = -(1 - o.gamma) * m.critics(s0, a_initial).min(0).values.mean()
         actor_loss = actor_loss - (w * o.gamma * (1 - u.terminated) * soft_value).mean()
     if o.bc_weight > 0:
-        anchor = (a_initial - batch.initial.actions).square().sum(-1).mean()
+        anchor = (a_initial - batch.initial.actions).square().mean()
         actor_loss = actor_loss / q.abs().mean().detach() + o.bc_weight * anchor
 
     # 11: the entropy coefficient
@@ -413,7 +413,7 @@ def test_anchor_pulls_the_actor_to_the_datasets_actions() -> None:
 
     def distance() -> float:
         actions, _ = module.actor.sample(batch.initial.obs, noise)
-        return (actions - batch.initial.actions).square().sum(-1).mean().item()
+        return (actions - batch.initial.actions).square().mean().item()
 
     update = make_update(module, options, actor=2e-8)
     distances = [distance()]
