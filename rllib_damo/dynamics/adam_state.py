@@ -16,4 +16,4 @@ def load_optimizer_state(optimizer: torch.optim.Adam, state: list[dict[str, np.n
     """The reverse of `optimizer_state`."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for param, saved in zip(params, state, strict=True):
-        optimizer.state[param] = {k: torch.tensor(np.asarray(v), device=param.device) for k, v in saved.items()}
+        optimizer.state[param] = {k: torch.as_tensor(v).to(param.device, copy=True) for k, v in saved.items()}

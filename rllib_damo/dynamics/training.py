@@ -84,12 +84,12 @@ class DynamicsTrainer:
         self._logvar_loss_coef = logvar_loss_coef
         self._generator = torch.Generator(self.device).manual_seed(seed)
 
-        obs, actions, next_obs, rew, term = (
-            torch.as_tensor(a).to(self.device)
-            for a in (observations, unit_actions, next_observations, rewards, terminations)
+        obs, actions, next_obs, rew = (
+            torch.as_tensor(a).to(self.device, torch.float32)
+            for a in (observations, unit_actions, next_observations, rewards)
         )
+        term = torch.as_tensor(terminations).to(self.device, torch.bool)
         self._check_shapes(obs, actions, next_obs, rew, term)
-        term = term.bool()
         unknown = term & (next_obs == obs).all(-1)
         inputs, targets = torch.cat((obs, actions), -1), torch.cat((next_obs - obs, rew[:, None]), -1)
         if unknown.any():
@@ -205,14 +205,14 @@ class DynamicsTrainer:
                 "restore with the same dataset."
             )
         self._epoch, self._active = int(state["epoch"]), [int(member) for member in state["active"]]
-        self._best = np.array(state["best"], np.float32)
-        self._since_update = np.array(state["since_update"], np.int64)
+        self._best = _numpy(torch.as_tensor(state["best"]))
+        self._since_update = _numpy(torch.as_tensor(state["since_update"]))
         for param, saved in zip(self._params, state["params"], strict=True):
-            param.data = torch.tensor(np.asarray(saved), device=self.device)
+            param.data = torch.as_tensor(saved).to(self.device, copy=True)
             param.grad = None
         load_optimizer_state(self._optimizer, state["optimizer"])
-        self.ensemble.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in state["ensemble"].items()})
-        self._generator.set_state(torch.tensor(np.asarray(state["generator"], np.uint8)))
+        self.ensemble.load_state_dict({k: torch.as_tensor(v) for k, v in state["ensemble"].items()})
+        self._generator.set_state(torch.as_tensor(state["generator"]).cpu())
         if self._termination is not None:
             self._termination.load_state_dict(state["termination"])
 
