@@ -70,6 +70,8 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     callbacks = [ProgressTable(), *_wandb(options)]
     scheduler = _scheduler(options, config)
     quieten(options.verbosity)
+    # Relative paths in a config mean what they mean here, not in the trial's own folder.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     _check_before(config, stop)
     own_ray = not ray.is_initialized()
     if own_ray:
