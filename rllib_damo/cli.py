@@ -50,7 +50,10 @@ def train(
         str | None, typer.Option(help="Folder or URI of results. [default: ~/ray_results]", rich_help_panel=_RUN)
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the latest run of that name.", rich_help_panel=_RUN)
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the latest run of that name, by its own config and stop.", rich_help_panel=_RUN
+        ),
     ] = False,
     verbose: Annotated[
         int,

@@ -247,10 +247,10 @@ def _check_resources(config: AlgorithmConfig) -> None:
 def _restore(config: AlgorithmConfig, storage: str, name: str) -> tune.Tuner:
     if "://" in storage:
         raise UsageError("--resume needs a local --storage-path.")
-    runs = sorted(found for found in Path(storage).glob(f"{name}*") if (found / "tuner.pkl").is_file())
+    runs = sorted(found for found in Path(storage).glob(f"{name}_[0-9]*") if (found / "tuner.pkl").is_file())
     if not runs:
-        raise UsageError(f"--resume: {storage} has no run whose name begins with {name!r}.")
-    console.print(f"Resuming {runs[-1]}")
+        raise UsageError(f"--resume: {storage} has no run of the name {name!r}.")
+    console.print(f"Resuming {runs[-1]}, with its own config, stop and checkpoint options")
     algorithm: Any = config.algo_class
     return tune.Tuner.restore(str(runs[-1]), trainable=algorithm, resume_errored=True)
 
@@ -270,7 +270,7 @@ def _report(results: ResultGrid, options: RunOptions, storage: str) -> int:
                 err.print("\n".join(lines), markup=False)
         elif not (result.metrics or {}).get("done"):
             code = code or INTERRUPTED
-            console.print(f"Interrupted. Go on: the same command with --resume (looks for {storage}/{options.name}*).")
+            console.print(f"Interrupted. Go on: the same command with --resume (looks in {storage}).")
         if result.checkpoint is None:
             continue
         key = (options.checkpoint_score_attr or EVALUATION_RETURN).split("/")

@@ -375,3 +375,16 @@ def test_failing_trial_is_told_in_short(
     error = capfd.readouterr().err
     assert "deliberate" in error
     assert "Traceback" not in error
+
+
+def test_resume_needs_a_run_of_that_name(
+    local_ray: None, ppo_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "ppo_pendulum2_2026-01-01_00-00-00").mkdir()
+    assert cli.invoke(["train", "file", str(ppo_file), "--storage-path", str(tmp_path), "--resume"]) == USAGE
+    assert "has no run of the name 'ppo_pendulum'" in capfd.readouterr().err
+
+
+def test_more_cpus_than_ray_has(local_ray: None, ppo_file: Path, capfd: pytest.CaptureFixture) -> None:
+    assert cli.invoke(["train", "file", str(ppo_file), "-c", '{"num_env_runners": 7}']) == USAGE
+    assert "asks for 8 CPU, but Ray has 2" in capfd.readouterr().err
