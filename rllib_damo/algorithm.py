@@ -7,7 +7,9 @@ from operator import methodcaller
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
+import ray.data
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
@@ -112,13 +114,18 @@ class DAMO(Algorithm):
         return [table for tables, _ in results for table in tables]
 
     def _fill_model_buffers(self, tables: list[Any]) -> None:
-        """Passes the round to the learners' model buffers as a Ray Dataset, split evenly over several learners."""
-        dataset = ray.data.from_arrow_refs([t if isinstance(t, ray.ObjectRef) else ray.put(t) for t in tables])
+        """Passes the round to the learners' model buffers as Ray Datasets; several learners get an equal part each.
+
+        The parts are cut here and not by Ray Data, whose tasks may find no CPU beside learners and runners.
+        """
         if not self.learner_group.is_remote:
-            self.learner_group._learner.add_rollouts(dataset)
+            self.learner_group._learner.add_rollouts(_dataset(tables))
             return
-        shards = dataset.split(self.config.num_learners, equal=True)
-        ray.get([w.add_rollouts.remote(s) for w, s in zip(self.learner_group._workers, shards, strict=True)])
+        workers = self.learner_group._workers
+        whole = pa.concat_tables([ray.get(t) if isinstance(t, ray.ObjectRef) else t for t in tables])
+        size = len(whole) // len(workers)
+        parts = [_dataset([whole.slice(i * size, size)]) for i in range(len(workers))]
+        ray.get([worker.add_rollouts.remote(part) for worker, part in zip(workers, parts, strict=True)])
 
     def _foreach_learner(self, method: str, *args: Any) -> list[Any]:
         """Calls a method of every learner; errors of remote ones are raised here."""
@@ -158,6 +165,10 @@ class DAMO(Algorithm):
             self.eval_env_runner_group.sync_weights(
                 from_worker_or_learner_group=self.learner_group, inference_only=True
             )
+
+
+def _dataset(tables: list[Any]) -> ray.data.Dataset:
+    return ray.data.from_arrow_refs([t if isinstance(t, ray.ObjectRef) else ray.put(t) for t in tables])
 
 
 def _forget_weights_seq_no(runner: Any) -> None:

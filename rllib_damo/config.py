@@ -15,6 +15,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 from torch import Tensor
 
+from rllib_damo.data.schema import Transitions
 from rllib_damo.divergences import DIVERGENCES
 from rllib_damo.evaluation import DAMOCallbacks
 from rllib_damo.spaces import check_spaces
@@ -59,21 +60,21 @@ class DAMOConfig(AlgorithmConfig):
         self.behavior_alignment = True
         self.target_networks = True
         self.initial_states = "dataset"
-        self.bc_weight = 0.0
+        self.bc_weight = 1.0
         # Networks and optimisation
         self.hidden_dims: tuple[int, ...] = (256, 256)
         self.twin_q = True
         self.critic_layer_norm = False
         self.normalize_observations = True
-        self.actor_lr = 1e-4
+        self.actor_lr = 3e-4
         self.critic_lr = 3e-4
-        self.alpha_lr = 1e-4
+        self.alpha_lr = 3e-4
         self.classifier_lr = 3e-4
         self.lr = None
         self.tau = 0.005
         self.gamma = 0.99
         self.target_entropy: float | str = "auto"
-        self.initial_alpha = 1.0
+        self.initial_alpha = 0.1
         self.max_alpha = 1.0
         self.grad_clip = None
         self.train_batch_size_per_learner = 256
@@ -88,7 +89,7 @@ class DAMOConfig(AlgorithmConfig):
         self.rollout_batch_size = 50_000
         self.rollout_freq = 1000
         self.model_retain_epochs = 5
-        self.real_ratio = 0.05
+        self.real_ratio = 0.5
         self.max_dataset_rows: int | None = None
         # Dynamics model
         self.num_ensemble = 7
@@ -128,6 +129,9 @@ class DAMOConfig(AlgorithmConfig):
             max_actor_weight=float("inf"),
             normalize_observations=False,
             bc_weight=0.0,
+            initial_alpha=1.0,
+            actor_lr=1e-4,
+            alpha_lr=1e-4,
             real_ratio=0.05,
             rollout_batch_size=50_000,
             rollout_freq=1000,
@@ -272,6 +276,12 @@ class DAMOConfig(AlgorithmConfig):
 
     # -- what RLlib asks for ---------------------------------------------------------------------------------------
 
+    @property
+    @override(AlgorithmConfig)
+    def is_offline(self) -> bool:
+        """Names and paths, as for RLlib, and a dataset in memory."""
+        return isinstance(self.input_, Transitions) or super().is_offline
+
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         from rllib_damo.rl_module import DAMOTorchRLModule
@@ -324,7 +334,7 @@ class DAMOConfig(AlgorithmConfig):
         # `.callbacks(Mine)` replaces the default: the scores stay beside the user's own.
         callbacks = self.callbacks_class if isinstance(self.callbacks_class, (list, tuple)) else [self.callbacks_class]
         if not any(isinstance(c, type) and issubclass(c, DAMOCallbacks) for c in callbacks):
-            self.callbacks_class: Any = [DAMOCallbacks, *callbacks]
+            self.callbacks([DAMOCallbacks, *callbacks])
         if self.observation_space is None and self.env is not None and not self.in_evaluation:
             observation_space, action_space = _spaces_of(self)
             self.environment(observation_space=observation_space, action_space=action_space)

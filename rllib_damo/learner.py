@@ -35,6 +35,8 @@ class DAMOTorchLearner(TorchLearner):
     @override(TorchLearner)
     def build(self) -> None:
         super().build()
+        # RLlib makes a seeded CPU run deterministic; filling every fresh tensor is not needed for that, and costs time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         cfg, module = self.config, self.module[DEFAULT_MODULE_ID]
         self._layout = Layout(module.observation_space.shape[0], module.action_space.shape[0])
         self._offline: Tensor | None = None

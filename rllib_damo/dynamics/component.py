@@ -67,6 +67,7 @@ class DynamicsComponent:
             "holdout_size": c.holdout_size,
             "logvar_loss_coef": c.logvar_loss_coef,
             "learn_terminations": self.learn_terminations,
+            "action_bounds": [c.action_space.low.tolist(), c.action_space.high.tolist()],
         }
 
     def _check(self, path: Path) -> None:
