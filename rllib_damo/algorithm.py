@@ -116,15 +116,16 @@ class DAMO(Algorithm):
     def _fill_model_buffers(self, tables: list[Any]) -> None:
         """Passes the round to the learners' model buffers as Ray Datasets; several learners get an equal part each.
 
-        The parts are cut here and not by Ray Data, whose tasks may find no CPU beside learners and runners.
+        ``from_blocks`` and not ``from_arrow_refs``: the latter starts a task to look at each table, which never gets a
+        CPU where learners and runners hold them all.
         """
+        round_ = pa.concat_tables([ray.get(t) if isinstance(t, ray.ObjectRef) else t for t in tables])
         if not self.learner_group.is_remote:
-            self.learner_group._learner.add_rollouts(_dataset(tables))
+            self.learner_group._learner.add_rollouts(ray.data.from_blocks([round_]))
             return
         workers = self.learner_group._workers
-        whole = pa.concat_tables([ray.get(t) if isinstance(t, ray.ObjectRef) else t for t in tables])
-        size = len(whole) // len(workers)
-        parts = [_dataset([whole.slice(i * size, size)]) for i in range(len(workers))]
+        size = len(round_) // len(workers)
+        parts = [ray.data.from_blocks([round_.slice(i * size, size)]) for i in range(len(workers))]
         ray.get([worker.add_rollouts.remote(part) for worker, part in zip(workers, parts, strict=True)])
 
     def _foreach_learner(self, method: str, *args: Any) -> list[Any]:
@@ -165,10 +166,6 @@ class DAMO(Algorithm):
             self.eval_env_runner_group.sync_weights(
                 from_worker_or_learner_group=self.learner_group, inference_only=True
             )
-
-
-def _dataset(tables: list[Any]) -> ray.data.Dataset:
-    return ray.data.from_arrow_refs([t if isinstance(t, ray.ObjectRef) else ray.put(t) for t in tables])
 
 
 def _forget_weights_seq_no(runner: Any) -> None:
