@@ -17,6 +17,7 @@ from ray.tune.search.variant_generator import parse_spec_vars
 from rich.console import Console
 
 from rllib_damo.cli_inputs import UsageError, near
+from rllib_damo.config import DAMOConfig
 from rllib_damo.data.offline_data import DAMOOfflineData
 from rllib_damo.progress import ProgressTable
 from rllib_damo.stopping import CheckedStopper
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 EVALUATION_RETURN = f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/{EPISODE_RETURN_MEAN}"
 DEFAULT_STORAGE = "~/ray_results"
+#: Matrices of DAMO's size keep no more threads busy.
+MAX_THREADS = 4
 
 console = Console(soft_wrap=True, highlight=False)
 err = Console(soft_wrap=True, highlight=False, stderr=True)
@@ -77,6 +80,7 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     if own_ray:
         _init_ray(options)
     try:
+        config = _use_idle_cpus(config)
         _check_resources(config)
         if options.resume:
             tuner = _restore(config, storage, options.name)
@@ -105,6 +109,19 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     finally:
         if own_ray:
             ray.shutdown()
+
+
+def _use_idle_cpus(config: AlgorithmConfig) -> AlgorithmConfig:
+    """Gives a lone DAMO trial the machine's CPUs, as torch threads: Ray grants one thread for each CPU of a process.
+
+    The config's own `num_cpus_for_main_process`, learners or runners are left as they are.
+    """
+    processes = config.num_learners + config.num_env_runners + config.evaluation_num_env_runners
+    untouched = config.num_cpus_for_main_process == 1 and not processes
+    if not (isinstance(config, DAMOConfig) and untouched) or has_search_space(config):
+        return config
+    cpus = min(MAX_THREADS, int(ray.available_resources().get("CPU", 1)), os.cpu_count() or 1)
+    return config.copy(copy_frozen=False).resources(num_cpus_for_main_process=max(1, cpus))
 
 
 def has_search_space(config: AlgorithmConfig) -> bool:

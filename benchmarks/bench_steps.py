@@ -1,0 +1,113 @@
+"""Gradient steps a second of full DAMO at Hopper's sizes, through ``algo.train()`` end to end.
+
+    python benchmarks/bench_steps.py --threads 2
+
+Prints one JSON line: ``steps_per_second`` counts whole iterations (rollouts, hand-over, gradient steps, metrics),
+``learner_steps_per_second`` the gradient steps alone, ``overhead`` the share of an iteration that is neither rollouts
+nor gradient steps. ``gflops_peak`` is this run's 256x256x256 sgemm, ``peak_fraction`` the gradient steps' share of it.
+"""
+
+import argparse
+import json
+import time
+
+import numpy as np
+import ray
+import torch
+from bench_rollouts import ACT_DIM, OBS_DIM, sgemm_gflops
+
+from rllib_damo import DAMOConfig
+from rllib_damo.data.schema import Transitions
+
+
+def flop_per_step(batch: int = 256, width: int = 256) -> float:
+    """Multiply-adds, twice, of one step that computes nothing twice."""
+
+    def mlp(inputs: int, outputs: int) -> int:
+        return 2 * batch * (inputs * width + width * width + width * outputs)
+
+    critic, actor = 2 * mlp(OBS_DIM + ACT_DIM, 1), mlp(OBS_DIM, 2 * ACT_DIM)
+    classifier = mlp(2 * OBS_DIM + ACT_DIM, 1)
+    # critics: 3 groups forward and the targets, 2 groups back to the parameters, 2 back to the actions
+    # actor: s' and s0 forward and back; classifier: 3 groups forward, 2 back
+    return critic * (4 + 2 * 2 + 2) + actor * 2 * 3 + classifier * (3 + 2 * 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--iterations", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=20_000, help="of the dataset")
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(args.rows, OBS_DIM)).astype(np.float32)
+    actions = rng.uniform(-1, 1, size=(args.rows, ACT_DIM)).astype(np.float32)
+    dataset = Transitions(
+        observations=observations,
+        actions=actions,
+        rewards=observations[:, 0],
+        next_observations=observations + 0.1 * actions.mean(1, keepdims=True),
+        terminations=np.zeros(args.rows, bool),
+        truncations=np.arange(args.rows) % 100 == 99,
+    )
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    algo = (
+        DAMOConfig()
+        .environment("Hopper-v5")
+        .offline_data(input_=dataset)
+        .training(rollout_length=5)
+        .dynamics(dynamics_max_epochs=1)
+        .evaluation(evaluation_interval=None)
+        .debugging(seed=0, log_level="ERROR")
+        .build_algo()
+    )
+    torch.set_num_threads(args.threads)
+    while algo.train()["phase"] != "policy":
+        pass
+    learner, spent = algo.learner_group._learner, {"update_many": 0.0, "rollouts": 0.0}
+    timed(learner, "update_many", spent, "update_many")
+    timed(algo.env_runner, "sample_round", spent, "rollouts")
+    peaks, total = [], 0.0
+    for _ in range(args.iterations):
+        peaks.append(sgemm_gflops())
+        start = time.perf_counter()
+        result = algo.train()
+        total += time.perf_counter() - start
+    steps = args.iterations * algo.config.rollout_freq
+    transitions = result["env_runners"]["rollout"]["num_transitions"] * args.iterations
+    rate = steps / spent["update_many"]
+    print(
+        json.dumps(
+            {
+                "benchmark": "steps",
+                "steps_per_second": round(steps / total, 1),
+                "learner_steps_per_second": round(rate, 1),
+                "rollout_transitions_per_second": round(transitions / spent["rollouts"]),
+                "overhead": round(1 - sum(spent.values()) / total, 4),
+                "gflop_per_step": round(flop_per_step() / 1e9, 3),
+                "gflops_peak": round(max(peaks), 1),
+                "peak_fraction": round(rate * flop_per_step() / 1e9 / max(peaks), 3),
+                "threads": args.threads,
+            }
+        )
+    )
+    algo.stop()
+    ray.shutdown()
+
+
+def timed(owner: object, method: str, spent: dict[str, float], key: str) -> None:
+    """Replaces a method by one that adds its seconds to ``spent[key]``."""
+    inner = getattr(owner, method)
+
+    def wrapper(*args: object, **kwargs: object) -> object:
+        start = time.perf_counter()
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            spent[key] += time.perf_counter() - start
+
+    setattr(owner, method, wrapper)
+
+
+if __name__ == "__main__":
+    main()
