@@ -13,7 +13,7 @@ config = (
     .offline_data(input_="hopper-medium-expert")  # made on this machine at the first run
     .training(eta=3.0, rollout_length=5)  # the paper's Table 4
     .dynamics(dynamics_max_epochs=30)
-    .evaluation(evaluation_interval=10, evaluation_duration=10)
+    .evaluation(evaluation_interval=5, evaluation_duration=10)
     .debugging(seed=0)
 )
 
