@@ -140,6 +140,11 @@ class DAMO(Algorithm):
             return {}
         return super()._run_one_evaluation(*args, **kwargs)
 
+    @override(Algorithm)
+    def cleanup(self) -> None:
+        super().cleanup()
+        self.dynamics.close()
+
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     @override(Algorithm)

@@ -5,6 +5,7 @@ A minibatch is then a single gather, whatever the number of columns, and its cos
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,13 @@ class Layout(NamedTuple):
     def unpack(self, rows: Tensor) -> Batch:
         o, a = self.obs_dim, self.act_dim
         return Batch(rows[:, :o], rows[:, o : o + a], rows[:, o + a : 2 * o + a], rows[:, -2], rows[:, -1])
+
+
+def as_constant(array: np.ndarray | Tensor) -> Tensor:
+    """A tensor on the array's own memory, for reading only: what Ray's object store hands out is not writable."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.as_tensor(array)
 
 
 class RingBuffer:

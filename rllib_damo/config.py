@@ -374,8 +374,9 @@ class DAMOConfig(AlgorithmConfig):
                 self._value_error(f"`{name}` must be True or False; found {value!r}.")
         if self.bc_weight and self.initial_states != "dataset":
             self._value_error(
-                f"`bc_weight` anchors the policy at the initial states, then initial_states='dataset'; found "
-                f"bc_weight={self.bc_weight!r} with initial_states={self.initial_states!r}."
+                f"`bc_weight` anchors the policy at s0, which must then be any state of the dataset: found bc_weight="
+                f"{self.bc_weight!r} with initial_states={self.initial_states!r}; set bc_weight=0 or "
+                "initial_states='dataset'."
             )
         if self.grad_clip_by != "global_norm":
             self._value_error(

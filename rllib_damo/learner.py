@@ -17,7 +17,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.typing import StateDict
 from torch import Tensor
 
-from rllib_damo.buffers import Layout, RingBuffer
+from rllib_damo.buffers import Layout, RingBuffer, as_constant
 from rllib_damo.dynamics.rollout import from_arrow
 from rllib_damo.update import CLASSIFIER_METRICS, METRICS, DAMOUpdate, StepBatch, UpdateOptions
 
@@ -102,8 +102,7 @@ class DAMOTorchLearner(TorchLearner):
         """
         if isinstance(rows, ray.ObjectRef):
             rows, starts = ray.get([rows, starts])
-        # ray.get returns read-only arrays; the store is never written to, and copying would double its memory
-        self._offline = torch.from_numpy(rows if rows.flags.writeable else rows.view()).to(self._device)
+        self._offline = as_constant(rows).to(self._device)
         self._episode_starts = torch.from_numpy(np.array(starts)).to(self._device)
         if fit:
             batch = self._layout.unpack(self._offline)

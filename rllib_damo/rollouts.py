@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_
 from ray.rllib.utils.typing import StateDict
 from torch import Tensor
 
+from rllib_damo.buffers import as_constant
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.rollout import from_arrow, rollout, to_arrow
 from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
@@ -131,11 +131,7 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
                 f"Start states must be a matrix (N, {width}) of observations with N >= 1, but found "
                 f"{type(array).__name__} of shape {getattr(array, 'shape', None)}."
             )
-        with warnings.catch_warnings():
-            # An array from the object store is read-only, which torch warns of; it is only ever read here.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            tensor = torch.as_tensor(array)
-        self._starts, self._starts_source = tensor.to(self._device, torch.float32), states
+        self._starts, self._starts_source = as_constant(array).to(self._device, torch.float32), states
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 

@@ -155,11 +155,66 @@ def test_rl_module_from_checkpoint_acts(config, tmp_path):
     assert (actions.abs() <= 1).all()
 
 
-@pytest.mark.parametrize("runners", [1, 2])
-def test_remote_rollout_runners(config, runners):
-    algo = config.env_runners(num_env_runners=runners).evaluation(evaluation_interval=None).build_algo()
-    result = train_policy(algo, 2)
-    assert result["num_gradient_steps_lifetime"] == 40
+def test_remote_rollout_runners_survive_a_killed_one(config):
+    config.env_runners(num_env_runners=2).evaluation(evaluation_interval=None)
+    algo = config.fault_tolerance(restart_failed_env_runners=True).build_algo()
+    assert train_policy(algo, 1)["env_runners"]["rollout"]["num_transitions"] == 200
+    ray.kill(algo.env_runner_group._worker_manager.actors()[1], no_restart=False)
+    for steps in (40, 60, 80):
+        assert train_policy(algo, 1)["num_gradient_steps_lifetime"] == steps
+    algo.stop()
+
+
+def test_two_learners_hold_the_same_networks_and_half_of_the_rollouts_each(config):
+    algo = config.learners(num_learners=2).evaluation(evaluation_interval=None).build_algo()
+    train_policy(algo, 2)
+    sums = algo.learner_group.foreach_learner(_parameter_sums)
+    first, second = (result.get() for result in sums)
+    algo.stop()
+    assert first == second
+    assert first["rows"] == 200
+
+
+def _parameter_sums(learner) -> dict[str, float]:
+    module = learner.module[DEFAULT_MODULE_ID]
+    return {"rows": len(learner._synthetic)} | {n: float(p.double().sum()) for n, p in module.named_parameters()}
+
+
+def test_a_dataset_above_the_cap_streams_through(config):
+    algo = config.offline_data(max_dataset_rows=800).evaluation(evaluation_interval=None).build_algo()
+    sizes = []
+    for _ in range(3):
+        train_policy(algo, 1)
+        sizes.append(len(algo.learner_group._learner._offline))
+    algo.stop()
+    assert max(sizes) <= 800
+
+
+def test_dataset_in_memory_and_user_callbacks(config):
+    from ray.rllib.callbacks.callbacks import RLlibCallback
+
+    class Mine(RLlibCallback):
+        called = False
+
+        def on_train_result(self, **kwargs):
+            Mine.called = True
+
+    config.offline_data(input_=behavior.generate("pendulum-mixed", 1000, seed=0)).callbacks(Mine)
+    algo = config.build_algo()
+    result = train_policy(algo, 1)
+    algo.stop()
+    assert Mine.called
+    assert "normalized_score" in result["evaluation"]["env_runners"]
+
+
+def test_without_a_simulator(config):
+    space = config.copy().environment("Pendulum-v1")
+    space.validate()
+    config.env = None
+    config.environment(observation_space=space.observation_space, action_space=space.action_space)
+    config.evaluation(evaluation_interval=None)
+    algo = config.build_algo()
+    assert train_policy(algo, 1)["num_gradient_steps_lifetime"] == 20
     algo.stop()
 
 
@@ -170,7 +225,7 @@ def test_remote_rollout_runners(config, runners):
         {"behavior_alignment": False},
         {"policy_improvement": "inconsistent"},
         {"target_networks": False},
-        {"initial_states": "episode_start", "twin_q": False},
+        {"initial_states": "episode_start", "twin_q": False, "bc_weight": 0.0},
         {"f_divergence": "chi_squared", "bc_weight": 1.0, "critic_layer_norm": True},
         {"classifier_gradient_penalty": 1.0, "classifier_noise": 0.1, "classifier_spectral_norm": True},
     ],

@@ -139,6 +139,10 @@ class DynamicsComponent:
     def _finish(self) -> None:
         self.ready = True
         self._trainer = None
+        self.close()
+
+    def close(self) -> None:
+        """Lets another process train this model."""
         if self._lock is not None and self._lock.is_locked:
             self._lock.release()
 
