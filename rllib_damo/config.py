@@ -74,8 +74,8 @@ class DAMOConfig(AlgorithmConfig):
         self.tau = 0.005
         self.gamma = 0.99
         self.target_entropy: float | str = "auto"
-        self.initial_alpha = 0.1
-        self.max_alpha = 1.0
+        self.initial_alpha = 0.05
+        self.max_alpha = 0.05
         self.grad_clip = None
         self.train_batch_size_per_learner = 256
         # Classifier
@@ -130,6 +130,7 @@ class DAMOConfig(AlgorithmConfig):
             normalize_observations=False,
             bc_weight=0.0,
             initial_alpha=1.0,
+            max_alpha=1.0,
             actor_lr=1e-4,
             alpha_lr=1e-4,
             real_ratio=0.05,
