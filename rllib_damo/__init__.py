@@ -11,6 +11,12 @@ from rllib_damo.algorithm import DAMO
 from rllib_damo.config import DAMOConfig
 
 __version__ = "0.1.0"
-__all__ = ["DAMO", "DAMOConfig"]
+__all__ = ["DAMO", "DAMOConfig", "register"]
 
-register_trainable("DAMO", DAMO)
+
+def register() -> None:
+    """Registers the trainable "DAMO"; done on import, and needed again after ``ray.shutdown()``, which forgets it."""
+    register_trainable("DAMO", DAMO)
+
+
+register()

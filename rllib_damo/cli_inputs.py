@@ -126,8 +126,9 @@ def default_config(algo: str) -> AlgorithmConfig:
     from ray.rllib.algorithms.registry import ALGORITHMS
     from ray.tune.registry import TRAINABLE_CLASS, _global_registry, get_trainable_cls
 
-    import rllib_damo  # noqa: F401  (registers DAMO)
+    import rllib_damo
 
+    rllib_damo.register()
     if algo not in ALGORITHMS and not _global_registry.contains(TRAINABLE_CLASS, algo):
         known = {"DAMO", *ALGORITHMS}
         raise UsageError(f"unknown algorithm {algo!r}.{near_any_case(algo, known) or f' Known: {sorted(known)}.'}")

@@ -12,7 +12,7 @@ from ray.rllib.core.rl_module import RLModule
 from ray.rllib.utils.test_utils import check
 from ray.tune.registry import get_trainable_cls
 
-from rllib_damo import DAMO, DAMOConfig
+from rllib_damo import DAMO, DAMOConfig, register
 from rllib_damo.data import behavior
 
 
@@ -71,6 +71,7 @@ def module_state(algo: Algorithm) -> dict:
 
 
 def test_is_registered():
+    register()  # another module's tests may have shut Ray down, which forgets it
     assert get_trainable_cls("DAMO") is DAMO
 
 

@@ -130,7 +130,7 @@ BAD_CONFIGS: dict[str, tuple[Change, tuple[str, ...]]] = {
         lambda c: c.dynamics(num_ensemble=3, num_elites=5), ("`num_elites` (5)", "`num_ensemble` (3)"),
     ),
     "initial above greatest alpha": (
-        lambda c: c.training(initial_alpha=2.0), ("`initial_alpha` (2.0)", "`max_alpha` (1.0)"),
+        lambda c: c.training(initial_alpha=2.0), ("`initial_alpha` (2.0)", "`max_alpha` (0.05)"),
     ),
     "too few weight decays": (
         lambda c: c.dynamics(dynamics_hidden_dims=(200, 200)), ("`dynamics_weight_decay`", "3 layers", "found 5"),
