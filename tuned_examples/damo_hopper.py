@@ -11,7 +11,7 @@ config = (
     DAMOConfig()
     .environment("Hopper-v5")
     .offline_data(input_="hopper-medium-expert")  # made on this machine at the first run
-    .training(eta=1.0, rollout_length=5)  # the paper's η of 3 learned more slowly (benchmarks/RESULTS.md)
+    .training(eta=1.0, rollout_length=5)  # the paper's η is 3; see benchmarks/RESULTS.md
     .dynamics(dynamics_max_epochs=30)
     .evaluation(evaluation_interval=10, evaluation_duration=10)
     .debugging(seed=0)
