@@ -45,7 +45,6 @@ class DAMOConfig(AlgorithmConfig):
         from rllib_damo.data.offline_data import DAMOOfflineData
         from rllib_damo.rollouts import ModelRolloutEnvRunner
 
-        self.exploration_config: dict[str, Any] = {}
         super().__init__(algo_class=algo_class or DAMO)
 
         # The objective (damo.md 1-12)

@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from rllib_damo.data.columns import assemble, match_names
+from rllib_damo.data.columns import assemble, match_names, new_file
 from rllib_damo.data.reader import Reader, split_at_ends
 from rllib_damo.data.schema import DataError, Transitions
 
@@ -106,20 +106,12 @@ def write_d4rl(
         DataError: if the file exists and `overwrite` is not set.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} exists; delete it, or choose another name.")
     names = {"terminations": "terminals", "truncations": "timeouts"}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".writing-{os.getpid()}-{path.name}")
-    try:
-        with h5py.File(scratch, "w") as file:
-            for key, array in transitions.arrays().items():
-                file.create_dataset(
-                    names.get(key, key), data=array, compression="gzip", compression_opts=1, track_times=False
-                )
-            if metadata:
-                file.attrs[METADATA_ATTRIBUTE] = json.dumps(metadata, sort_keys=True)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with new_file(path, overwrite) as scratch, h5py.File(scratch, "w") as file:
+        for key, array in transitions.arrays().items():
+            file.create_dataset(
+                names.get(key, key), data=array, compression="gzip", compression_opts=1, track_times=False
+            )
+        if metadata:
+            file.attrs[METADATA_ATTRIBUTE] = json.dumps(metadata, sort_keys=True)
     return path

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from rllib_damo.data.columns import assemble, match_names
+from rllib_damo.data.columns import assemble, match_names, new_file
 from rllib_damo.data.reader import Reader, split_at_ends
 from rllib_damo.data.recorded import recorded_to_env, unpack_array
 from rllib_damo.data.schema import DataError, Transitions
@@ -240,8 +240,6 @@ def write_parquet(
         DataError: if the file exists and `overwrite` is not set.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} exists; delete it, or choose another name.")
     arrays = {}
     for key, array in transitions.arrays().items():
         flat = pa.array(np.ascontiguousarray(array).reshape(-1))
@@ -249,11 +247,6 @@ def write_parquet(
     table = pa.table(arrays)
     if metadata:
         table = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".writing-{os.getpid()}-{path.name}")
-    try:
+    with new_file(path, overwrite) as scratch:
         pq.write_table(table, scratch, row_group_size=ROW_GROUP, use_dictionary=False)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
     return path

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import Timeout
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.utils.numpy import convert_to_numpy
 from ray.rllib.utils.torch_utils import convert_to_torch_tensor
@@ -92,7 +89,7 @@ class DynamicsComponent:
         if not self._lock.is_locked:
             try:
                 self._lock.acquire(timeout=WAIT_SECONDS)
-            except Timeout:
+            except cache.Timeout:
                 return {"waiting_for_other": 1.0}
         if self.path.exists():  # trained by another process in the meantime
             self._finish()
@@ -170,17 +167,8 @@ class DynamicsComponent:
             )
         if state["file"] is not None:
             if not (self.ready and self.path.read_bytes() == state["file"]):
-                self.path = _write(state["file"], self.config.dynamics_cache_dir)
+                self.path = cache.write(state["file"], self.config.dynamics_cache_dir)
             self._finish()
         elif state["trainer"] is not None and not self.ready:
             self._trainer = self._make_trainer()
             self._trainer.load_state_dict(convert_to_torch_tensor(state["trainer"], device=self.device))
-
-
-def _write(content: bytes, cache_dir: str | None) -> Path:
-    """Writes a model's file under the name of its content, whole or not at all."""
-    path = cache.path(hashlib.sha256(content).hexdigest()[:32], cache_dir)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-    return path
