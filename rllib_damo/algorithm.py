@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from operator import methodcaller
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,9 @@ class DAMO(Algorithm):
         self._num_gradient_steps = 0
         transitions = self.offline_data.transitions
         unit_actions = to_unit(transitions.actions, self.config.action_space)
-        self.dynamics = DynamicsComponent(self.config, transitions, unit_actions)
+        self.dynamics: DynamicsComponent | None = None
+        if self.config.uses_model:
+            self.dynamics = DynamicsComponent(self.config, transitions, unit_actions)
         self._set_dataset(transitions, unit_actions, fit=True)
 
     def _set_dataset(self, transitions: Transitions, unit_actions: np.ndarray, fit: bool) -> None:
@@ -71,7 +74,7 @@ class DAMO(Algorithm):
 
     @override(Algorithm)
     def training_step(self) -> None:
-        if not self.dynamics.ready:
+        if self.dynamics is not None and not self.dynamics.ready:
             self.metrics.log_value(PHASE, "dynamics", reduce="item")
             for key, value in self.dynamics.train_epoch().items():
                 self.metrics.log_value(("dynamics", key), value, window=1)
@@ -81,13 +84,14 @@ class DAMO(Algorithm):
         if window is not None:
             self._set_dataset(window, to_unit(window.actions, self.config.action_space), fit=False)
 
-        with self.metrics.log_time((TIMERS, "rollouts")):
-            tables = self._roll_out()
-        if not tables and not self._num_gradient_steps:
-            logger.warning("No rollout runner answered; trying again in the next iteration.")
-            return
-        with self.metrics.log_time((TIMERS, "model_buffer")):
-            self._fill_model_buffers(tables)
+        if self.dynamics is not None:
+            with self.metrics.log_time((TIMERS, "rollouts")):
+                tables = self._roll_out(self.dynamics.path)
+            if not tables and not self._num_gradient_steps:
+                logger.warning("No rollout runner answered; trying again in the next iteration.")
+                return
+            with self.metrics.log_time((TIMERS, "model_buffer")):
+                self._fill_model_buffers(tables)
         with self.metrics.log_time((TIMERS, "learner_update")):
             timesteps = {NUM_GRADIENT_STEPS: self._num_gradient_steps}
             results = self._foreach_learner("update_many", self.config.rollout_freq, timesteps)
@@ -95,13 +99,13 @@ class DAMO(Algorithm):
         self._num_gradient_steps += self.config.rollout_freq
         self.metrics.log_value(NUM_GRADIENT_STEPS, self._num_gradient_steps, reduce="max", window=1)
 
-    def _roll_out(self) -> list[Any]:
+    def _roll_out(self, dynamics_path: Path) -> list[Any]:
         """One round of rollouts under the current policy: Arrow tables, or references to them from remote runners."""
         component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
         weights = self.learner_group.get_state(component, inference_only=True)[COMPONENT_LEARNER][COMPONENT_RL_MODULE]
         job: dict[str, Any] = {
             "weights": weights,
-            "dynamics_path": str(self.dynamics.path),
+            "dynamics_path": str(dynamics_path),
             "start_states": self._start_states,
             "iteration": self._num_gradient_steps,
         }
@@ -143,7 +147,8 @@ class DAMO(Algorithm):
     @override(Algorithm)
     def cleanup(self) -> None:
         super().cleanup()
-        self.dynamics.close()
+        if self.dynamics is not None:
+            self.dynamics.close()
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -151,7 +156,7 @@ class DAMO(Algorithm):
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> StateDict:
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(COMPONENT_DYNAMICS, components, not_components):
-            state[COMPONENT_DYNAMICS] = self.dynamics.get_state()
+            state[COMPONENT_DYNAMICS] = self.dynamics.get_state() if self.dynamics is not None else None
             state[NUM_GRADIENT_STEPS] = self._num_gradient_steps
         return state
 
@@ -159,7 +164,8 @@ class DAMO(Algorithm):
     def set_state(self, state: StateDict) -> None:
         super().set_state(state)
         if COMPONENT_DYNAMICS in state:
-            self.dynamics.set_state(state[COMPONENT_DYNAMICS])
+            if self.dynamics is not None:
+                self.dynamics.set_state(state[COMPONENT_DYNAMICS])
             self._num_gradient_steps = state[NUM_GRADIENT_STEPS]
 
     @override(Algorithm)

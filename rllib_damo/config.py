@@ -40,6 +40,9 @@ class DAMOConfig(AlgorithmConfig):
         algo.train()
     """
 
+    #: Whether the algorithm trains a dynamics model and rolls out in it: its nature, and not an option.
+    uses_model = True
+
     def __init__(self, algo_class: type | None = None):
         from rllib_damo.algorithm import DAMO
         from rllib_damo.data.offline_data import DAMOOfflineData
@@ -214,7 +217,7 @@ class DAMOConfig(AlgorithmConfig):
             real_ratio: share of dataset rows in the critics' and actor's batches.
             kwargs: RLlib's own training options (``gamma``, ``train_batch_size_per_learner``, ``grad_clip``, ...).
         """
-        own = {k: v for k, v in locals().items() if k in _TRAINING_OPTIONS and v is not NotProvided}
+        own = {k: v for k, v in locals().items() if k in TRAINING_OPTIONS and v is not NotProvided}
         super().training(**kwargs)
         for name, value in own.items():
             setattr(self, name, value)
@@ -256,7 +259,7 @@ class DAMOConfig(AlgorithmConfig):
                 their exact id, learned from the dataset's terminals for all others.
         """
         for name, value in list(locals().items()):
-            if name in _DYNAMICS_OPTIONS and value is not NotProvided:
+            if name in DYNAMICS_OPTIONS and value is not NotProvided:
                 setattr(self, name, value)
         return self
 
@@ -319,7 +322,7 @@ class DAMOConfig(AlgorithmConfig):
     @override(AlgorithmConfig)
     def validate(self) -> None:
         if self.framework_str != "torch":  # before RLlib looks for another one's installation
-            self._value_error(f"DAMO runs on torch: found `framework`={self.framework_str!r}.")
+            self._value_error(f"{self._name} runs on torch: found `framework`={self.framework_str!r}.")
         self._resolve()
         super().validate()
         if self.in_evaluation:
@@ -328,6 +331,10 @@ class DAMOConfig(AlgorithmConfig):
         self._validate_choices()
         self._validate_numbers()
         self._validate_spaces()
+
+    @property
+    def _name(self) -> str:
+        return str(self.algo_class.__name__)
 
     def _resolve(self) -> None:
         """Fills in what follows from other options."""
@@ -342,11 +349,11 @@ class DAMOConfig(AlgorithmConfig):
     def _validate_input(self) -> None:
         if not self.is_offline:
             self._value_error(
-                "DAMO trains on a dataset: set `config.offline_data(input_=...)` to a short name such as "
+                f"{self._name} trains on a dataset: set `config.offline_data(input_=...)` to a short name such as "
                 f"'hopper-medium', 'minari://ID', or a path; found input_={self.input_!r}."
             )
         if self.is_multi_agent:
-            self._value_error("DAMO is a single-agent algorithm: remove the `.multi_agent()` settings.")
+            self._value_error(f"{self._name} is a single-agent algorithm: remove the `.multi_agent()` settings.")
         if self.lr is not None:
             self._value_error(
                 f"DAMO has `actor_lr`, `critic_lr`, `alpha_lr` and `classifier_lr`: leave `lr` None; found {self.lr!r}."
@@ -394,7 +401,7 @@ class DAMOConfig(AlgorithmConfig):
             value, zero = getattr(self, name), name in not_negative
             if name in ("actor_eta", "grad_clip") and value is None:
                 continue
-            bounded = name not in ("max_actor_weight", "max_logit")
+            bounded = name not in ("max_actor_weight", "max_logit", "max_alpha")
             if not _is_number(value) or not (value > 0 or (zero and value == 0)) or (bounded and math.isinf(value)):
                 self._value_error(
                     f"`{name}` must be a {'finite ' * bounded}number {'>= 0' if zero else '> 0'}; found {value!r}."
@@ -415,7 +422,7 @@ class DAMOConfig(AlgorithmConfig):
             self._value_error(f"`tau` must lie in (0, 1]; found {self.tau!r}.")
         if not (_is_number(self.gamma) and 0 <= self.gamma < 1):
             self._value_error(f"`gamma` must lie in [0, 1): the discounted occupancy needs it; found {self.gamma!r}.")
-        if not (_is_number(self.real_ratio) and 0 <= self.real_ratio < 1):
+        if self.uses_model and not (_is_number(self.real_ratio) and 0 <= self.real_ratio < 1):
             self._value_error(f"`real_ratio` must lie in [0, 1); found {self.real_ratio!r}.")
         if not (_is_number(self.label_smoothing) and 0 <= self.label_smoothing < 0.5):
             self._value_error(f"`label_smoothing` must lie in [0, 0.5); found {self.label_smoothing!r}.")
@@ -438,7 +445,7 @@ class DAMOConfig(AlgorithmConfig):
     def _validate_spaces(self) -> None:
         if self.observation_space is None or self.action_space is None:
             self._value_error(
-                "DAMO needs the spaces: set `config.environment('Hopper-v5')`, or, without a simulator, "
+                f"{self._name} needs the spaces: set `config.environment('Hopper-v5')`, or, without a simulator, "
                 "`config.environment(observation_space=..., action_space=...)`."
             )
         try:
@@ -485,5 +492,5 @@ _SWITCHES = (
     "data_alignment", "behavior_alignment", "target_networks", "twin_q", "critic_layer_norm", "normalize_observations",
     "normalize_actor_weight", "classifier_spectral_norm",
 )  # fmt: skip
-_TRAINING_OPTIONS = frozenset(inspect.signature(DAMOConfig.training).parameters) - {"self", "kwargs"}
-_DYNAMICS_OPTIONS = frozenset(inspect.signature(DAMOConfig.dynamics).parameters) - {"self"}
+TRAINING_OPTIONS = frozenset(inspect.signature(DAMOConfig.training).parameters) - {"self", "kwargs"}
+DYNAMICS_OPTIONS = frozenset(inspect.signature(DAMOConfig.dynamics).parameters) - {"self"}

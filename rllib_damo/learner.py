@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rllib_damo.buffers import Layout, RingBuffer, as_constant
 from rllib_damo.dynamics.rollout import from_arrow
-from rllib_damo.update import CLASSIFIER_METRICS, METRICS, DAMOUpdate, StepBatch, UpdateOptions
+from rllib_damo.update import CLASSIFIER_METRICS, METRICS, DAMOUpdate, StepBatch, Update, UpdateOptions
 
 COMPONENT_DAMO = "damo"
 
@@ -30,7 +30,13 @@ class DAMOTorchLearner(TorchLearner):
     RLlib's per-minibatch update path is left aside: ``update_many`` takes all gradient steps of an iteration, and every
     random number in it derives from (seed, learner index, number of steps taken), so that a restored learner goes on
     exactly as if it had not been interrupted.
+
+    A subclass for another algorithm chooses its rule in ``make_update`` and names its metrics in ``metric_names``.
     """
+
+    #: What the update's ``step`` returns, in order.
+    metric_names: tuple[str, ...] = METRICS
+    divergence_hint = "smaller learning rates, a larger label_smoothing or a smaller eta"
 
     @override(TorchLearner)
     def build(self) -> None:
@@ -41,36 +47,35 @@ class DAMOTorchLearner(TorchLearner):
         self._layout = Layout(module.observation_space.shape[0], module.action_space.shape[0])
         self._offline: Tensor | None = None
         self._episode_starts: Tensor | None = None
-        capacity = cfg.rollout_batch_size * cfg.rollout_length * cfg.model_retain_epochs
+        capacity = cfg.rollout_batch_size * cfg.rollout_length * cfg.model_retain_epochs if cfg.uses_model else 0
         self._synthetic = RingBuffer(self._layout, math.ceil(capacity / max(1, cfg.num_learners)), self._device)
         self._generator = torch.Generator(self._device)
         self._base_seed = cfg.seed if cfg.seed is not None else int(np.random.SeedSequence().generate_state(1)[0])
         self._num_steps = 0
-        options = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(UpdateOptions)}
-        options["actor_eta"] = cfg.eta if cfg.actor_eta is None else cfg.actor_eta
-        if not cfg.behavior_alignment:
-            options["policy_improvement"] = "inconsistent"
-        options["target_entropy"] = cfg.resolve_target_entropy(module.action_space)
-        self._update = DAMOUpdate(
-            module,
-            {name: self.get_optimizer(DEFAULT_MODULE_ID, name) for name in ("actor", "critic", "classifier", "alpha")},
-            UpdateOptions(**options),
-            self._generator,
-            self._average_gradients if cfg.num_learners > 1 else None,
+        self._update = self.make_update(
+            module=module,
+            optimizers={name: self.get_optimizer(DEFAULT_MODULE_ID, name) for name in module.trainable()},
+            generator=self._generator,
+            reduce_gradients=self._average_gradients if cfg.num_learners > 1 else None,
         )
         if cfg.num_learners > 1:
             for tensor in module.state_dict().values():
                 torch.distributed.broadcast(tensor, src=0)
 
+    def make_update(self, module: Any, **parts: Any) -> Update:
+        """The update rule. ``parts`` are the other arguments of `Update`, but for ``grad_clip``."""
+        cfg = self.config
+        options = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(UpdateOptions)}
+        options["actor_eta"] = cfg.eta if cfg.actor_eta is None else cfg.actor_eta
+        if not cfg.behavior_alignment:
+            options["policy_improvement"] = "inconsistent"
+        options["target_entropy"] = cfg.resolve_target_entropy(module.action_space)
+        return DAMOUpdate(module, options=UpdateOptions(**options), **parts)
+
     @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        module = self.module[module_id]
-        for name, params, lr in (
-            ("actor", list(module.actor.parameters()), config.actor_lr),
-            ("critic", list(module.critics.parameters()), config.critic_lr),
-            ("classifier", list(module.classifier.parameters()), config.classifier_lr),
-            ("alpha", [module.log_alpha], config.alpha_lr),
-        ):
+        for name, params in self.module[module_id].trainable().items():
+            lr = getattr(config, f"{name}_lr")
             self.register_optimizer(
                 module_id=module_id,
                 optimizer_name=name,
@@ -131,7 +136,7 @@ class DAMOTorchLearner(TorchLearner):
             RuntimeError: a loss became infinite or NaN; the message names it.
         """
         offline = self._offline
-        if offline is None or not len(self._synthetic):
+        if offline is None or (self.config.uses_model and not len(self._synthetic)):
             raise RuntimeError("update_many needs set_dataset and add_rollouts to be called first.")
         cfg = self.config
         num_update = cfg.train_batch_size_per_learner
@@ -152,7 +157,7 @@ class DAMOTorchLearner(TorchLearner):
             per_step_initial = self._randint(len(offline), num_steps, num_update)
         per_step_offline = torch.cat((per_step_offline, per_step_initial), dim=1)
 
-        totals = torch.zeros(len(METRICS), device=self._device)
+        totals = torch.zeros(len(self.metric_names), device=self._device)
         unpack = self._layout.unpack
         for step in range(num_steps):
             real = offline[per_step_offline[step]]
@@ -170,25 +175,28 @@ class DAMOTorchLearner(TorchLearner):
 
     @override(TorchLearner)
     def compute_loss_for_module(self, **kwargs: Any) -> Any:
-        """Not RLlib's path: four losses with separate gradients do not add up to one (see ``update.py``)."""
-        raise NotImplementedError("DAMO's Learner is trained by `update_many`, not by `update`.")
+        """Not RLlib's path: losses with separate gradients do not add up to one (see ``update.py``)."""
+        raise NotImplementedError(f"{type(self).__name__} is trained by `update_many`, not by `update`.")
 
     def _randint(self, high: int, *shape: int) -> Tensor:
+        if 0 in shape:  # nothing is drawn from an empty store
+            return torch.empty(shape, dtype=torch.int64, device=self._device)
         return torch.randint(high, shape, generator=self._generator, device=self._device)
 
     def _report(self, means: Tensor, num_steps: int, timesteps: dict[str, Any]) -> dict[str, Any]:
-        values = dict(zip(METRICS, means.tolist(), strict=True))
+        values = dict(zip(self.metric_names, means.tolist(), strict=True))
         if not self.config.data_alignment:
             values = {name: value for name, value in values.items() if name not in CLASSIFIER_METRICS}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise RuntimeError(
                 f"Training diverged within the last {num_steps} gradient steps: {', '.join(bad)} not finite. Restore "
-                "the last checkpoint with smaller learning rates, a larger label_smoothing or a smaller eta."
+                f"the last checkpoint with {self.divergence_hint}."
             )
         for name, value in values.items():
             self.metrics.log_value((DEFAULT_MODULE_ID, name), value, window=1)
-        self.metrics.log_value((DEFAULT_MODULE_ID, "initial_value_mean"), self.initial_value(), window=1)
+        if hasattr(self.module[DEFAULT_MODULE_ID], "critics"):
+            self.metrics.log_value((DEFAULT_MODULE_ID, "initial_value_mean"), self.initial_value(), window=1)
         self.after_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._num_steps} | timesteps)
         return self.metrics.reduce()
 

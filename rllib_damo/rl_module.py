@@ -36,6 +36,15 @@ class DAMOTorchRLModule(TorchRLModule, InferenceOnlyAPI):
     def get_non_inference_attributes(self) -> list[str]:
         return ["critics", "target_critics", "classifier", "log_alpha"]
 
+    def trainable(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters of each optimiser by its name; the option ``<name>_lr`` is its learning rate."""
+        return {
+            "actor": list(self.actor.parameters()),
+            "critic": list(self.critics.parameters()),
+            "classifier": list(self.classifier.parameters()),
+            "alpha": [self.log_alpha],
+        }
+
     def fit_standardizers(self, obs: Tensor, actions: Tensor, next_obs: Tensor, policy_inputs: bool = True) -> None:
         """Sets the input statistics from the dataset's rows; ``policy_inputs=False`` leaves actor and critics raw."""
         if policy_inputs:

@@ -66,7 +66,47 @@ class StepBatch:
         self.update, self.initial, self.offline, self.synthetic = update, initial, offline, synthetic
 
 
-class DAMOUpdate:
+class Update:
+    """What all update rules share: one network's gradients, averaged over learners, clipped and applied.
+
+    Args:
+        module: all networks; ``module.trainable()`` names the parameters of each optimiser.
+        optimizers: by the same names.
+        generator: source of the policy's noise, on the module's device.
+        grad_clip: largest norm of one network's gradient; None does not clip.
+        reduce_gradients: called with each group of gradients before it is applied (averages over learners).
+    """
+
+    def __init__(
+        self,
+        module: DAMOTorchRLModule,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        generator: torch.Generator,
+        grad_clip: float | None = None,
+        reduce_gradients: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
+    ):
+        self.module, self.optimizers, self.generator = module, optimizers, generator
+        self.grad_clip, self.reduce_gradients = grad_clip, reduce_gradients
+        self.params: dict[str, list[nn.Parameter]] = module.trainable()
+
+    def step(self, batch: StepBatch) -> Tensor:
+        """One gradient step; returns the rule's metrics on the device, in the order of the Learner's `metric_names`."""
+        raise NotImplementedError
+
+    def _apply(self, name: str, loss: Tensor) -> None:
+        """Gradients of ``loss`` for the parameters of one network alone, clipped, and one optimiser step."""
+        params = self.params[name]
+        gradients: Sequence[Tensor] = torch.autograd.grad(loss, params)
+        if self.reduce_gradients is not None:
+            gradients = self.reduce_gradients(gradients)
+        for param, gradient in zip(params, gradients, strict=True):
+            param.grad = gradient
+        if self.grad_clip is not None:
+            nn.utils.clip_grad_norm_(params, self.grad_clip)
+        self.optimizers[name].step()
+
+
+class DAMOUpdate(Update):
     """Applies DAMO's losses to a module.
 
     Args:
@@ -85,16 +125,10 @@ class DAMOUpdate:
         generator: torch.Generator,
         reduce_gradients: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
     ):
-        self.module, self.optimizers, self.opt, self.generator = module, optimizers, options, generator
-        self.reduce_gradients = reduce_gradients
+        super().__init__(module, optimizers, generator, options.grad_clip, reduce_gradients)
+        self.opt = options
         self.divergence = DIVERGENCES[options.f_divergence]
         self.actor_divergence = DIVERGENCES[options.actor_f_divergence]
-        self.params: dict[str, list[nn.Parameter]] = {
-            "actor": list(module.actor.parameters()),
-            "critic": list(module.critics.parameters()),
-            "classifier": list(module.classifier.parameters()),
-            "alpha": [module.log_alpha],
-        }
         self._critic_params = [p.data for p in module.critics.parameters()]
         self._target_params = [p.data for p in module.target_critics.parameters()]
 
@@ -203,15 +237,3 @@ class DAMOUpdate:
             metrics = torch.stack((loss, accuracy, offline.mean(), synthetic.mean()))
         self._apply("classifier", total)
         return rewards, metrics
-
-    def _apply(self, name: str, loss: Tensor) -> None:
-        """Gradients of ``loss`` for the parameters of one network alone, clipped, and one optimiser step."""
-        params = self.params[name]
-        gradients: Sequence[Tensor] = torch.autograd.grad(loss, params)
-        if self.reduce_gradients is not None:
-            gradients = self.reduce_gradients(gradients)
-        for param, gradient in zip(params, gradients, strict=True):
-            param.grad = gradient
-        if self.opt.grad_clip is not None:
-            nn.utils.clip_grad_norm_(params, self.opt.grad_clip)
-        self.optimizers[name].step()
