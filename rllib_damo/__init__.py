@@ -1,6 +1,6 @@
 """DAMO, Dual Alignment Maximin Optimization for offline model-based RL (arXiv 2502.00850), as an RLlib plugin.
 
-Importing the package registers the trainable "DAMO" with Ray Tune.
+Importing the package registers "DAMO" and the baselines "MOPO", "TD3BC" and "BehaviorCloning" with Ray Tune.
 """
 
 from __future__ import annotations
@@ -8,15 +8,20 @@ from __future__ import annotations
 from ray.tune.registry import register_trainable
 
 from rllib_damo.algorithm import DAMO
+from rllib_damo.baselines import MOPO, TD3BC, BehaviorCloning
 from rllib_damo.config import DAMOConfig
 
 __version__ = "0.1.0"
-__all__ = ["DAMO", "DAMOConfig", "register"]
+__all__ = ["ALGORITHMS", "DAMO", "DAMOConfig", "register"]
+
+#: The package's algorithms, by the names that `rllib train --algo` and Tune know them by.
+ALGORITHMS = {algorithm.__name__: algorithm for algorithm in (DAMO, MOPO, TD3BC, BehaviorCloning)}
 
 
 def register() -> None:
-    """Registers the trainable "DAMO"; done on import, and needed again after ``ray.shutdown()``, which forgets it."""
-    register_trainable("DAMO", DAMO)
+    """Registers the trainables; done on import, and needed again after ``ray.shutdown()``, which forgets them."""
+    for name, algorithm in ALGORITHMS.items():
+        register_trainable(name, algorithm)
 
 
 register()

@@ -130,7 +130,7 @@ def default_config(algo: str) -> AlgorithmConfig:
 
     rllib_damo.register()
     if algo not in ALGORITHMS and not _global_registry.contains(TRAINABLE_CLASS, algo):
-        known = {"DAMO", *ALGORITHMS}
+        known = {*rllib_damo.ALGORITHMS, *ALGORITHMS}
         raise UsageError(f"unknown algorithm {algo!r}.{near_any_case(algo, known) or f' Known: {sorted(known)}.'}")
     trainable = get_trainable_cls(algo)
     if not hasattr(trainable, "get_default_config"):

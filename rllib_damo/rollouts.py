@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rllib_damo.buffers import as_constant
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
-from rllib_damo.dynamics.rollout import from_arrow, rollout, to_arrow
+from rllib_damo.dynamics.rollout import Model, from_arrow, rollout, to_arrow
 from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
 from rllib_damo.spaces import check_spaces, from_unit
 
@@ -114,6 +114,10 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
             )
         return dynamics.termination.terminated
 
+    def model(self, dynamics: DynamicsEnsemble) -> Model:
+        """What a round is rolled out in: the dynamics themselves, unless a subclass changes their rewards."""
+        return dynamics
+
     def set_start_states(self, states: np.ndarray | Tensor | ray.ObjectRef) -> None:
         """The states ``(N, obs)`` to branch from, or a reference to them; known ones are not fetched again.
 
@@ -188,7 +192,7 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         picks = torch.randint(len(self._starts), (num_starts,), generator=self._generator, device=self._device)
         batch = rollout(
             lambda obs, generator: self.module.sample_actions(obs, generator)[0],
-            self._dynamics,
+            self.model(self._dynamics),
             self._termination_fn,
             self._starts[picks],
             self.config.rollout_length if length is None else length,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +11,21 @@ import torch
 from ray.data.extensions import ArrowTensorArray
 from torch import Tensor
 
-from rllib_damo.dynamics.ensemble import DynamicsEnsemble
+from rllib_damo.dynamics.ensemble import Sampler
 from rllib_damo.dynamics.termination import TerminationFn
 
 #: ``(obs (B, obs), generator) -> unit actions (B, act)``
 Policy = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Model(Protocol):
+    """What a rollout needs of a model; `DynamicsEnsemble` is one."""
+
+    act_dim: int
+
+    def sampler(self) -> Sampler:
+        """A function that draws next states and rewards, for one whole rollout."""
+
 
 #: Rows that go through all steps together: few enough that a CPU's cache holds their activations.
 _CHUNK_ROWS = 2048
@@ -23,7 +33,7 @@ _CHUNK_ROWS = 2048
 
 def rollout(
     policy: Policy,
-    dynamics: DynamicsEnsemble,
+    dynamics: Model,
     termination_fn: TerminationFn,
     start_obs: Tensor,
     length: int,

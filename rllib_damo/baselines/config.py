@@ -1,0 +1,63 @@
+"""What the baselines' configs share: an option that an algorithm does not read is refused, not ignored."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from ray.rllib.algorithms.algorithm_config import NotProvided
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from rllib_damo.config import DYNAMICS_OPTIONS, TRAINING_OPTIONS, DAMOConfig, _is_number
+
+
+class BaselineConfig(DAMOConfig):
+    """DAMO's config with the options of its objective fixed.
+
+    ``rollout_freq`` is, as for DAMO, the gradient steps of one iteration, with or without rollouts.
+    """
+
+    #: Those of ``DAMOConfig.training``'s options that the algorithm reads.
+    reads: ClassVar[frozenset[str]] = frozenset()
+    module_class: ClassVar[type]
+    learner_class: ClassVar[type]
+
+    def __init__(self, algo_class: type | None = None):
+        super().__init__(algo_class=algo_class)
+        self.data_alignment = False  # no classifier, and no rows for it
+        self.bc_weight = 0.0
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        return RLModuleSpec(module_class=self.module_class)
+
+    def get_default_learner_class(self) -> type:
+        return self.learner_class
+
+    def validate(self) -> None:
+        super().validate()
+        if self.in_evaluation:
+            return
+        unread = TRAINING_OPTIONS - self.reads - {"rollout_freq"}
+        if not self.uses_model:
+            unread |= DYNAMICS_OPTIONS
+            if self.num_env_runners:
+                self._value_error(
+                    f"{self._name} rolls out in no model: leave `num_env_runners` 0; found {self.num_env_runners}."
+                )
+        default = type(self)()
+        for name in sorted(unread):
+            found: Any = getattr(self, name)
+            if found != getattr(default, name):
+                self._value_error(f"{self._name} does not read `{name}`: leave it out; found {found!r}.")
+
+    def _set(self, **options: Any) -> None:
+        """Sets those options that were given."""
+        for name, value in options.items():
+            if value is not NotProvided:
+                setattr(self, name, value)
+
+    def _require_not_negative(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 <= value < math.inf):
+                self._value_error(f"`{name}` must be a finite number >= 0; found {value!r}.")
