@@ -19,9 +19,12 @@ from torch import Tensor
 
 from rllib_damo.buffers import Layout, RingBuffer, as_constant
 from rllib_damo.dynamics.rollout import from_arrow
-from rllib_damo.update import CLASSIFIER_METRICS, METRICS, DAMOUpdate, StepBatch, Update, UpdateOptions
+from rllib_damo.fast_update import fastest_update
+from rllib_damo.update import CLASSIFIER_METRICS, METRICS, StepBatch, Update, UpdateOptions
 
 COMPONENT_DAMO = "damo"
+
+ArrayOrRef = np.ndarray | ray.ObjectRef
 
 
 class DAMOTorchLearner(TorchLearner):
@@ -46,7 +49,7 @@ class DAMOTorchLearner(TorchLearner):
         cfg, module = self.config, self.module[DEFAULT_MODULE_ID]
         self._layout = Layout(module.observation_space.shape[0], module.action_space.shape[0])
         self._offline: Tensor | None = None
-        self._episode_starts: Tensor | None = None
+        self._episode_starts = self._initial_rows = torch.empty(0, dtype=torch.int64)
         capacity = cfg.rollout_batch_size * cfg.rollout_length * cfg.model_retain_epochs if cfg.uses_model else 0
         self._synthetic = RingBuffer(self._layout, math.ceil(capacity / max(1, cfg.num_learners)), self._device)
         self._generator = torch.Generator(self._device)
@@ -70,7 +73,7 @@ class DAMOTorchLearner(TorchLearner):
         if not cfg.behavior_alignment:
             options["policy_improvement"] = "inconsistent"
         options["target_entropy"] = cfg.resolve_target_entropy(module.action_space)
-        return DAMOUpdate(module, options=UpdateOptions(**options), **parts)
+        return fastest_update(module, options=UpdateOptions(**options), **parts)
 
     @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
@@ -97,18 +100,20 @@ class DAMOTorchLearner(TorchLearner):
 
     # -- data ----------------------------------------------------------------------------------------------------
 
-    def set_dataset(self, rows: np.ndarray | ray.ObjectRef, starts: np.ndarray | ray.ObjectRef, fit: bool) -> None:
+    def set_dataset(self, rows: ArrayOrRef, starts: ArrayOrRef, initial: ArrayOrRef, fit: bool) -> None:
         """Replaces the offline store.
 
         Args:
             rows: ``(N, Layout.width)`` packed transitions, with unit actions.
             starts: indices of the rows that start an episode.
+            initial: indices of the rows that s0 is drawn from.
             fit: also set the networks' input statistics from these rows (not when they come from a checkpoint).
         """
         if isinstance(rows, ray.ObjectRef):
-            rows, starts = ray.get([rows, starts])
+            rows, starts, initial = ray.get([rows, starts, initial])
         self._offline = as_constant(rows).to(self._device)
         self._episode_starts = torch.from_numpy(np.array(starts)).to(self._device)
+        self._initial_rows = torch.from_numpy(np.array(initial)).to(self._device)
         if fit:
             batch = self._layout.unpack(self._offline)
             self.module[DEFAULT_MODULE_ID].fit_standardizers(
@@ -150,11 +155,7 @@ class DAMOTorchLearner(TorchLearner):
         num_offline = num_real + half
         per_step_offline = self._randint(len(offline), num_steps, num_offline)
         per_step_synthetic = self._randint(len(self._synthetic), num_steps, num_model + half)
-        if cfg.initial_states == "episode_start":
-            picks = self._randint(len(self._episode_starts), num_steps, num_update)  # type: ignore[arg-type]
-            per_step_initial = self._episode_starts[picks]  # type: ignore[index]
-        else:
-            per_step_initial = self._randint(len(offline), num_steps, num_update)
+        per_step_initial = self._initial_rows[self._randint(len(self._initial_rows), num_steps, num_update)]
         per_step_offline = torch.cat((per_step_offline, per_step_initial), dim=1)
 
         totals = torch.zeros(len(self.metric_names), device=self._device)

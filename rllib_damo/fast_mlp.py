@@ -1,0 +1,162 @@
+"""C stacked ReLU networks with gradients written out by hand, over the parameters of `StackedMLP` or `nn.Sequential`.
+
+No autograd graph is built, and activations and gradients live in buffers that are kept from step to step: fresh large
+temporaries cost page faults, about as much as the elementwise work in them. Only rows that a loss sees are propagated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rllib_damo.networks import StackedMLP
+
+
+class FastMLP:
+    """Forward and backward passes of C networks; what the passes share lives in buffers, one set for each batch size.
+
+    With ``dtype=torch.bfloat16``, the products between hidden layers are taken in bfloat16, from float32 parameters
+    that are rounded anew in each forward pass. The first and the last layer, and all outputs, stay in the parameters'
+    own dtype.
+
+    Args:
+        net: the networks; ``C = 1`` for an ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU``.
+        dtype: of the products between hidden layers; None: the parameters' own.
+
+    Attributes:
+        gradients: what ``parameter_gradients`` sets, in the order of ``net.parameters()``.
+    """
+
+    def __init__(self, net: StackedMLP | nn.Sequential, dtype: torch.dtype | None = None):
+        if isinstance(net, StackedMLP):
+            weights, biases = list(net.weights), list(net.biases)
+        else:
+            linears = [layer for layer in net if isinstance(layer, nn.Linear)]
+            weights, biases = [layer.weight for layer in linears], [layer.bias for layer in linears]
+        grads = {p: torch.zeros_like(p) for p in weights + biases}
+        self.gradients = [grads[p] for p in net.parameters()]
+        # All seen as those of a StackedMLP: weights (C, in, out), biases (C, 1, out)
+        self._weights, self._biases = [_stacked(w.detach()) for w in weights], [_stacked(b.detach()) for b in biases]
+        self._weight_grads, self._bias_grads = (
+            [_stacked(grads[w]) for w in weights],
+            [_stacked(grads[b]) for b in biases],
+        )
+        self._last = len(weights) - 1
+        self._dtype = None if dtype == weights[0].dtype else dtype
+        # What the products between hidden layers use: the weights themselves, or copies in ``dtype``
+        hidden = range(1, self._last)
+        self._inner = [torch.empty_like(self._weights[i], dtype=self._dtype) if self._dtype else self._weights[i]
+                       for i in hidden]  # fmt: skip
+        self._inner_grads = [torch.empty_like(w) if self._dtype else self._weight_grads[i]
+                             for i, w in zip(hidden, self._inner, strict=True)]  # fmt: skip
+        self._buffers: dict[int, _Buffers] = {}
+        self._x = self._weights[0]
+        self._now: _Buffers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs ``(C, B, out)`` for inputs ``x (B, in)``, which must stay as they are until the gradients are taken.
+
+        The outputs are a new tensor, with the rows innermost in memory.
+        """
+        num, last = len(self._weights[0]), self._last
+        self._x = x.expand(num, *x.shape)
+        now = self._now = self._get_buffers(len(x))
+        for own, copy in zip(self._weights[1:last], self._inner, strict=True):
+            if copy is not own:
+                copy.copy_(own)
+        hidden = torch.baddbmm(self._biases[0], self._x, self._weights[0], out=now.first).relu_()
+        if now.hidden[0] is not hidden:
+            hidden = now.hidden[0].copy_(hidden)
+        for i in range(1, last):
+            bias = self._biases[i] if self._dtype is None else self._biases[i].to(self._dtype)
+            hidden = torch.baddbmm(bias, hidden, self._inner[i - 1], out=now.hidden[i]).relu_()
+        if now.top is not hidden:
+            now.top.copy_(hidden)
+        return torch.baddbmm(self._biases[-1].mT, self._weights[-1].mT, now.top.mT).mT
+
+    def backward(self, delta: Tensor | None, rows: slice = slice(None)) -> None:
+        """Carries a gradient with respect to the outputs of the last ``forward`` back to all hidden layers.
+
+        Args:
+            delta: ``(C, R, out)``; None for networks of one output: ones.
+            rows: the R rows it belongs to.
+        """
+        now, weight = self._now, self._weights[-1]
+        hidden, deltas = [h[:, rows] for h in now.hidden], [d[:, rows] for d in now.deltas]
+        weight_t = weight.mT.to(hidden[-1].dtype)
+        if delta is None:
+            _relu_backward(weight_t.expand_as(hidden[-1]), hidden[-1], deltas[-1])
+        else:
+            delta = delta.to(weight_t.dtype)
+            if weight.shape[-1] == 1:
+                torch.mul(delta, weight_t, out=deltas[-1])
+            else:
+                torch.bmm(delta, weight_t, out=deltas[-1])
+            _relu_backward(deltas[-1], hidden[-1], deltas[-1])
+        for i in range(self._last - 1, 0, -1):
+            torch.bmm(deltas[i], self._inner[i - 1].mT, out=deltas[i - 1])
+            _relu_backward(deltas[i - 1], hidden[i - 1], deltas[i - 1])
+        if now.bottom is not now.deltas[0]:
+            now.bottom[:, rows].copy_(deltas[0])
+
+    def scale(self, factor: Tensor, rows: slice = slice(None)) -> None:
+        """Multiplies what ``backward`` left at some rows by ``factor (C, R, 1)``: it is linear in its ``delta``."""
+        for d in self._now.deltas:
+            d[:, rows].mul_(factor.to(d.dtype))
+        if self._now.bottom is not self._now.deltas[0]:
+            self._now.bottom[:, rows].mul_(factor)
+
+    def input_gradients(self, rows: slice, columns: slice) -> Tensor:
+        """Gradients ``(C, R, columns)`` with respect to some columns of the inputs."""
+        return torch.bmm(self._weights[0][:, columns], self._now.bottom[:, rows].mT).mT
+
+    def parameter_gradients(self, delta: Tensor, rows: slice = slice(None)) -> None:
+        """Sets ``gradients``, from ``delta (C, R, out)`` at the outputs and what ``backward`` left at the same rows."""
+        now, last, weights, biases = self._now, self._last, self._weight_grads, self._bias_grads
+        torch.bmm(self._x[:, rows].mT, now.bottom[:, rows], out=weights[0])
+        for i in range(1, last):
+            torch.bmm(now.hidden[i - 1][:, rows].mT, now.deltas[i][:, rows], out=self._inner_grads[i - 1])
+            if self._dtype is not None:
+                weights[i].copy_(self._inner_grads[i - 1])
+        torch.bmm(delta.mT, now.top[:, rows], out=weights[-1].mT)
+        torch.sum(now.bottom[:, rows], 1, keepdim=True, out=biases[0])
+        for i in range(1, last):
+            torch.sum(now.deltas[i][:, rows], 1, keepdim=True, dtype=biases[i].dtype, out=biases[i])
+        torch.sum(delta, 1, keepdim=True, out=biases[-1])
+
+    def _get_buffers(self, batch: int) -> _Buffers:
+        if batch not in self._buffers:
+            self._buffers[batch] = _Buffers(self._weights, batch, self._dtype)
+        return self._buffers[batch]
+
+
+def _stacked(param: Tensor) -> Tensor:
+    """A view ``(C, in, out)`` or ``(C, 1, out)`` of a weight or bias of `StackedMLP` or of ``nn.Linear``."""
+    return param if param.ndim == 3 else param.t()[None] if param.ndim == 2 else param[None, None]
+
+
+class _Buffers:
+    """``hidden`` and ``deltas``, ``(C, B, width)`` each: activations of the hidden layers, and gradients before ReLUs.
+
+    ``first``, ``top`` and ``bottom`` are the first and last of ``hidden`` and the first of ``deltas``, or copies of
+    them in the parameters' dtype where that differs.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], batch: int, dtype: torch.dtype | None):
+        shapes = [(len(w), batch, w.shape[2]) for w in weights[:-1]]
+        if len(shapes) == 1:  # no product between hidden layers
+            dtype = None
+        self.hidden = [weights[0].new_zeros(shape, dtype=dtype) for shape in shapes]
+        self.deltas = [torch.zeros_like(h) for h in self.hidden]
+        self.first, self.top, self.bottom = self.hidden[0], self.hidden[-1], self.deltas[0]
+        if dtype is not None:
+            self.first, self.top, self.bottom = (
+                weights[0].new_zeros(shape) for shape in (shapes[0], shapes[-1], shapes[0])
+            )
+
+
+def _relu_backward(delta: Tensor, activation: Tensor, out: Tensor) -> None:
+    """``delta`` where the activation is positive, 0 elsewhere; one pass, where a product with a mask takes two."""
+    torch.ops.aten.threshold_backward.grad_input(delta, activation, 0, grad_input=out)

@@ -1,0 +1,177 @@
+"""`FastUpdate` takes the steps of `DAMOUpdate`: same gradients, parameters, targets, metrics and random numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rllib_damo.buffers import Batch
+from rllib_damo.fast_mlp import FastMLP
+from rllib_damo.fast_update import FastUpdate, fastest_update, unsupported
+from rllib_damo.networks import LOG_STD_MAX, LOG_STD_MIN, StackedMLP, mlp
+from rllib_damo.rl_module import DAMOTorchRLModule
+from rllib_damo.update import METRICS, DAMOUpdate, StepBatch, UpdateOptions
+from tests.test_update import ACT, DEFAULTS, SEED, VARIANTS, convert, make_batch, make_module
+
+REFERENCE_ONLY: dict[str, dict[str, Any]] = {name: v for name, v in VARIANTS.items() if "target_networks" in v}
+SUPPORTED: dict[str, dict[str, Any]] = {name: v for name, v in VARIANTS.items() if name not in REFERENCE_ONLY} | {
+    "chi_squared without data alignment": {"f_divergence": "chi_squared", "data_alignment": False},
+    "consistent without behavior alignment": {"behavior_alignment": False},
+    "classifier noise": {"classifier_noise": 0.3},
+    "clipped gradients": {"grad_clip": 1e-3, "bc_weight": 1.0},
+    "bounded alpha": {"max_alpha": 0.31, "target_entropy": 100.0},
+}
+UpdateType = Callable[..., DAMOUpdate]
+
+
+def build(kind: UpdateType, options: UpdateOptions, lr: float, dtype: torch.dtype, **config: Any) -> DAMOUpdate:
+    """An update of a fresh module with Adam; some of the actor's log standard deviations are clamped."""
+    module = make_module(**config)
+    with torch.no_grad():
+        module.actor.net[-1].bias[ACT:] = torch.tensor([LOG_STD_MAX, LOG_STD_MIN]) + 0.02
+    module = module.to(dtype)
+    optimizers = {name: torch.optim.Adam(params, lr=lr, fused=True) for name, params in module.trainable().items()}
+    return kind(module, optimizers, options, torch.Generator().manual_seed(SEED))
+
+
+def batches(num: int, dtype: torch.dtype) -> list[StepBatch]:
+    return [convert(make_batch(seed), lambda t: t.to(dtype)) for seed in range(num)]
+
+
+def gradients(module: DAMOTorchRLModule) -> list[Tensor | None]:
+    return [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+
+
+@pytest.mark.parametrize("twin_q", [True, False], ids=["twin", "single"])
+@pytest.mark.parametrize("variant", SUPPORTED)
+def test_one_step_equals_the_reference(variant: str, twin_q: bool) -> None:
+    """In float64, where only a mistake can make a difference."""
+    options = dataclasses.replace(DEFAULTS, **SUPPORTED[variant])
+    results = []
+    for kind in (DAMOUpdate, FastUpdate):
+        update = build(kind, options, 0.01, torch.float64, twin_q=twin_q)
+        metrics = update.step(batches(1, torch.float64)[0])
+        results.append((gradients(update.module), list(update.module.parameters()), metrics))
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("variant", SUPPORTED)
+def test_float32_steps_stay_with_the_reference(variant: str) -> None:
+    options = dataclasses.replace(DEFAULTS, **SUPPORTED[variant])
+    reference, fast = (build(kind, options, 1e-3, torch.float32) for kind in (DAMOUpdate, FastUpdate))
+    for i, batch in enumerate(batches(5, torch.float32)):
+        expected, actual = reference.step(batch), fast.step(batch)
+        torch.testing.assert_close(actual, expected, rtol=1e-5 if i == 0 else 1e-3, atol=1e-6, equal_nan=True)
+    for a, b in zip(fast.module.parameters(), reference.module.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert torch.equal(reference.generator.get_state(), fast.generator.get_state())
+
+
+@pytest.mark.parametrize("hidden_dims", [(16,), (16, 8, 12)])
+def test_networks_of_other_depths(hidden_dims: tuple[int, ...]) -> None:
+    reference, fast = (
+        build(kind, DEFAULTS, 0.01, torch.float64, hidden_dims=hidden_dims) for kind in (DAMOUpdate, FastUpdate)
+    )
+    for batch in batches(3, torch.float64):
+        torch.testing.assert_close(fast.step(batch), reference.step(batch), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(
+        list(fast.module.parameters()), list(reference.module.parameters()), rtol=1e-6, atol=1e-9
+    )
+
+
+def test_groups_of_other_sizes() -> None:
+    """Sizes that change from step to step, down to single rows."""
+    reference, fast = (build(kind, DEFAULTS, 0.01, torch.float64) for kind in (DAMOUpdate, FastUpdate))
+    for batch, sizes in zip(batches(3, torch.float64), ((1, 5, 2, 2), (12, 8, 12, 12), (7, 1, 3, 3)), strict=True):
+        groups = zip((batch.update, batch.initial, batch.offline, batch.synthetic), sizes, strict=True)
+        part = StepBatch(*(Batch(*(column[:n] for column in rows)) for rows, n in groups))
+        torch.testing.assert_close(fast.step(part), reference.step(part), rtol=1e-7, atol=1e-9)
+
+
+def test_gradients_pass_through_the_reducer() -> None:
+    def halve(group: Sequence[Tensor]) -> list[Tensor]:
+        return [g / 2 for g in group]
+
+    results = []
+    for kind in (DAMOUpdate, FastUpdate):
+        update = build(kind, DEFAULTS, 0.01, torch.float64)
+        update.reduce_gradients = halve
+        for batch in batches(2, torch.float64):
+            update.step(batch)
+        results.append((gradients(update.module), list(update.module.parameters())))
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-10)
+
+
+def test_nothing_but_parameters_optimizers_and_generator_is_carried_from_step_to_step() -> None:
+    """An update that takes over their states goes on bit for bit, whatever it did before."""
+    stream = batches(6, torch.float32)
+    whole, part, rest = (build(FastUpdate, DEFAULTS, 1e-2, torch.float32) for _ in range(3))
+    rest.step(stream[5])  # leaves something in the buffers
+    for batch in stream[:3]:
+        part.step(batch)
+    rest.module.load_state_dict(part.module.state_dict())
+    for name, optimizer in rest.optimizers.items():
+        optimizer.load_state_dict(part.optimizers[name].state_dict())
+    rest.generator.set_state(part.generator.get_state())
+    expected = [whole.step(batch) for batch in stream]
+    actual = [rest.step(batch) for batch in stream[3:]]
+    assert all(map(torch.equal, expected[3:], actual))
+    assert all(map(torch.equal, whole.module.parameters(), rest.module.parameters()))
+
+
+def test_each_configuration_gets_an_update_that_can_take_it() -> None:
+    assert type(build(fastest_update, DEFAULTS, 0.0, torch.float32)) is FastUpdate
+    for overrides in REFERENCE_ONLY.values():
+        options = dataclasses.replace(DEFAULTS, **overrides)
+        assert type(build(fastest_update, options, 0.0, torch.float32)) is DAMOUpdate
+    options = dataclasses.replace(DEFAULTS, classifier_gradient_penalty=1.0, target_networks=False)
+    names = ["target_networks=False", "classifier_gradient_penalty=1.0"]
+    assert unsupported(make_module(), options) == names
+    for name in ("critic_layer_norm", "classifier_spectral_norm"):
+        assert unsupported(make_module(**{name: True}), DEFAULTS) == [f"{name}=True"]
+        update = build(fastest_update, DEFAULTS, 0.0, torch.float32, **{name: True})
+        assert type(update) is DAMOUpdate
+        assert all(map(math.isfinite, update.step(batches(1, torch.float32)[0]).tolist()))
+
+
+def test_metrics_are_a_tensor_of_their_own() -> None:
+    """The Learner keeps them past the next step."""
+    update = build(FastUpdate, DEFAULTS, 0.01, torch.float32)
+    stream = batches(2, torch.float32)
+    metrics = update.step(stream[0])
+    kept = metrics.clone()
+    update.step(stream[1])
+    assert torch.equal(metrics, kept)
+    assert metrics.shape == (len(METRICS),)
+    assert not metrics.requires_grad
+
+
+@pytest.mark.parametrize("net", [StackedMLP(3, (5, 8, 6, 2)), mlp((5, 8, 6, 2)), mlp((5, 8, 1))], ids=str)
+def test_mlp_gradients_equal_autograds(net: StackedMLP | nn.Sequential) -> None:
+    """Of some rows, with respect to parameters and to some columns of the inputs."""
+    net, x, rows, columns = net.double(), torch.randn(10, 5, dtype=torch.float64), slice(3, 9), slice(1, 4)
+    leaf = x.clone().requires_grad_()
+    expected = net(leaf) if isinstance(net, StackedMLP) else net(leaf)[None]
+    fast = FastMLP(net)
+    actual = fast.forward(x)
+    torch.testing.assert_close(actual, expected.detach())
+    delta = torch.randn(len(actual), 6, actual.shape[2], dtype=torch.float64)
+    loss = (expected[:, rows] * delta).sum()
+    input_gradient, *parameter_gradients = torch.autograd.grad(loss, [leaf, *net.parameters()])
+    fast.backward(delta, rows)
+    torch.testing.assert_close(fast.input_gradients(rows, columns).sum(0), input_gradient[rows, columns])
+    fast.parameter_gradients(delta, rows)
+    torch.testing.assert_close(fast.gradients, parameter_gradients)
+    if actual.shape[2] == 1:  # in two steps: for ones, then scaled
+        fast.backward(None)
+        fast.scale(delta, rows)
+        fast.parameter_gradients(delta, rows)
+        torch.testing.assert_close(fast.gradients, parameter_gradients)
