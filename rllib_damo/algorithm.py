@@ -7,7 +7,6 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -18,7 +17,7 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, TIMERS
 from ray.rllib.utils.typing import StateDict
 
-from rllib_damo.buffers import Layout
+from rllib_damo.buffers import Batch, Layout
 from rllib_damo.config import DAMOConfig
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.component import DynamicsComponent
@@ -51,26 +50,39 @@ class DAMO(Algorithm):
         super().setup(config)
         self._num_gradient_steps = 0
         transitions = self.offline_data.transitions
-        unit_actions = to_unit(transitions.actions, self.config.action_space)
+        columns = self._set_dataset(transitions, fit=True)
         self.dynamics: DynamicsComponent | None = None
         if self.config.uses_model:
-            self.dynamics = DynamicsComponent(self.config, transitions, unit_actions)
-        self._set_dataset(transitions, unit_actions, fit=True)
+            self.dynamics = DynamicsComponent(self.config, columns, transitions.name, transitions.fingerprint())
+        del transitions
+        self.offline_data.release()
 
-    def _set_dataset(self, transitions: Transitions, unit_actions: np.ndarray, fit: bool) -> None:
-        """Hands the dataset to the learners, and its states to the rollout runners."""
+    def _set_dataset(self, transitions: Transitions, fit: bool) -> Batch:
+        """Hands the dataset to the learners, and its states to the rollout runners.
+
+        Returns:
+            The columns, as views of the learners' rows where these live in this machine's memory.
+        """
+        unit_actions = to_unit(transitions.actions, self.config.action_space)
         layout = Layout(transitions.observations.shape[1], unit_actions.shape[1])
         rows = layout.pack(
             transitions.observations, unit_actions, transitions.next_observations, transitions.rewards,
             transitions.terminations,
         )  # fmt: skip
         starts = transitions.episode_bounds()[:, 0]
+        initial = starts
+        if self.config.initial_states == "dataset":
+            initial = transitions.best_rows(self.config.anchor_fraction if self.config.bc_weight else 1.0)
         if self.learner_group.is_remote:
-            rows, starts = ray.put(rows), ray.put(starts)
-        self._foreach_learner("set_dataset", rows, starts, fit)
+            shared = ray.put(rows)
+            rows = ray.get(shared)  # the same memory
+            self._foreach_learner("set_dataset", shared, ray.put(starts), ray.put(initial), fit)
+        else:
+            self._foreach_learner("set_dataset", rows, starts, initial, fit)
+        columns = layout.unpack(rows)
         # Kept here, and not only by the runners, since a runner that died comes back without them.
-        states = transitions.observations
-        self._start_states = ray.put(states) if self.config.num_env_runners > 0 else states
+        self._start_states = ray.put(columns.obs) if self.config.num_env_runners > 0 else columns.obs
+        return columns
 
     @override(Algorithm)
     def training_step(self) -> None:
@@ -82,7 +94,7 @@ class DAMO(Algorithm):
         self.metrics.log_value(PHASE, "policy", reduce="item")
         window = self.offline_data.refresh()  # of a dataset larger than `max_dataset_rows`
         if window is not None:
-            self._set_dataset(window, to_unit(window.actions, self.config.action_space), fit=False)
+            self._set_dataset(window, fit=False)
 
         if self.dynamics is not None:
             with self.metrics.log_time((TIMERS, "rollouts")):

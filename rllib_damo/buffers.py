@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Views on the columns of ``(B, width)`` gathered rows; actions are unit actions, ``terminated`` is 0 or 1."""
+    """Views of the columns of ``(B, width)`` rows; actions are unit actions, ``terminated`` is 0 or 1."""
 
     obs: Tensor  # (B, obs_dim)
     actions: Tensor  # (B, act_dim)
@@ -41,7 +41,8 @@ class Layout(NamedTuple):
         rows[:, -2], rows[:, -1] = rewards, terminated
         return rows
 
-    def unpack(self, rows: Tensor) -> Batch:
+    def unpack(self, rows: Any) -> Batch:
+        """Views of the columns of ``rows (N, width)``, a tensor or a NumPy array."""
         o, a = self.obs_dim, self.act_dim
         return Batch(rows[:, :o], rows[:, o : o + a], rows[:, o + a : 2 * o + a], rows[:, -2], rows[:, -1])
 

@@ -63,6 +63,7 @@ class DAMOConfig(AlgorithmConfig):
         self.target_networks = True
         self.initial_states = "dataset"
         self.bc_weight = 1.0
+        self.anchor_fraction = 0.5
         # Networks and optimisation
         self.hidden_dims: tuple[int, ...] = (256, 256)
         self.twin_q = True
@@ -157,6 +158,7 @@ class DAMOConfig(AlgorithmConfig):
         target_networks: bool | None = NotProvided,
         initial_states: str | None = NotProvided,
         bc_weight: float | None = NotProvided,
+        anchor_fraction: float | None = NotProvided,
         hidden_dims: tuple[int, ...] | None = NotProvided,
         twin_q: bool | None = NotProvided,
         critic_layer_norm: bool | None = NotProvided,
@@ -197,6 +199,8 @@ class DAMOConfig(AlgorithmConfig):
             initial_states: where s0 comes from: "dataset", any state of it (the paper's), or "episode_start".
             bc_weight: weight of an anchor to the dataset's actions, the mean of (π(s) - a)² over the rows of s0 and the
                 action's coordinates, against a value term scaled to unit size; 0 is the paper's, 0.4 TD3+BC's balance.
+            anchor_fraction: with ``bc_weight``, the share of the dataset that s0 and the anchor's actions are drawn
+                from: the episodes of highest return. 1 anchors to all of it.
             hidden_dims: widths of the hidden layers of actor, critics and classifier.
             twin_q: two critics, of which the smaller counts; False: one.
             critic_layer_norm: layer normalisation in the critics.
@@ -422,6 +426,8 @@ class DAMOConfig(AlgorithmConfig):
             self._value_error(f"`tau` must lie in (0, 1]; found {self.tau!r}.")
         if not (_is_number(self.gamma) and 0 <= self.gamma < 1):
             self._value_error(f"`gamma` must lie in [0, 1): the discounted occupancy needs it; found {self.gamma!r}.")
+        if not (_is_number(self.anchor_fraction) and 0 < self.anchor_fraction <= 1):
+            self._value_error(f"`anchor_fraction` must lie in (0, 1]; found {self.anchor_fraction!r}.")
         if self.uses_model and not (_is_number(self.real_ratio) and 0 <= self.real_ratio < 1):
             self._value_error(f"`real_ratio` must lie in [0, 1); found {self.real_ratio!r}.")
         if not (_is_number(self.label_smoothing) and 0 <= self.label_smoothing < 0.5):

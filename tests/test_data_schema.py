@@ -19,6 +19,17 @@ def test_episode_facts_follow_from_the_flags() -> None:
     np.testing.assert_array_equal(data.start_observations(), data.observations[[0, 4, 5]])
 
 
+def test_best_rows_are_whole_episodes_in_order_of_return() -> None:
+    data = make_transitions((4, 1, 7))
+    rewards = np.repeat([1.0, 100.0, 2.0], (4, 1, 7)).astype(np.float32)  # returns 4, 100, 14
+    data = replace(data, rewards=rewards)
+    np.testing.assert_array_equal(data.best_rows(1 / 12), [4])
+    np.testing.assert_array_equal(data.best_rows(0.5), range(4, 12))
+    np.testing.assert_array_equal(data.best_rows(8 / 12), range(4, 12))
+    np.testing.assert_array_equal(data.best_rows(0.7), range(12))
+    np.testing.assert_array_equal(data.best_rows(1), range(12))
+
+
 def test_statistics_equal_numpys() -> None:
     data = make_transitions((70_000, 30))  # more rows than one piece of the sum
     found = data.statistics()

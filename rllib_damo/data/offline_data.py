@@ -71,6 +71,11 @@ class DAMOOfflineData(OfflineData):
                 )
         return self._transitions
 
+    def release(self) -> None:
+        """Lets go of the transitions, which are read again when asked for; a window of a larger dataset stays."""
+        if not self.is_capped:
+            self._transitions = None
+
     @property
     def is_capped(self) -> bool:
         """Whether the data may be larger than `max_dataset_rows` (of recorded episodes the length is not known)."""

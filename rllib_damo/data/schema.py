@@ -77,6 +77,19 @@ class Transitions:
             return np.zeros(0)
         return np.add.reduceat(self.rewards.astype(np.float64), bounds[:, 0])
 
+    def best_rows(self, fraction: float) -> np.ndarray:
+        """Indices of the rows of the episodes with the highest returns, in order: (M,) int64, M >= fraction * N.
+
+        The last episode that is needed is taken whole.
+        """
+        bounds = self.episode_bounds()
+        lengths = bounds[:, 1] - bounds[:, 0]
+        order = np.argsort(-self.episode_returns(), kind="stable")
+        before = np.cumsum(lengths[order]) - lengths[order]
+        chosen = np.zeros(len(bounds), bool)
+        chosen[order[before < fraction * len(self)]] = True
+        return np.flatnonzero(np.repeat(chosen, lengths))
+
     def start_observations(self) -> np.ndarray:
         """First observation of every episode: (E, obs) float32."""
         return self.observations[self.episode_bounds()[:, 0]]

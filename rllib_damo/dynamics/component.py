@@ -6,13 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.utils.numpy import convert_to_numpy
 from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 
-from rllib_damo.data.schema import Transitions
+from rllib_damo.buffers import Batch
 from rllib_damo.dynamics import cache
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.termination import resolve_termination
@@ -27,17 +26,17 @@ class DynamicsComponent:
 
     Args:
         config: the options under ``DAMOConfig.dynamics``, ``seed``, ``env`` and ``env_config``.
-        transitions: the dataset.
-        unit_actions: ``(N, act_dim)`` its actions in [-1, 1].
+        columns: the dataset's columns (NumPy arrays, unit actions).
+        name: the dataset's name, for messages.
+        fingerprint: of its content.
 
     Attributes:
         path: the trained model's file, once ``ready``.
     """
 
-    def __init__(self, config: AlgorithmConfig, transitions: Transitions, unit_actions: np.ndarray):
-        self.config, self.transitions, self.unit_actions = config, transitions, unit_actions
+    def __init__(self, config: AlgorithmConfig, columns: Batch, name: str, fingerprint: str):
+        self.config, self.columns, self.name, self.fingerprint = config, columns, name, fingerprint
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.fingerprint = transitions.fingerprint()
         self.learn_terminations = resolve_termination(config.env, config.termination_fn, config.env_config) is None
         self._trainer: DynamicsTrainer | None = None
         self._lock: Any = None
@@ -71,11 +70,11 @@ class DynamicsComponent:
         """Raises ValueError unless ``path`` holds a model of the dataset's widths."""
         ensemble = DynamicsEnsemble.load(path, "cpu")
         found = ensemble.obs_dim, ensemble.act_dim
-        wanted = self.transitions.observations.shape[1], self.unit_actions.shape[1]
+        wanted = self.columns.obs.shape[1], self.columns.actions.shape[1]
         if found != wanted:
             raise ValueError(
                 f"`dynamics_path` {path}: a model of {found[0]} observations and {found[1]} actions, but the dataset "
-                f"{self.transitions.name} has {wanted[0]} and {wanted[1]}: name a model that was trained on it."
+                f"{self.name} has {wanted[0]} and {wanted[1]}: name a model that was trained on it."
             )
 
     def train_epoch(self) -> dict[str, float]:
@@ -105,11 +104,11 @@ class DynamicsComponent:
         return metrics
 
     def _make_trainer(self) -> DynamicsTrainer:
-        c, t = self.config, self.transitions
+        c, rows = self.config, self.columns
         torch.manual_seed(c.seed or 0)
         ensemble = DynamicsEnsemble(
-            t.observations.shape[1],
-            self.unit_actions.shape[1],
+            rows.obs.shape[1],
+            rows.actions.shape[1],
             hidden_dims=tuple(c.dynamics_hidden_dims),
             num_ensemble=c.num_ensemble,
             num_elites=c.num_elites,
@@ -117,11 +116,11 @@ class DynamicsComponent:
         ).to(self.device)
         return DynamicsTrainer(
             ensemble,
-            t.observations,
-            self.unit_actions,
-            t.next_observations,
-            t.rewards,
-            t.terminations,
+            rows.obs,
+            rows.actions,
+            rows.next_obs,
+            rows.rewards,
+            rows.terminated > 0,
             lr=c.dynamics_lr,
             weight_decay=tuple(c.dynamics_weight_decay),
             batch_size=c.dynamics_batch_size,
@@ -162,7 +161,7 @@ class DynamicsComponent:
         """
         if state["fingerprint"] != self.fingerprint:
             raise ValueError(
-                f"The checkpoint was trained on other data than {self.transitions.name} (fingerprints "
+                f"The checkpoint was trained on other data than {self.name} (fingerprints "
                 f"{state['fingerprint'][:12]} and {self.fingerprint[:12]}): give it the dataset it was trained on."
             )
         if state["file"] is not None:
