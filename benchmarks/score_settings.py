@@ -1,0 +1,89 @@
+"""Which settings each method gets on each task; `scores.py` runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from rllib_damo import DAMOConfig
+from rllib_damo.baselines import BehaviorCloningConfig, MOPOConfig, TD3BCConfig
+from rllib_damo.cli_inputs import UsageError, apply_config, near
+from rllib_damo.data.behavior import ENVS
+
+METHODS = {"damo": DAMOConfig, "mopo": MOPOConfig, "td3bc": TD3BCConfig, "bc": BehaviorCloningConfig}
+
+# Of every task, by its environment. TD3+BC and BC have their configs' defaults everywhere.
+_MUJOCO: dict[str, Any] = {"dynamics_max_epochs": 30}
+_PENDULUM: dict[str, Any] = {"hidden_dims": (64, 64), "rollout_freq": 500}
+_PENDULUM_MODEL: dict[str, Any] = {
+    **_PENDULUM, "critic_lr": 1e-3, "rollout_length": 3, "rollout_batch_size": 5_000,
+    "dynamics_hidden_dims": (64, 64), "dynamics_weight_decay": (2.5e-5, 5e-5, 1e-4), "dynamics_max_epochs": 10,
+}  # fmt: skip
+
+#: Task -> method -> options over the method's defaults. A task of another level has its environment's ("hopper").
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "hopper": {
+        "damo": {**_MUJOCO, "eta": 1.0, "rollout_length": 5},
+        "mopo": {**_MUJOCO, "penalty_coef": 5.0, "rollout_length": 5},
+    },
+    "halfcheetah": {
+        "damo": {**_MUJOCO, "eta": 0.5, "rollout_length": 5},
+        "mopo": {**_MUJOCO, "penalty_coef": 0.5, "rollout_length": 5},
+    },
+    "walker2d": {
+        "damo": {**_MUJOCO, "eta": 2.0, "rollout_length": 1},
+        "mopo": {**_MUJOCO, "penalty_coef": 0.5, "rollout_length": 5},
+    },
+    "pendulum": {
+        "damo": {**_PENDULUM_MODEL, "eta": 0.1, "bc_weight": 0.0, "initial_alpha": 0.1, "max_alpha": 1.0},
+        "mopo": {**_PENDULUM_MODEL, "penalty_coef": 0.5, "real_ratio": 0.5, "initial_alpha": 0.1, "actor_lr": 3e-4},
+        "td3bc": _PENDULUM,
+        "bc": _PENDULUM,
+    },
+}
+
+
+def environment(task: str) -> str:
+    """The Gymnasium id of a task, whose name starts with its environment's: "hopper-medium", "hopper-mine".
+
+    Raises:
+        UsageError: no such environment.
+    """
+    name = task.split("-")[0]
+    if name not in ENVS:
+        raise UsageError(f"--tasks: {task!r} starts with no known environment.{near(name, ENVS)} Known: {[*ENVS]}.")
+    return ENVS[name]
+
+
+def settings(task: str, method: str) -> dict[str, Any]:
+    """The options of a method on a task: those of the task itself, else of its environment, else none."""
+    table = SETTINGS.get(task) or SETTINGS.get(task.split("-")[0]) or {}
+    return table.get(method, {})
+
+
+def make_config(
+    task: str, method: str, seed: int, input_: str, overrides: Mapping[str, Any], episodes: int
+) -> AlgorithmConfig:
+    """The config of one trial: one thread, and evaluations that wait to be asked for.
+
+    Args:
+        task: "hopper-medium", say.
+        method: a key of ``METHODS``.
+        seed: of everything, dynamics model included.
+        input_: the dataset.
+        overrides: options over those of `settings`.
+        episodes: of an evaluation.
+
+    Raises:
+        UsageError, ValueError: unknown names or wrong values, the option named.
+    """
+    if method not in METHODS:
+        raise UsageError(f"--methods: unknown {method!r}.{near(method, METHODS)} Known: {', '.join(METHODS)}.")
+    config = METHODS[method]().environment(environment(task)).offline_data(input_=input_).debugging(seed=seed)
+    config.evaluation(evaluation_interval=1_000_000_000, evaluation_duration=episodes)
+    config.resources(num_cpus_for_main_process=1)
+    made = apply_config(config, {**settings(task, method), **overrides}, "settings")
+    made.copy(copy_frozen=False).validate()
+    return made

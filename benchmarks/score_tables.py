@@ -1,0 +1,184 @@
+"""From the evaluations of trials to a table, a JSON file and curves. Pure functions, but for the writing of files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+Row = Mapping[str, Any]
+#: The evaluations at the end of a run whose mean is the run's result.
+LAST = 3
+BEGIN, END = "<!-- scores: begin -->", "<!-- scores: end -->"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a table says of a task's dataset."""
+
+    name: str
+    transitions: int
+    episodes: int
+    fingerprint: str
+    behavior_return: float
+    behavior_score: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One task and method over its finished seeds; scores are normalised, x 100.
+
+    Attributes:
+        score, score_std: mean and sample standard deviation over seeds of `last_mean` (std None for a single seed).
+        worst: the smallest of the seeds.
+        best: mean over seeds of the best single evaluation, which no one could have chosen without the environment.
+        value, discounted_return: the critics' estimate at the start states, and the real discounted return, of the
+            last evaluations; None for a method without critics.
+        missing: seeds that have not finished.
+    """
+
+    task: str
+    method: str
+    seeds: int
+    missing: int
+    score: float | None
+    score_std: float | None
+    worst: float | None
+    best: float | None
+    value: float | None
+    discounted_return: float | None
+
+
+def last_mean(rows: Sequence[Row], key: str = "score", last: int = LAST) -> float | None:
+    """Mean of the last evaluations of one trial (all of them, if there are fewer); None where a row has no number."""
+    values = [row[key] for row in rows[-last:]]
+    return fmean(values) if values and all(value is not None for value in values) else None
+
+
+def best_so_far(rows: Sequence[Row]) -> float:
+    """The largest score of any evaluation of one trial."""
+    return max(row["score"] for row in rows)
+
+
+def summarise(task: str, method: str, trials: Sequence[Sequence[Row]], steps: int) -> Summary:
+    """One line of the table.
+
+    Args:
+        task, method: its names.
+        trials: the evaluations of each seed, in order of steps; of a seed that has not run, none.
+        steps: gradient steps of a finished trial; others are counted as missing and have no part in the figures.
+    """
+    done = [rows for rows in trials if rows and rows[-1]["steps"] >= steps]
+    missing = len(trials) - len(done)
+    if not done:
+        return Summary(task, method, 0, missing, None, None, None, None, None, None)
+    scores = [fmean(row["score"] for row in rows[-LAST:]) for rows in done]
+    values = [value for rows in done if (value := last_mean(rows, "value_estimate")) is not None]
+    return Summary(
+        task=task,
+        method=method,
+        seeds=len(done),
+        missing=missing,
+        score=fmean(scores),
+        score_std=stdev(scores) if len(scores) > 1 else None,
+        worst=min(scores),
+        best=fmean(map(best_so_far, done)),
+        value=fmean(values) if values else None,
+        discounted_return=fmean(fmean(row["discounted_return"] for row in rows[-LAST:]) for rows in done),
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def markdown(
+    summaries: Sequence[Summary], datasets: Mapping[str, Dataset], steps: int, episodes: int, command: str
+) -> str:
+    """The table, with what its columns mean and the datasets above it."""
+    lines = [
+        f"`{command}`",
+        "",
+        f"Normalised scores x 100 after {steps:,} gradient steps. A seed's score is the mean of its last {LAST} "
+        f"evaluations of {episodes} episodes; `score` is mean ± sample standard deviation over the seeds, `worst seed` "
+        "their minimum. `best so far` is the mean over seeds of the best single evaluation: no result, since only the "
+        "real environment can choose it. `estimated` and `real value` are the critics' value at the dataset's episode "
+        "starts and the real discounted return, of the same evaluations.",
+        "",
+        "| dataset | transitions | episodes | fingerprint | behaviour's mean return | its score |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, d in datasets.items():
+        lines.append(
+            f"| {name} | {d.transitions:,} | {d.episodes:,} | `{d.fingerprint[:12]}` | {d.behavior_return:.1f} | "
+            f"{_figure(d.behavior_score)} |"
+        )
+    lines += [
+        "",
+        "| task | method | score | worst seed | behaviour | estimated value | real value | seeds | best so far |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for s in summaries:
+        spread = "" if s.score_std is None else f" ± {s.score_std:.1f}"
+        seeds = f"{s.seeds}" + (f" ({s.missing} missing)" if s.missing else "")
+        lines.append(
+            f"| {s.task} | {s.method} | {_figure(s.score)}{spread} | {_figure(s.worst)} | "
+            f"{_figure(datasets[s.task].behavior_score)} | {_figure(s.value)} | {_figure(s.discounted_return)} | "
+            f"{seeds} | {_figure(s.best)} |"
+        )
+    return "\n".join(lines)
+
+
+def replace_block(document: str, table: str) -> str:
+    """The document with ``table`` between the markers.
+
+    Raises:
+        ValueError: the document has no markers, or more than one pair.
+    """
+    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
+        raise ValueError(f"The document needs one line {BEGIN} and, below it, one line {END}.")
+    head, tail = document.split(BEGIN)[0], document.split(END)[1]
+    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+
+
+def curve(trials: Sequence[Sequence[Row]]) -> list[tuple[int, float, float]]:
+    """(steps, mean, sample standard deviation) of the score, at the steps that all begun trials have reached."""
+    begun = [{row["steps"]: row["score"] for row in rows} for rows in trials if rows]
+    if not begun:
+        return []
+    points = []
+    for steps in sorted(set.intersection(*(set(scores) for scores in begun))):
+        values = [scores[steps] for scores in begun]
+        points.append((steps, fmean(values), stdev(values) if len(values) > 1 else 0.0))
+    return points
+
+
+def plot(
+    results: Mapping[str, Mapping[str, Sequence[Sequence[Row]]]], datasets: Mapping[str, Dataset], path: Path
+) -> None:
+    """Score against steps, a panel for each task: mean and standard deviation over seeds, the behaviour dashed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(results))
+    rows = math.ceil(len(results) / columns)
+    figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis, (task, methods) in zip(axes, results.items(), strict=False):
+        for method, trials in methods.items():
+            points = curve(trials)
+            if points:
+                steps, mean, std = zip(*points, strict=True)
+                (line,) = axis.plot(steps, mean, label=method, marker=".")
+                low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
+                axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        if (behavior := datasets[task].behavior_score) is not None:
+            axis.axhline(behavior, color="grey", linestyle="--", linewidth=1, label="behaviour")
+        axis.set(title=task, xlabel="gradient steps", ylabel="normalised score")
+        axis.legend(fontsize="small")
+    for axis in list(axes)[len(results) :]:
+        axis.remove()
+    FigureCanvasAgg(figure).print_png(str(path))

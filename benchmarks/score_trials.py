@@ -1,0 +1,158 @@
+"""One trial of `scores.py`: trains, evaluates at fixed steps, and goes on from its checkpoint after an interruption."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from score_settings import make_config
+
+from rllib_damo.algorithm import NUM_GRADIENT_STEPS
+from rllib_damo.config import DYNAMICS_OPTIONS, TRAINING_OPTIONS
+
+#: Between checkpoints where no evaluation makes one (dynamics training, long intervals).
+CHECKPOINT_SECONDS = 300.0
+_CHECKPOINT, _ROWS, _IDENTITY, _PROGRESS = "checkpoint", "evaluations.json", "trial.json", "progress.json"
+
+#: One evaluation: steps, return, return_std, score, discounted_return, value_estimate (if any), seconds.
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one trial is. A folder holds the results of one such thing only, whatever its ``steps``."""
+
+    task: str
+    label: str  # the method's name in tables: the method itself, or a variant of it
+    method: str
+    seed: int
+    input_: str
+    fingerprint: str  # of the dataset
+    overrides: dict[str, Any]
+    eval_every: int
+    episodes: int
+    steps: int
+    out: str
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out) / self.task / self.label / f"seed{self.seed}"
+
+    def config(self) -> AlgorithmConfig:
+        """What to build the algorithm from."""
+        return make_config(self.task, self.method, self.seed, self.input_, self.overrides, self.episodes)
+
+    def identity(self) -> dict[str, Any]:
+        """As JSON: all that results depend on, length and place aside."""
+        own = {"task", "method", "seed", "fingerprint", "eval_every", "episodes"}
+        return {name: value for name, value in asdict(self).items() if name in own} | options(self.config())
+
+
+def options(config: AlgorithmConfig) -> dict[str, Any]:
+    """The training and dynamics options of a config, as JSON."""
+    names = TRAINING_OPTIONS | DYNAMICS_OPTIONS | {"gamma", "train_batch_size_per_learner", "grad_clip"}
+    names |= set(inspect.signature(type(config).training).parameters) - {"self", "kwargs"}
+    return json.loads(json.dumps({name: getattr(config, name) for name in sorted(names)}, default=str))
+
+
+def read_rows(trial: Trial) -> list[Row]:
+    """The evaluations made so far, in order of steps.
+
+    Raises:
+        ValueError: the folder holds results of other settings.
+    """
+    if not (trial.folder / _IDENTITY).is_file():
+        return []
+    found, wanted = json.loads((trial.folder / _IDENTITY).read_text()), trial.identity()
+    # An option that is newer than the results does not part them, so long as it is left at its default.
+    known = {**options(type(trial.config())()), **found}
+    changed = sorted(key for key in {*found, *wanted} if known.get(key) != wanted.get(key))
+    if changed:
+        raise ValueError(f"{trial.folder} has results of other {', '.join(changed)}: give another --out, or remove it.")
+    rows = trial.folder / _ROWS
+    return [row for row in json.loads(rows.read_text()) if row["steps"] <= trial.steps] if rows.is_file() else []
+
+
+def is_finished(trial: Trial) -> bool:
+    """Whether its last evaluation, at ``trial.steps``, has been made."""
+    rows = read_rows(trial)
+    return bool(rows) and rows[-1]["steps"] == trial.steps
+
+
+def run_trial(job: dict[str, Any]) -> None:
+    """Trains one trial to its end, as a function trainable of Tune: ``job["trial"]`` holds the fields of `Trial`."""
+    torch.set_num_threads(1)
+    trial = Trial(**job["trial"])
+    rows = read_rows(trial)
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    _write(trial.folder / _IDENTITY, trial.identity())
+    algo = trial.config().build_algo()
+    steps, before = 0, 0.0
+    checkpoint = _existing_checkpoint(trial)
+    if checkpoint is not None:
+        algo.restore_from_path(str(checkpoint))
+        progress = json.loads((checkpoint / _PROGRESS).read_text())
+        steps, before = progress["steps"], progress["seconds"]
+    rows = [row for row in rows if row["steps"] <= steps]
+    start = saved = time.monotonic()
+    while steps < trial.steps:
+        result = algo.train()
+        taken, steps = steps, int(result.get(NUM_GRADIENT_STEPS) or 0)
+        seconds = before + time.monotonic() - start
+        if steps > taken and (steps % trial.eval_every == 0 or steps >= trial.steps):
+            rows.append(_row(steps, algo.evaluate()["env_runners"], result, seconds))
+            _write(trial.folder / _ROWS, rows)  # before the checkpoint, which does not repeat the evaluation
+            _save(algo, trial, steps, seconds)
+            saved = time.monotonic()
+            tune.report(rows[-1])
+        elif time.monotonic() - saved > CHECKPOINT_SECONDS:
+            _save(algo, trial, steps, seconds)
+            saved = time.monotonic()
+    algo.stop()
+
+
+def _row(steps: int, evaluation: dict[str, Any], result: dict[str, Any], seconds: float) -> Row:
+    value = result["learners"]["default_policy"].get("initial_value_mean")
+    return {
+        "steps": steps,
+        "return": float(evaluation["episode_return_mean"]),
+        "return_std": float(evaluation["episode_return_std"]),
+        "score": float(evaluation["normalized_score"]),
+        "discounted_return": float(evaluation["discounted_return_mean"]),
+        "value_estimate": None if value is None else float(value),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _existing_checkpoint(trial: Trial) -> Path | None:
+    """The last whole checkpoint. An interruption between the two renames of `_save` leaves it under the old name."""
+    names = (_CHECKPOINT, f"{_CHECKPOINT}.old")
+    return next((path for path in (trial.folder / n for n in names) if (path / _PROGRESS).is_file()), None)
+
+
+def _save(algo: Any, trial: Trial, steps: int, seconds: float) -> None:
+    """Replaces the checkpoint; at every moment there is a whole one."""
+    new, current, old = (trial.folder / f"{_CHECKPOINT}{suffix}" for suffix in (".new", "", ".old"))
+    shutil.rmtree(new, ignore_errors=True)
+    algo.save_to_path(str(new))
+    _write(new / _PROGRESS, {"steps": steps, "seconds": seconds})
+    shutil.rmtree(old, ignore_errors=True)
+    if current.exists():
+        current.rename(old)
+    new.rename(current)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(path: Path, content: Any) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1))
+    os.replace(part, path)
