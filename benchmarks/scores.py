@@ -134,8 +134,6 @@ def run(trials: Sequence[Trial], out: Path, concurrent: int) -> None:
         return
     # Relative paths, of datasets for one, mean what they mean here.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     ray.init(num_cpus=concurrent, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         tune.Tuner(
@@ -187,6 +185,8 @@ def _command() -> str:
 def main() -> int:
     """Exit code 0; 1 if trials failed or were interrupted; 2 if the command was wrong."""
     args = parse()
+    for name in ("ray", "ray.rllib", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         datasets = {task: describe(task, args.input.get(task, task)) for task in args.tasks}

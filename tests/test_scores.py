@@ -1,0 +1,188 @@
+"""benchmarks/scores.py: aggregation of made-up evaluations, the table, and which results a trial may go on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import score_settings
+import score_tables
+import score_trials
+import scores
+
+from rllib_damo.cli_inputs import UsageError
+from rllib_damo.data.behavior import ENVS
+
+DATASET = score_tables.Dataset("hopper-medium", 200_000, 400, "0123456789abcdef", 1568.0, 48.8)
+
+
+def rows(*values: float, value: float | None = 5.0, every: int = 10) -> list[dict[str, Any]]:
+    """Evaluations of these scores; the real discounted return is the score's tenth."""
+    return [
+        {"steps": every * (i + 1), "score": score, "discounted_return": score / 10, "value_estimate": value}
+        for i, score in enumerate(values)
+    ]
+
+
+def test_a_seed_counts_by_its_last_three_evaluations() -> None:
+    assert score_tables.last_mean(rows(90, 10, 20, 30)) == 20
+    assert score_tables.last_mean(rows(10, 20)) == 15
+    assert score_tables.last_mean([]) is None
+    assert score_tables.last_mean(rows(1, value=None), "value_estimate") is None
+    assert score_tables.best_so_far(rows(90, 10, 20, 30)) == 90
+
+
+def test_summary_over_seeds() -> None:
+    trials = [rows(90, 10, 20, 30), rows(0, 40, 40, 40, value=7.0), rows(50, 60, 70, 80)]
+    summary = score_tables.summarise("hopper-medium", "damo", trials, steps=40)
+    assert summary == score_tables.Summary(
+        task="hopper-medium", method="damo", seeds=3, missing=0, score=pytest.approx(130 / 3),
+        score_std=pytest.approx(math.sqrt(((20 - 130 / 3) ** 2 + (40 - 130 / 3) ** 2 + (70 - 130 / 3) ** 2) / 2)),
+        worst=20, best=pytest.approx((90 + 40 + 80) / 3), value=pytest.approx(17 / 3),
+        discounted_return=pytest.approx(13 / 3),
+    )  # fmt: skip
+
+
+def test_unfinished_seeds_are_missing_and_not_counted() -> None:
+    summary = score_tables.summarise("t", "m", [rows(10, 20, 30, 40), rows(90, 90, 90), []], steps=40)
+    assert (summary.seeds, summary.missing, summary.score, summary.score_std) == (1, 2, 30, None)
+    empty = score_tables.summarise("t", "m", [[], rows(1)], steps=40)
+    assert (empty.seeds, empty.missing, empty.score, empty.best) == (0, 2, None, None)
+
+
+def test_a_method_without_critics_has_no_value() -> None:
+    summary = score_tables.summarise("t", "bc", [rows(10, value=None)], steps=10)
+    assert summary.value is None
+    assert summary.discounted_return == 1
+
+
+def test_table_names_steps_dataset_and_behaviour() -> None:
+    summaries = [
+        score_tables.summarise("hopper-medium", "damo", [rows(40, 50, 60), rows(60, 60, 60)], steps=30),
+        score_tables.summarise("hopper-medium", "bc", [rows(20, value=None), []], steps=10),
+    ]
+    table = score_tables.markdown(summaries, {"hopper-medium": DATASET}, 30, 10, "python scores.py")
+    assert "after 30 gradient steps" in table
+    assert "last 3 evaluations of 10 episodes" in table
+    assert "| hopper-medium | 200,000 | 400 | `0123456789ab` | 1568.0 | 48.8 |" in table
+    assert "| hopper-medium | damo | 55.0 ± 7.1 | 50.0 | 48.8 | 5.0 | 5.5 | 2 | 60.0 |" in table
+    assert "| hopper-medium | bc | 20.0 | 20.0 | 48.8 | - | 2.0 | 1 (1 missing) | 20.0 |" in table
+
+
+def test_the_table_goes_between_the_markers() -> None:
+    document = f"above\n{score_tables.BEGIN}\nold\n{score_tables.END}\nbelow\n"
+    written = score_tables.replace_block(document, "new")
+    assert written == f"above\n{score_tables.BEGIN}\nnew\n{score_tables.END}\nbelow\n"
+    assert score_tables.replace_block(written, "new") == written
+    assert score_tables.replace_block(scores.RESULTS.read_text(), "new").count("new\n") >= 1
+    with pytest.raises(ValueError, match="needs one line"):
+        score_tables.replace_block("nothing here", "new")
+
+
+def test_curves_are_over_the_steps_that_all_begun_seeds_reached(tmp_path: Path) -> None:
+    trials = [rows(0, 10, 20), rows(20, 30), []]
+    assert score_tables.curve(trials) == [
+        (10, 10, pytest.approx(math.sqrt(200))), (20, 20, pytest.approx(math.sqrt(200))),
+    ]  # fmt: skip
+    assert score_tables.curve([[]]) == []
+    score_tables.plot({"hopper-medium": {"damo": trials, "bc": [[]]}}, {"hopper-medium": DATASET}, tmp_path / "c.png")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+# -- command line, settings, resuming --------------------------------------------------------------------------------
+
+
+def arguments(*extra: str) -> list[str]:
+    return ["--tasks", "pendulum-mixed", "--out", "results", "--steps", "1000", "--eval-every", "500", *extra]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--methods", "sac"), "unknown 'sac'"),
+        (("--eval-every", "300"), "must be a multiple of --eval-every"),
+        (("--episodes", "0"), "--episodes must be at least 1"),
+        (("--variant", "x"), "has no '='"),
+        (("--variant", "x=damo"), "has no ':'"),
+    ],
+)
+def test_command_line_errors(extra: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        scores.parse(arguments(*extra))
+    assert message in capsys.readouterr().err
+
+
+def test_every_setting_of_the_table_is_valid() -> None:
+    for task in ENVS:
+        for method in score_settings.METHODS:
+            score_settings.make_config(f"{task}-medium", method, 0, f"{task}-medium", {}, 10)
+    with pytest.raises(UsageError, match="no setting 'etaa'"):
+        score_settings.make_config("hopper-medium", "damo", 0, "hopper-medium", {"etaa": 1}, 10)
+    with pytest.raises(UsageError, match="Did you mean 'hopper'"):
+        score_settings.environment("hoper-medium")
+
+
+def test_trials_are_named_by_task_label_and_seed(tmp_path: Path) -> None:
+    extra = ("--variant", 'x=damo:{"eta": 2.0}', "--methods", "damo", "x", "--seeds", "0", "1", "--input")
+    args = scores.parse([*arguments(*extra, "pendulum-mixed=/data/p.hdf5"), "--out", str(tmp_path)])
+    trials = scores.make_trials(args, {"pendulum-mixed": DATASET})
+    assert [(t.label, t.method, t.seed) for t in trials] == [
+        ("damo", "damo", 0), ("damo", "damo", 1), ("x", "damo", 0), ("x", "damo", 1),
+    ]  # fmt: skip
+    assert trials[2].config()["eta"] == 2.0
+    assert trials[0].input_ == "/data/p.hdf5"
+    assert trials[2].folder == tmp_path / "pendulum-mixed" / "x" / "seed0"
+    args.eval_every = 250
+    with pytest.raises(UsageError, match="multiple of an iteration's gradient steps"):
+        scores.make_trials(args, {"pendulum-mixed": DATASET})
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> score_trials.Trial:
+    return score_trials.Trial(
+        task="pendulum-mixed", label="td3bc", method="td3bc", seed=0, input_="pendulum-mixed", fingerprint="f",
+        overrides={}, eval_every=10, episodes=2, steps=30, out=str(tmp_path),
+    )  # fmt: skip
+
+
+def write_results(trial: score_trials.Trial, evaluations: list[dict[str, Any]]) -> None:
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    (trial.folder / "trial.json").write_text(json.dumps(trial.identity()))
+    (trial.folder / "evaluations.json").write_text(json.dumps(evaluations))
+
+
+def test_a_trial_is_finished_by_the_evaluation_at_its_last_step(trial: score_trials.Trial) -> None:
+    assert not score_trials.is_finished(trial)
+    write_results(trial, rows(1, 2))
+    assert not score_trials.is_finished(trial)
+    write_results(trial, rows(1, 2, 3, 4))
+    assert score_trials.is_finished(trial)
+    assert [row["steps"] for row in score_trials.read_rows(trial)] == [10, 20, 30]
+    assert not score_trials.is_finished(dataclasses.replace(trial, steps=50))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [({"overrides": {"bc_alpha": 1.0}}, "bc_alpha"), ({"fingerprint": "g"}, "fingerprint")]
+)
+def test_results_of_other_settings_are_not_mixed(trial: score_trials.Trial, change: dict[str, Any], named: str) -> None:
+    write_results(trial, rows(1, 2))
+    with pytest.raises(ValueError, match=f"other {named}: give another --out"):
+        score_trials.read_rows(dataclasses.replace(trial, **change))
+
+
+def test_a_newer_option_at_its_default_does_not_part_results(trial: score_trials.Trial) -> None:
+    write_results(trial, rows(1, 2))
+    identity = json.loads((trial.folder / "trial.json").read_text())
+    del identity["policy_noise"]
+    (trial.folder / "trial.json").write_text(json.dumps(identity))
+    assert len(score_trials.read_rows(trial)) == 2
+    with pytest.raises(ValueError, match="other policy_noise"):
+        score_trials.read_rows(dataclasses.replace(trial, overrides={"policy_noise": 0.3}))
