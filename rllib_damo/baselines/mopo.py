@@ -23,7 +23,7 @@ from rllib_damo.update import Update
 
 
 class MOPORolloutEnvRunner(ModelRolloutEnvRunner):
-    """Rollouts whose rewards are penalised by the ensemble's uncertainty."""
+    """Rollouts whose rewards are penalised by the ensemble's uncertainty, whose mean is ``uncertainty_mean``."""
 
     def model(self, dynamics: DynamicsEnsemble) -> Model:
         self._penalized = PenalizedDynamics(dynamics, self.config.uncertainty, self.config.penalty_coef)
@@ -49,7 +49,12 @@ class MOPOTorchRLModule(BaselineTorchRLModule):
 
 
 class MOPOTorchLearner(DAMOTorchLearner):
-    """DAMO's learner with `SACUpdate`, on batches of dataset and penalised model rows."""
+    """DAMO's learner with `SACUpdate`, on batches of dataset and penalised model rows.
+
+    Metrics: ``qf_loss`` is the sum over critics of half the mean squared TD error, ``td_error_abs`` the mean absolute
+    one, ``qf_mean`` the mean Q(s,a), ``policy_loss`` the mean of α log π - Q, ``alpha_value`` α, ``entropy`` the mean
+    of -log π, ``reward_mean`` the batch's mean reward, penalties included.
+    """
 
     metric_names = (
         "policy_loss", "qf_loss", "alpha_loss", "alpha_value", "qf_mean", "td_error_abs", "entropy", "reward_mean",
