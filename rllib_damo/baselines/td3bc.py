@@ -30,8 +30,8 @@ class TD3BCTorchRLModule(DeterministicTorchRLModule):
 class TD3BCTorchLearner(DAMOTorchLearner):
     """DAMO's learner with `TD3BCUpdate`.
 
-    Metrics: ``policy_loss`` is the actor's, ``bc_loss`` its part (π(s) - a)², ``value_scale`` λ; ``qf_loss`` is the sum of
-    the critics' mean squared TD errors, ``td_error_abs`` the mean absolute one, ``qf_mean`` the mean Q(s,a).
+    Metrics: ``policy_loss`` is the actor's, ``bc_loss`` its part (π(s) - a)², ``value_scale`` λ; ``qf_loss`` is the sum
+    of the critics' mean squared TD errors, ``td_error_abs`` the mean absolute one, ``qf_mean`` the mean Q(s,a).
     """
 
     metric_names = ("policy_loss", "bc_loss", "value_scale", "qf_loss", "qf_mean", "td_error_abs")
