@@ -64,6 +64,7 @@ class DAMOConfig(AlgorithmConfig):
         self.initial_states = "dataset"
         self.bc_weight = 1.0
         self.anchor_fraction = 0.5
+        self.actor_warmup_steps = 20_000
         # Networks and optimisation
         self.hidden_dims: tuple[int, ...] = (256, 256)
         self.twin_q = True
@@ -159,6 +160,7 @@ class DAMOConfig(AlgorithmConfig):
         initial_states: str | None = NotProvided,
         bc_weight: float | None = NotProvided,
         anchor_fraction: float | None = NotProvided,
+        actor_warmup_steps: int | None = NotProvided,
         hidden_dims: tuple[int, ...] | None = NotProvided,
         twin_q: bool | None = NotProvided,
         critic_layer_norm: bool | None = NotProvided,
@@ -201,6 +203,8 @@ class DAMOConfig(AlgorithmConfig):
                 action's coordinates, against a value term scaled to unit size; 0 is the paper's, 0.4 TD3+BC's balance.
             anchor_fraction: with ``bc_weight``, the share of the dataset that s0 and the anchor's actions are drawn
                 from: the episodes of highest return. 1 anchors to all of it.
+            actor_warmup_steps: with ``bc_weight``, first gradient steps in which the policy follows its anchor (and its
+                entropy) alone, while critics and classifier learn what it is worth.
             hidden_dims: widths of the hidden layers of actor, critics and classifier.
             twin_q: two critics, of which the smaller counts; False: one.
             critic_layer_norm: layer normalisation in the critics.
@@ -400,6 +404,8 @@ class DAMOConfig(AlgorithmConfig):
         counts = ("rollout_length", "rollout_batch_size", "rollout_freq", "model_retain_epochs", "num_ensemble",
                   "num_elites", "dynamics_batch_size", "max_epochs_since_update", "holdout_size",
                   "train_batch_size_per_learner")  # fmt: skip
+        if not _is_count(self.actor_warmup_steps) and self.actor_warmup_steps != 0:
+            self._value_error(f"`actor_warmup_steps` must be a whole number >= 0; found {self.actor_warmup_steps!r}.")
         not_negative = ("bc_weight", "classifier_gradient_penalty", "classifier_noise", "logvar_loss_coef")
         for name in positive + not_negative:
             value, zero = getattr(self, name), name in not_negative

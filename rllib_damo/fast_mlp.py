@@ -45,14 +45,12 @@ class FastMLP:
         )
         self._last = len(weights) - 1
         self._dtype = None if dtype == weights[0].dtype else dtype
-        # What the products between hidden layers use: the weights themselves, or copies in ``dtype``
-        hidden = range(1, self._last)
-        self._inner = [torch.empty_like(self._weights[i], dtype=self._dtype) if self._dtype else self._weights[i]
-                       for i in hidden]  # fmt: skip
-        self._inner_grads = [torch.empty_like(w) if self._dtype else self._weight_grads[i]
-                             for i, w in zip(hidden, self._inner, strict=True)]  # fmt: skip
+        # What the products between hidden layers read and write: weights and gradients, or copies of them in ``dtype``
+        inner, inner_grads = self._weights[1 : self._last], self._weight_grads[1 : self._last]
+        self._inner = [torch.empty_like(w, dtype=self._dtype) for w in inner] if self._dtype else inner
+        self._inner_grads = [torch.empty_like(w) for w in self._inner] if self._dtype else inner_grads
         self._buffers: dict[int, _Buffers] = {}
-        self._x = self._weights[0]
+        self._x: Tensor
         self._now: _Buffers
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,20 +58,22 @@ class FastMLP:
 
         The outputs are a new tensor, with the rows innermost in memory.
         """
-        num, last = len(self._weights[0]), self._last
-        self._x = x.expand(num, *x.shape)
-        now = self._now = self._get_buffers(len(x))
-        for own, copy in zip(self._weights[1:last], self._inner, strict=True):
-            if copy is not own:
+        if len(x) not in self._buffers:
+            self._buffers[len(x)] = _Buffers(self._weights, len(x), self._dtype)
+        now = self._now = self._buffers[len(x)]
+        self._x = x.expand(len(self._weights[0]), *x.shape)
+        biases = self._biases
+        if self._dtype is not None:
+            biases = [bias.to(self._dtype) for bias in biases]
+            for own, copy in zip(self._weights[1 : self._last], self._inner, strict=True):
                 copy.copy_(own)
-        hidden = torch.baddbmm(self._biases[0], self._x, self._weights[0], out=now.first).relu_()
-        if now.hidden[0] is not hidden:
-            hidden = now.hidden[0].copy_(hidden)
-        for i in range(1, last):
-            bias = self._biases[i] if self._dtype is None else self._biases[i].to(self._dtype)
-            hidden = torch.baddbmm(bias, hidden, self._inner[i - 1], out=now.hidden[i]).relu_()
-        if now.top is not hidden:
-            now.top.copy_(hidden)
+        torch.baddbmm(self._biases[0], self._x, self._weights[0], out=now.first).relu_()
+        if now.first is not now.hidden[0]:
+            now.hidden[0].copy_(now.first)
+        for i, weight in enumerate(self._inner, 1):
+            torch.baddbmm(biases[i], now.hidden[i - 1], weight, out=now.hidden[i]).relu_()
+        if now.top is not now.hidden[-1]:
+            now.top.copy_(now.hidden[-1])
         return torch.baddbmm(self._biases[-1].mT, self._weights[-1].mT, now.top.mT).mT
 
     def backward(self, delta: Tensor | None, rows: slice = slice(None)) -> None:
@@ -83,58 +83,49 @@ class FastMLP:
             delta: ``(C, R, out)``; None for networks of one output: ones.
             rows: the R rows it belongs to.
         """
-        now, weight = self._now, self._weights[-1]
-        hidden, deltas = [h[:, rows] for h in now.hidden], [d[:, rows] for d in now.deltas]
-        weight_t = weight.mT.to(hidden[-1].dtype)
+        part = self._now.at(rows)
+        hidden, deltas = part.hidden, part.deltas
+        weight = self._weights[-1].mT.to(hidden[-1].dtype)
         if delta is None:
-            _relu_backward(weight_t.expand_as(hidden[-1]), hidden[-1], deltas[-1])
+            _relu_backward(weight.expand_as(hidden[-1]), hidden[-1], deltas[-1])
         else:
-            delta = delta.to(weight_t.dtype)
-            if weight.shape[-1] == 1:
-                torch.mul(delta, weight_t, out=deltas[-1])
+            delta = delta.to(weight.dtype)
+            if weight.shape[1] == 1:
+                torch.mul(delta, weight, out=deltas[-1])
             else:
-                torch.bmm(delta, weight_t, out=deltas[-1])
+                torch.bmm(delta, weight, out=deltas[-1])
             _relu_backward(deltas[-1], hidden[-1], deltas[-1])
         for i in range(self._last - 1, 0, -1):
             torch.bmm(deltas[i], self._inner[i - 1].mT, out=deltas[i - 1])
             _relu_backward(deltas[i - 1], hidden[i - 1], deltas[i - 1])
-        if now.bottom is not now.deltas[0]:
-            now.bottom[:, rows].copy_(deltas[0])
+        if part.bottom is not deltas[0]:
+            part.bottom.copy_(deltas[0])
 
     def scale(self, factor: Tensor, rows: slice = slice(None)) -> None:
         """Multiplies what ``backward`` left at some rows by ``factor (C, R, 1)``: it is linear in its ``delta``."""
-        for d in self._now.deltas:
-            d[:, rows].mul_(factor.to(d.dtype))
-        if self._now.bottom is not self._now.deltas[0]:
-            self._now.bottom[:, rows].mul_(factor)
+        part = self._now.at(rows)
+        part.bottom.mul_(factor)
+        for d in part.deltas[1:]:
+            d.mul_(factor.to(d.dtype))
 
     def input_gradients(self, rows: slice, columns: slice) -> Tensor:
         """Gradients ``(C, R, columns)`` with respect to some columns of the inputs."""
-        return torch.bmm(self._weights[0][:, columns], self._now.bottom[:, rows].mT).mT
+        return torch.bmm(self._weights[0][:, columns], self._now.at(rows).bottom.mT).mT
 
     def parameter_gradients(self, delta: Tensor, rows: slice = slice(None)) -> None:
         """Sets ``gradients``, from ``delta (C, R, out)`` at the outputs and what ``backward`` left at the same rows."""
-        now, last, weights, biases = self._now, self._last, self._weight_grads, self._bias_grads
-        torch.bmm(self._x[:, rows].mT, now.bottom[:, rows], out=weights[0])
-        for i in range(1, last):
-            torch.bmm(now.hidden[i - 1][:, rows].mT, now.deltas[i][:, rows], out=self._inner_grads[i - 1])
-            if self._dtype is not None:
-                weights[i].copy_(self._inner_grads[i - 1])
-        torch.bmm(delta.mT, now.top[:, rows], out=weights[-1].mT)
-        torch.sum(now.bottom[:, rows], 1, keepdim=True, out=biases[0])
-        for i in range(1, last):
-            torch.sum(now.deltas[i][:, rows], 1, keepdim=True, dtype=biases[i].dtype, out=biases[i])
+        part, weights, biases = self._now.at(rows), self._weight_grads, self._bias_grads
+        torch.bmm(self._x[:, rows].mT, part.bottom, out=weights[0])
+        torch.sum(part.bottom, 1, keepdim=True, out=biases[0])
+        for i, grad in enumerate(self._inner_grads, 1):
+            _bmm(part.hidden[i - 1].mT, part.deltas[i], grad)
+            if self._dtype is None:
+                torch.sum(part.deltas[i], 1, keepdim=True, out=biases[i])
+            else:
+                weights[i].copy_(grad)
+                biases[i].copy_(part.deltas[i].sum(1, keepdim=True))
+        torch.bmm(delta.mT, part.top, out=weights[-1].mT)
         torch.sum(delta, 1, keepdim=True, out=biases[-1])
-
-    def _get_buffers(self, batch: int) -> _Buffers:
-        if batch not in self._buffers:
-            self._buffers[batch] = _Buffers(self._weights, batch, self._dtype)
-        return self._buffers[batch]
-
-
-def _stacked(param: Tensor) -> Tensor:
-    """A view ``(C, in, out)`` or ``(C, 1, out)`` of a weight or bias of `StackedMLP` or of ``nn.Linear``."""
-    return param if param.ndim == 3 else param.t()[None] if param.ndim == 2 else param[None, None]
 
 
 class _Buffers:
@@ -152,9 +143,37 @@ class _Buffers:
         self.deltas = [torch.zeros_like(h) for h in self.hidden]
         self.first, self.top, self.bottom = self.hidden[0], self.hidden[-1], self.deltas[0]
         if dtype is not None:
-            self.first, self.top, self.bottom = (
-                weights[0].new_zeros(shape) for shape in (shapes[0], shapes[-1], shapes[0])
-            )
+            self.first, self.top, self.bottom = (weights[0].new_zeros(shapes[i]) for i in (0, -1, 0))
+        self._parts: dict[tuple[int | None, int | None], _Rows] = {}
+
+    def at(self, rows: slice) -> _Rows:
+        """The buffers at some rows; the views are kept, for making them takes time in every step."""
+        key = rows.start, rows.stop
+        if key not in self._parts:
+            self._parts[key] = _Rows(self, rows)
+        return self._parts[key]
+
+
+class _Rows:
+    """What the backward pass reads and writes, at some rows."""
+
+    def __init__(self, buffers: _Buffers, rows: slice):
+        self.hidden, self.deltas = [h[:, rows] for h in buffers.hidden], [d[:, rows] for d in buffers.deltas]
+        self.top = buffers.top[:, rows]
+        self.bottom = self.deltas[0] if buffers.bottom is buffers.deltas[0] else buffers.bottom[:, rows]
+
+
+def _stacked(param: Tensor) -> Tensor:
+    """A view ``(C, in, out)`` or ``(C, 1, out)`` of a weight or bias of `StackedMLP` or of ``nn.Linear``."""
+    return param if param.ndim == 3 else param.t()[None] if param.ndim == 2 else param[None, None]
+
+
+def _bmm(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """``a @ b`` into ``out``, as (bᵀ aᵀ)ᵀ where that is transposed in memory: bfloat16 has no fast path for it."""
+    if out.stride(-1) == 1:
+        torch.bmm(a, b, out=out)
+    else:
+        torch.bmm(b.mT, a.mT, out=out.mT)
 
 
 def _relu_backward(delta: Tensor, activation: Tensor, out: Tensor) -> None:

@@ -54,12 +54,14 @@ class FastUpdate(DAMOUpdate):
         options: UpdateOptions,
         generator: torch.Generator,
         reduce_gradients: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
+        precision: str = "fp32",
     ):
         super().__init__(module, optimizers, options, generator, reduce_gradients)
-        self._actor = FastMLP(module.actor.net)
-        self._critics = FastMLP(module.critics.net)
-        self._targets = FastMLP(module.target_critics.net)
-        self._classifier = FastMLP(module.classifier.net)
+        dtype = torch.bfloat16 if precision == "bf16" else None
+        self._actor = FastMLP(module.actor.net, dtype)
+        self._critics = FastMLP(module.critics.net, dtype)
+        self._targets = FastMLP(module.target_critics.net, dtype)
+        self._classifier = FastMLP(module.classifier.net, dtype)
 
     @torch.no_grad()
     def step(self, batch: StepBatch) -> Tensor:
@@ -132,7 +134,7 @@ class FastUpdate(DAMOUpdate):
         obs_dim = update.obs.shape[1]
         by_action = critics.input_gradients(slice(num + num_initial), slice(obs_dim, None))
         chosen = torch.zeros_like(values[:, : num + num_initial]).scatter_(0, index[None], value_delta[None])
-        by_action = (by_action * chosen[..., None]).sum(0)
+        by_action = (by_action * chosen[..., None]).sum(0) * self.value_weight
         critics.scale(critic_delta[..., None], rows)
         critics.parameter_gradients(critic_delta[..., None], rows)
 
@@ -171,9 +173,9 @@ class FastUpdate(DAMOUpdate):
     def classifier_step(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
         o, classifier, net = self.opt, self.module.classifier, self._classifier
         sizes = [len(batch.offline.obs), len(batch.synthetic.obs), len(batch.update.obs)]
-        groups = zip(batch.offline, batch.synthetic, batch.update, strict=True)
-        obs, actions, next_obs, _, _ = map(torch.cat, groups)
-        inputs = classifier.inputs(obs, actions, next_obs)
+        # Of the columns of the three groups, the first three: observations, actions, next observations
+        columns = list(zip(batch.offline, batch.synthetic, batch.update, strict=True))[:3]
+        inputs = classifier.inputs(*map(torch.cat, columns))
         num = sizes[0] + sizes[1]
         if o.classifier_noise > 0:
             noise = torch.randn(inputs[:num].shape, generator=self.generator, device=inputs.device)

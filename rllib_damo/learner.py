@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import ray
@@ -24,7 +24,7 @@ from rllib_damo.update import CLASSIFIER_METRICS, METRICS, StepBatch, Update, Up
 
 COMPONENT_DAMO = "damo"
 
-ArrayOrRef = np.ndarray | ray.ObjectRef
+ArrayOrRef: TypeAlias = "np.ndarray | ray.ObjectRef"
 
 
 class DAMOTorchLearner(TorchLearner):
@@ -161,6 +161,7 @@ class DAMOTorchLearner(TorchLearner):
         totals = torch.zeros(len(self.metric_names), device=self._device)
         unpack = self._layout.unpack
         for step in range(num_steps):
+            self._update.num_steps = self._num_steps + step
             real = offline[per_step_offline[step]]
             model = self._synthetic.rows[per_step_synthetic[step]]
             batch = StepBatch(

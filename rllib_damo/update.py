@@ -42,6 +42,7 @@ class UpdateOptions:
     behavior_alignment: bool
     target_networks: bool
     bc_weight: float
+    actor_warmup_steps: int
     target_entropy: float
     max_alpha: float
     label_smoothing: float
@@ -75,7 +76,12 @@ class Update:
         generator: source of the policy's noise, on the module's device.
         grad_clip: largest norm of one network's gradient; None does not clip.
         reduce_gradients: called with each group of gradients before it is applied (averages over learners).
+
+    Attributes:
+        num_steps: steps taken before the next one, as the Learner counts them.
     """
+
+    num_steps = 0
 
     def __init__(
         self,
@@ -115,6 +121,9 @@ class DAMOUpdate(Update):
         options: the coefficients.
         generator: source of the policy's noise, on the module's device.
         reduce_gradients: called with each group of gradients before it is applied (averages over learners).
+
+    Attributes:
+        value_weight: of the actor loss's gradient through the critics; 0 while the policy only follows its anchor.
     """
 
     def __init__(
@@ -131,6 +140,10 @@ class DAMOUpdate(Update):
         self.actor_divergence = DIVERGENCES[options.actor_f_divergence]
         self._critic_params = [p.data for p in module.critics.parameters()]
         self._target_params = [p.data for p in module.target_critics.parameters()]
+
+    @property
+    def value_weight(self) -> float:
+        return float(self.num_steps >= self.opt.actor_warmup_steps or not self.opt.bc_weight)
 
     def step(self, batch: StepBatch) -> Tensor:
         """One gradient step of every network; returns the ``METRICS``, ``(len(METRICS),)``, on the device."""
@@ -189,7 +202,7 @@ class DAMOUpdate(Update):
             entropy_loss = alpha * (discount * next_log_prob).mean()
         # ... then of the actor's parameters, by the chain rule across the cut.
         (action_gradient,) = torch.autograd.grad(value_loss, cut, retain_graph=True)
-        actor_loss = entropy_loss + (action_gradient * sampled).sum()
+        actor_loss = entropy_loss + self.value_weight * (action_gradient * sampled).sum()
         bc_loss = torch.zeros((), device=cut.device)
         if o.bc_weight > 0:  # TD3+BC's balance: the value part is scaled to unit size, the anchor has its own weight
             scale = 1 / q_data.detach().abs().mean().clamp(min=1e-3)

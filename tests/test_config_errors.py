@@ -77,6 +77,8 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("gamma", 1.0),
     ("gamma", -0.1),
     ("gamma", "0.9"),
+    ("actor_warmup_steps", -1),
+    ("actor_warmup_steps", 1.5),
     ("anchor_fraction", 0.0),
     ("anchor_fraction", 1.5),
     ("anchor_fraction", "all"),

@@ -35,6 +35,7 @@ DEFAULTS = UpdateOptions(
     behavior_alignment=True,
     target_networks=True,
     bc_weight=0.0,
+    actor_warmup_steps=0,
     target_entropy=-2.0,
     max_alpha=1.0,
     label_smoothing=0.1,
@@ -190,10 +191,11 @@ def plain_gradients(
             critic_loss = critic_loss + o.eta * (1 - o.gamma) * q_initial[c].mean()
             critic_loss = critic_loss + o.eta**2 * f_star(o.f_divergence, y[c]).mean()
 
-    # 10: the actor
+    # 10: the actor, which at step 0 may still be warming up
+    value = 0.0 if o.bc_weight > 0 and o.actor_warmup_steps > 0 else 1.0
     if inconsistent:
         a_now, log_prob_now = m.actor.sample(u.obs, noise[ROWS + STARTS :])
-        actor_loss = (alpha * log_prob_now - m.critics(u.obs, a_now).min(0).values).mean()
+        actor_loss = (alpha * log_prob_now - value * m.critics(u.obs, a_now).min(0).values).mean()
     else:
         if weight_gradient:
             soft = m.target_critics(u.next_obs, a_next).min(0).values - alpha * log_prob_next
@@ -203,8 +205,8 @@ def plain_gradients(
         w = f_star_prime(o.actor_f_divergence, x / o.actor_eta).clamp(0, o.max_actor_weight)
         if o.normalize_actor_weight:
             w = w / w.mean()
-        soft_value = m.critics(u.next_obs, a_next).min(0).values - alpha * log_prob_next
-        actor_loss = -(1 - o.gamma) * m.critics(s0, a_initial).min(0).values.mean()
+        soft_value = value * m.critics(u.next_obs, a_next).min(0).values - alpha * log_prob_next
+        actor_loss = -(1 - o.gamma) * value * m.critics(s0, a_initial).min(0).values.mean()
         actor_loss = actor_loss - (w * o.gamma * (1 - u.terminated) * soft_value).mean()
     if o.bc_weight > 0:
         anchor = (a_initial - batch.initial.actions).square().mean()
@@ -244,6 +246,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full gradient inconsistent": {"target_networks": False, "policy_improvement": "inconsistent"},
     "anchor": {"bc_weight": 0.4},
     "anchor inconsistent": {"bc_weight": 0.4, "policy_improvement": "inconsistent"},
+    "warm-up": {"bc_weight": 0.4, "actor_warmup_steps": 1},
+    "warm-up inconsistent": {"bc_weight": 0.4, "actor_warmup_steps": 1, "policy_improvement": "inconsistent"},
     "clipped logit": {"max_logit": 0.01},
     "no smoothing": {"label_smoothing": 0.0},
     "neither alignment": {"data_alignment": False, "behavior_alignment": False, "policy_improvement": "inconsistent"},

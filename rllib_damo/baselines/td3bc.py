@@ -41,11 +41,6 @@ class TD3BCTorchLearner(DAMOTorchLearner):
         options = TD3BCOptions(**{name: getattr(self.config, name) for name in TD3BCOptions.__annotations__})
         return TD3BCUpdate(module, options=options, grad_clip=self.config.grad_clip, **parts)
 
-    def update_many(self, num_steps: int, timesteps: dict[str, Any] | None = None) -> dict[str, Any]:
-        assert isinstance(self._update, TD3BCUpdate)
-        self._update.num_steps = self._num_steps  # of a restored learner, too
-        return super().update_many(num_steps, timesteps)
-
 
 class TD3BCConfig(BaselineConfig):
     """Configuration of TD3+BC, with the paper's settings; ``training`` reads the options in ``reads`` and its own.

@@ -40,15 +40,13 @@ class TD3BCOptions:
 class TD3BCUpdate(Update):
     """TD3's critics, and an actor that ascends λ Q₁(s,π(s)) - (π(s) - a)² (the paper's eq. 3 to 5).
 
-    λ = α / mean|Q₁(s,π(s))| over the batch, as in the authors' code; the paper's eq. 5 has Q(s,a) in it.
-
-    Attributes:
-        num_steps: steps taken; every ``policy_delay``-th moves the actor and the targets.
+    λ = α / mean|Q₁(s,π(s))| over the batch, as in the authors' code; the paper's eq. 5 has Q(s,a) in it. Every
+    ``policy_delay``-th step moves the actor and the targets.
     """
 
     def __init__(self, module: DAMOTorchRLModule, *, options: TD3BCOptions, **parts: Any):
         super().__init__(module, **parts)
-        self.opt, self.num_steps = options, 0
+        self.opt = options
         nets = ((module.critics, module.target_critics), (module.actor, module.target_actor))
         self._params = [p.data for net, _ in nets for p in net.parameters()]
         self._targets = [p.data for _, target in nets for p in target.parameters()]
@@ -57,7 +55,6 @@ class TD3BCUpdate(Update):
     def step(self, batch: StepBatch) -> Tensor:
         """One gradient step; returns ``TD3BCTorchLearner.metric_names``, the actor's from the last time it moved."""
         o, m, rows = self.opt, self.module, batch.update
-        self.num_steps += 1
         with torch.no_grad():
             noise = torch.randn(rows.actions.shape, generator=self.generator, device=rows.obs.device) * o.policy_noise
             next_actions = m.target_actor(rows.next_obs)[0].tanh() + noise.clamp(-o.noise_clip, o.noise_clip)
@@ -66,7 +63,7 @@ class TD3BCUpdate(Update):
         q = m.critics(rows.obs, rows.actions)  # (C, B)
         critic_loss = (target - q).square().mean(-1).sum()
         self._apply("critic", critic_loss)
-        if self.num_steps % o.policy_delay == 0:
+        if (self.num_steps + 1) % o.policy_delay == 0:
             actions = m.mean_actions(rows.obs)
             policy_q = m.critics(rows.obs, actions)[0]
             scale = o.bc_alpha / policy_q.detach().abs().mean()
