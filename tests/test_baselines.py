@@ -147,6 +147,7 @@ def test_td3bc_moves_actor_and_targets_every_second_step() -> None:
     update.step(batch)
     assert moved(before, module) == {"critics"}
     halfway = copy.deepcopy(module)
+    update.num_steps = 1
     update.step(batch)
     assert moved(halfway, module) == {"critics", "actor", "target_actor", "target_critics"}
     for name, follows in (("target_actor", "actor"), ("target_critics", "critics")):
