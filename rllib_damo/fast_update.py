@@ -8,7 +8,8 @@ pin this one to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,30 +34,32 @@ def unsupported(module: DAMOTorchRLModule, options: UpdateOptions) -> list[str]:
 
 
 def fastest_update(
-    module: DAMOTorchRLModule,
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    options: UpdateOptions,
-    generator: torch.Generator,
-    reduce_gradients: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
+    module: DAMOTorchRLModule, *, options: UpdateOptions, precision: str = "fp32", **parts: Any
 ) -> DAMOUpdate:
-    """A `FastUpdate` where the options allow it, a `DAMOUpdate` otherwise; arguments as there."""
-    kind = DAMOUpdate if unsupported(module, options) else FastUpdate
-    return kind(module, optimizers, options, generator, reduce_gradients)
+    """A `FastUpdate` where the options allow it, a `DAMOUpdate` otherwise; arguments as there.
+
+    Raises:
+        ValueError: ``precision`` is not "fp32", and the options are not for `FastUpdate`.
+    """
+    names = unsupported(module, options)
+    if not names:
+        return FastUpdate(module, options=options, precision=precision, **parts)
+    if precision != "fp32":
+        raise ValueError(f"precision={precision!r} does not go with {', '.join(names)}.")
+    return DAMOUpdate(module, options=options, **parts)
 
 
 class FastUpdate(DAMOUpdate):
-    """Arguments as of `DAMOUpdate`, whose step it takes faster; options within what `unsupported` leaves."""
+    """Takes `DAMOUpdate`'s step faster.
 
-    def __init__(
-        self,
-        module: DAMOTorchRLModule,
-        optimizers: Mapping[str, torch.optim.Optimizer],
-        options: UpdateOptions,
-        generator: torch.Generator,
-        reduce_gradients: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
-        precision: str = "fp32",
-    ):
-        super().__init__(module, optimizers, options, generator, reduce_gradients)
+    Args:
+        module, options: within what `unsupported` leaves.
+        precision: "fp32", or "bf16" for products between hidden layers in bfloat16.
+        parts: the other arguments of `DAMOUpdate`.
+    """
+
+    def __init__(self, module: DAMOTorchRLModule, *, options: UpdateOptions, precision: str = "fp32", **parts: Any):
+        super().__init__(module, options=options, **parts)
         dtype = torch.bfloat16 if precision == "bf16" else None
         self._actor = FastMLP(module.actor.net, dtype)
         self._critics = FastMLP(module.critics.net, dtype)
