@@ -76,12 +76,14 @@ class DAMOConfig(AlgorithmConfig):
         self.classifier_lr = 3e-4
         self.lr = None
         self.tau = 0.005
+        self.policy_tau = 0.001
         self.gamma = 0.99
         self.target_entropy: float | str = "auto"
         self.initial_alpha = 0.05
         self.max_alpha = 0.05
         self.grad_clip = None
         self.train_batch_size_per_learner = 256
+        self.precision = "fp32"
         # Classifier
         self.label_smoothing = 0.1
         self.classifier_gradient_penalty = 0.0
@@ -133,6 +135,7 @@ class DAMOConfig(AlgorithmConfig):
             max_actor_weight=float("inf"),
             normalize_observations=False,
             bc_weight=0.0,
+            policy_tau=1.0,
             initial_alpha=1.0,
             max_alpha=1.0,
             actor_lr=1e-4,
@@ -170,9 +173,11 @@ class DAMOConfig(AlgorithmConfig):
         alpha_lr: float | None = NotProvided,
         classifier_lr: float | None = NotProvided,
         tau: float | None = NotProvided,
+        policy_tau: float | None = NotProvided,
         target_entropy: float | str | None = NotProvided,
         initial_alpha: float | None = NotProvided,
         max_alpha: float | None = NotProvided,
+        precision: str | None = NotProvided,
         label_smoothing: float | None = NotProvided,
         classifier_gradient_penalty: float | None = NotProvided,
         classifier_noise: float | None = NotProvided,
@@ -211,8 +216,13 @@ class DAMOConfig(AlgorithmConfig):
             normalize_observations: standardise the inputs of actor and critics by the dataset's statistics.
             actor_lr, critic_lr, alpha_lr, classifier_lr: Adam's learning rates (``lr`` stays None).
             tau: weight of the critics in the targets' moving average.
+            policy_tau: weight of the policy in its own moving average, which evaluation, inference and value estimates
+                use; 1 is the policy itself, as in the paper.
             target_entropy: of the automatic entropy coefficient, in nats; "auto" is -dim(A).
             initial_alpha, max_alpha: first value and upper bound of the entropy coefficient.
+            precision: "fp32", or "bf16": products between hidden layers of the policy phase's networks in bfloat16, and
+                all else (parameters, first and last layers, losses, Adam, targets) in float32; faster on CPUs with
+                bfloat16 instructions.
             label_smoothing: ε of the classifier's labels; its best logit then lies within ± log((1-ε)/ε).
             classifier_gradient_penalty: weight of a one-sided penalty on the classifier's input gradient.
             classifier_noise: standard deviation of the noise on the classifier's standardised training inputs.
@@ -373,6 +383,7 @@ class DAMOConfig(AlgorithmConfig):
             ("actor_f_divergence", tuple(DIVERGENCES)),
             ("policy_improvement", ("consistent", "inconsistent")),
             ("initial_states", ("dataset", "episode_start")),
+            ("precision", ("fp32", "bf16")),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -393,14 +404,20 @@ class DAMOConfig(AlgorithmConfig):
                 f"{self.bc_weight!r} with initial_states={self.initial_states!r}; set bc_weight=0 or "
                 "initial_states='dataset'."
             )
+        plain = {"target_networks": True, "critic_layer_norm": False, "classifier_spectral_norm": False,
+                 "classifier_gradient_penalty": 0}  # fmt: skip
+        others = [f"{name}={getattr(self, name)!r}" for name, value in plain.items() if getattr(self, name) != value]
+        if self.precision == "bf16" and others:
+            self._value_error(f"`precision`='bf16' does not go with {', '.join(others)}: set precision='fp32'.")
         if self.grad_clip_by != "global_norm":
             self._value_error(
                 f"`grad_clip_by` must be 'global_norm' (of each network's gradient); found {self.grad_clip_by!r}."
             )
 
     def _validate_numbers(self) -> None:
-        positive = ("eta", "actor_eta", "actor_lr", "critic_lr", "alpha_lr", "classifier_lr", "tau", "initial_alpha",
-                    "max_alpha", "max_logit", "max_actor_weight", "dynamics_lr", "grad_clip")  # fmt: skip
+        positive = ("eta", "actor_eta", "actor_lr", "critic_lr", "alpha_lr", "classifier_lr", "tau", "policy_tau",
+                    "initial_alpha", "max_alpha", "max_logit", "max_actor_weight", "dynamics_lr",
+                    "grad_clip")  # fmt: skip
         counts = ("rollout_length", "rollout_batch_size", "rollout_freq", "model_retain_epochs", "num_ensemble",
                   "num_elites", "dynamics_batch_size", "max_epochs_since_update", "holdout_size",
                   "train_batch_size_per_learner")  # fmt: skip
@@ -428,8 +445,9 @@ class DAMOConfig(AlgorithmConfig):
             dims = getattr(self, name)
             if not isinstance(dims, (list, tuple)) or not dims or not all(map(_is_count, dims)):
                 self._value_error(f"`{name}` must be a tuple of layer widths, such as (256, 256); found {dims!r}.")
-        if self.tau > 1:
-            self._value_error(f"`tau` must lie in (0, 1]; found {self.tau!r}.")
+        for name in ("tau", "policy_tau"):
+            if getattr(self, name) > 1:
+                self._value_error(f"`{name}` must lie in (0, 1]; found {getattr(self, name)!r}.")
         if not (_is_number(self.gamma) and 0 <= self.gamma < 1):
             self._value_error(f"`gamma` must lie in [0, 1): the discounted occupancy needs it; found {self.gamma!r}.")
         if not (_is_number(self.anchor_fraction) and 0 < self.anchor_fraction <= 1):

@@ -73,7 +73,7 @@ class DAMOTorchLearner(TorchLearner):
         if not cfg.behavior_alignment:
             options["policy_improvement"] = "inconsistent"
         options["target_entropy"] = cfg.resolve_target_entropy(module.action_space)
-        return fastest_update(module, options=UpdateOptions(**options), **parts)
+        return fastest_update(module, options=UpdateOptions(**options), precision=cfg.precision, **parts)
 
     @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
@@ -151,26 +151,28 @@ class DAMOTorchLearner(TorchLearner):
         seed = np.random.SeedSequence((self._base_seed, self._learner_index, self._num_steps)).generate_state(1)[0]
         self._generator.manual_seed(int(seed))
 
-        # All indices of the call at once: [update rows | classifier rows | initial states]
-        num_offline = num_real + half
-        per_step_offline = self._randint(len(offline), num_steps, num_offline)
+        # All indices of the call at once
+        real, half_offline = self._randint(len(offline), num_steps, num_real + half).split((num_real, half), dim=1)
         per_step_synthetic = self._randint(len(self._synthetic), num_steps, num_model + half)
         per_step_initial = self._initial_rows[self._randint(len(self._initial_rows), num_steps, num_update)]
-        per_step_offline = torch.cat((per_step_offline, per_step_initial), dim=1)
+        per_step_offline = torch.cat((per_step_initial, half_offline, real), dim=1)
 
+        # A step's rows in one place: [initial states | classifier, offline | update rows | classifier, synthetic]
+        rows = torch.empty((2 * (num_update + half), self._layout.width), device=self._device)
+        initial, classifier_offline, update, classifier_synthetic = rows.split((num_update, half, num_update, half))
+        from_offline, from_synthetic = rows.split((num_update + half + num_real, num_model + half))
+        module = self.module[DEFAULT_MODULE_ID]
+        actor, averaged = ([p.data for p in net.parameters()] for net in (module.actor, module.averaged_actor))
         totals = torch.zeros(len(self.metric_names), device=self._device)
-        unpack = self._layout.unpack
+        groups = (update, initial, classifier_offline, classifier_synthetic)
+        batch = StepBatch(*map(self._layout.unpack, groups))
         for step in range(num_steps):
             self._update.num_steps = self._num_steps + step
-            real = offline[per_step_offline[step]]
-            model = self._synthetic.rows[per_step_synthetic[step]]
-            batch = StepBatch(
-                update=unpack(torch.cat((real[:num_real], model[:num_model]))),
-                initial=unpack(real[num_offline:]),
-                offline=unpack(real[num_real:num_offline]),
-                synthetic=unpack(model[num_model:]),
-            )
+            torch.index_select(offline, 0, per_step_offline[step], out=from_offline)
+            torch.index_select(self._synthetic.rows, 0, per_step_synthetic[step], out=from_synthetic)
             totals += self._update.step(batch)
+            # An ordinary mean at first: nothing of the untrained policy stays in it.
+            torch._foreach_lerp_(averaged, actor, max(cfg.policy_tau, 1 / (self._num_steps + step + 1)))
         self._num_steps += num_steps
         self._weights_seq_no += 1
         return self._report(totals / num_steps, num_steps, timesteps or {})

@@ -16,7 +16,7 @@ from rllib_damo.spaces import check_spaces
 
 
 class DAMOTorchRLModule(TorchRLModule, InferenceOnlyAPI):
-    """All of DAMO's networks. An inference-only copy holds the actor alone.
+    """All of DAMO's networks. An inference-only copy holds the actor and its moving average alone.
 
     ``model_config`` keys, which ``DAMOConfig`` fills from its options of the same names: ``hidden_dims``, ``twin_q``,
     ``critic_layer_norm``, ``classifier_spectral_norm``, ``initial_alpha``.
@@ -28,6 +28,7 @@ class DAMOTorchRLModule(TorchRLModule, InferenceOnlyAPI):
         cfg = self.model_config
         hidden_dims = cfg["hidden_dims"]
         self.actor = Actor(obs_dim, act_dim, hidden_dims)
+        self.averaged_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.critics = Critics(obs_dim, act_dim, hidden_dims, 2 if cfg["twin_q"] else 1, cfg["critic_layer_norm"])
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.classifier = Classifier(obs_dim, act_dim, hidden_dims, cfg["classifier_spectral_norm"])
@@ -48,18 +49,23 @@ class DAMOTorchRLModule(TorchRLModule, InferenceOnlyAPI):
     def fit_standardizers(self, obs: Tensor, actions: Tensor, next_obs: Tensor, policy_inputs: bool = True) -> None:
         """Sets the input statistics from the dataset's rows; ``policy_inputs=False`` leaves actor and critics raw."""
         if policy_inputs:
-            for net in (self.actor, self.critics, self.target_critics):
+            for net in (self.actor, self.averaged_actor, self.critics, self.target_critics):
                 net.standardize.fit(obs)
         self.classifier.standardize.fit(torch.cat((obs, actions, next_obs - obs), dim=-1))
 
     def sample_actions(self, obs: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Unit actions ``(B, act_dim)`` drawn from π(·|s), and their log densities ``(B,)``. ``obs (B, obs_dim)``."""
+        """Unit actions ``(B, act_dim)`` of the policy in training, and their log densities ``(B,)``.
+
+        Args:
+            obs: ``(B, obs_dim)`` raw observations.
+            generator: source of the noise.
+        """
         noise = torch.randn(len(obs), self.action_space.shape[0], generator=generator, device=obs.device)
         return self.actor.sample(obs, noise)
 
     def mean_actions(self, obs: Tensor) -> Tensor:
-        """tanh of the Gaussian's mean, ``(B, act_dim)`` unit actions."""
-        return self.actor(obs)[0].tanh()
+        """tanh of the averaged policy's mean, ``(B, act_dim)`` unit actions: what evaluation and inference play."""
+        return self.averaged_actor(obs)[0].tanh()
 
     # RLlib's EnvRunners act through these. Emitting the actions themselves, and not the inputs of an action
     # distribution, keeps RLlib from clipping the raw mean (its deterministic squashed Gaussian does).
@@ -68,8 +74,11 @@ class DAMOTorchRLModule(TorchRLModule, InferenceOnlyAPI):
             return {Columns.ACTIONS: self.mean_actions(batch[Columns.OBS].float())}
 
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        obs = batch[Columns.OBS].float()
         with torch.no_grad():
-            actions, log_prob = self.sample_actions(batch[Columns.OBS].float())
+            actions, log_prob = self.averaged_actor.sample(
+                obs, torch.randn(len(obs), self.action_space.shape[0], device=obs.device)
+            )
         return {Columns.ACTIONS: actions, Columns.ACTION_LOGP: log_prob}
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

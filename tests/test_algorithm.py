@@ -134,6 +134,23 @@ def test_restoring_an_older_checkpoint_in_place_restores_the_weights(config, tmp
     algo.stop()
 
 
+def test_the_delivered_policy_is_the_average_of_those_in_training(config):
+    config.training(rollout_freq=1, policy_tau=0.4).evaluation(evaluation_interval=None)
+    algo = config.build_algo()
+    actors, averages = [], []
+    for _ in range(4):
+        train_policy(algo, 1)
+        state = module_state(algo)
+        actors.append(state["actor.net.0.weight"].copy())
+        averages.append(state["averaged_actor.net.0.weight"].copy())
+    algo.stop()
+    np.testing.assert_array_equal(averages[0], actors[0])
+    np.testing.assert_allclose(averages[1], (actors[0] + actors[1]) / 2, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(averages[2], 0.6 * averages[1] + 0.4 * actors[2], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(averages[3], 0.6 * averages[2] + 0.4 * actors[3], rtol=1e-5, atol=1e-7)
+    assert (averages[3] != actors[3]).any()
+
+
 def test_interrupted_dynamics_training_resumes(config, tmp_path):
     config.dynamics(dynamics_max_epochs=3, dynamics_cache_dir=str(tmp_path / "a"))
     algo = config.build_algo()

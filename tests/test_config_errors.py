@@ -44,8 +44,8 @@ def test_the_papers_configuration_is_valid() -> None:
 
 
 POSITIVE = (
-    "eta", "actor_eta", "actor_lr", "critic_lr", "alpha_lr", "classifier_lr", "tau", "initial_alpha", "max_alpha",
-    "max_logit", "max_actor_weight", "dynamics_lr",
+    "eta", "actor_eta", "actor_lr", "critic_lr", "alpha_lr", "classifier_lr", "tau", "policy_tau", "initial_alpha",
+    "max_alpha", "max_logit", "max_actor_weight", "dynamics_lr",
 )  # fmt: skip
 NOT_NEGATIVE = ("bc_weight", "classifier_gradient_penalty", "classifier_noise", "logvar_loss_coef")
 COUNTS = (
@@ -53,7 +53,7 @@ COUNTS = (
     "dynamics_batch_size", "max_epochs_since_update", "holdout_size", "train_batch_size_per_learner",
 )  # fmt: skip
 OPTIONAL_COUNTS = ("dynamics_max_epochs", "max_dataset_rows")
-CHOICES = ("f_divergence", "actor_f_divergence", "policy_improvement", "initial_states")
+CHOICES = ("f_divergence", "actor_f_divergence", "policy_improvement", "initial_states", "precision")
 SWITCHES = (
     "data_alignment", "behavior_alignment", "target_networks", "twin_q", "critic_layer_norm",
     "normalize_observations", "normalize_actor_weight", "classifier_spectral_norm",
@@ -74,6 +74,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("num_elites", True),
     ("max_dataset_rows", True),
     ("tau", 1.5),
+    ("policy_tau", 1.5),
     ("gamma", 1.0),
     ("gamma", -0.1),
     ("gamma", "0.9"),
@@ -189,6 +190,10 @@ BAD_CONFIGS: dict[str, tuple[Change, tuple[str, ...]]] = {
         lambda c: c.multi_agent(policies={"a", "b"}, policy_mapping_fn=lambda agent, *a, **k: "a"), ("multi_agent",),
     ),
     "another framework": (lambda c: c.framework("tf2"), ("framework", "tf2")),
+    "bfloat16 with options of the plain step alone": (
+        lambda c: c.training(precision="bf16", target_networks=False, classifier_gradient_penalty=1.0),
+        ("`precision`='bf16'", "target_networks=False", "classifier_gradient_penalty=1.0", "precision='fp32'"),
+    ),
     "a learning rate of RLlib's": (lambda c: c.training(lr=1e-3), ("`lr`", "0.001", "actor_lr")),
     "gradients clipped by value": (
         lambda c: c.training(grad_clip=1.0, grad_clip_by="value"), ("grad_clip_by", "'value'"),

@@ -37,7 +37,7 @@ class BaselineConfig(DAMOConfig):
         super().validate()
         if self.in_evaluation:
             return
-        unread = TRAINING_OPTIONS - self.reads - {"rollout_freq"}
+        unread = TRAINING_OPTIONS - self.reads - {"rollout_freq", "policy_tau"}
         if not self.uses_model:
             unread |= DYNAMICS_OPTIONS
             if self.num_env_runners:

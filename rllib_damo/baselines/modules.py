@@ -22,6 +22,7 @@ class BaselineTorchRLModule(DAMOTorchRLModule):
         obs_dim, act_dim = self.observation_space.shape[0], self.action_space.shape[0]
         cfg = self.model_config
         self.actor = Actor(obs_dim, act_dim, cfg["hidden_dims"])
+        self.averaged_actor = copy.deepcopy(self.actor).requires_grad_(False)
         if self.has_critics:
             num = 2 if cfg["twin_q"] else 1
             self.critics = Critics(obs_dim, act_dim, cfg["hidden_dims"], num, cfg["critic_layer_norm"])

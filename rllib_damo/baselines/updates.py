@@ -20,7 +20,7 @@ class BehaviorCloningUpdate(Update):
     def step(self, batch: StepBatch) -> Tensor:
         """One gradient step of the actor; returns ``BehaviorCloningTorchLearner.metric_names``, on the device."""
         rows = batch.update
-        loss = (self.module.mean_actions(rows.obs) - rows.actions).square().mean()
+        loss = (self.module.actor(rows.obs)[0].tanh() - rows.actions).square().mean()
         self._apply("actor", loss)
         return torch.stack((loss.detach(),))
 
@@ -64,7 +64,7 @@ class TD3BCUpdate(Update):
         critic_loss = (target - q).square().mean(-1).sum()
         self._apply("critic", critic_loss)
         if (self.num_steps + 1) % o.policy_delay == 0:
-            actions = m.mean_actions(rows.obs)
+            actions = m.actor(rows.obs)[0].tanh()
             policy_q = m.critics(rows.obs, actions)[0]
             scale = o.bc_alpha / policy_q.detach().abs().mean()
             bc_loss = (actions - rows.actions).square().mean()
