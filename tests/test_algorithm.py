@@ -246,6 +246,7 @@ def test_without_a_simulator(config):
         {"initial_states": "episode_start", "twin_q": False, "bc_weight": 0.0},
         {"f_divergence": "chi_squared", "bc_weight": 1.0, "critic_layer_norm": True},
         {"classifier_gradient_penalty": 1.0, "classifier_noise": 0.1, "classifier_spectral_norm": True},
+        {"precision": "bf16"},
     ],
     ids=lambda options: ",".join(options),
 )
