@@ -159,6 +159,7 @@ class DAMO(Algorithm):
     @override(Algorithm)
     def cleanup(self) -> None:
         super().cleanup()
+        self.offline_data.close()
         if self.dynamics is not None:
             self.dynamics.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +52,7 @@ class DAMOOfflineData(OfflineData):
         self._transitions: Transitions | None = None
         self._dataset: Dataset | None = None
         self._readers: list[Reader] | None = None
-        self._windows: Iterator[Transitions] | None = None
+        self._windows: Generator[Transitions] | None = None
 
     @property
     def transitions(self) -> Transitions:
@@ -75,6 +75,12 @@ class DAMOOfflineData(OfflineData):
         """Lets go of the transitions, which are read again when asked for; a window of a larger dataset stays."""
         if not self.is_capped:
             self._transitions = None
+
+    def close(self) -> None:
+        """Ends the stream of windows, and with it what Ray Data runs for it."""
+        if self._windows is not None:
+            self._windows.close()
+            self._windows = None
 
     @property
     def is_capped(self) -> bool:
@@ -120,7 +126,7 @@ class DAMOOfflineData(OfflineData):
         self._transitions = window
         return window
 
-    def _stream(self) -> Iterator[Transitions]:
+    def _stream(self) -> Generator[Transitions]:
         """One pass over the data in checked windows, through Ray Data where Ray runs, else in this process."""
         assert self.max_rows is not None
         if ray.is_initialized():
