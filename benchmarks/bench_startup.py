@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).parent.parent / "tuned_examples"
 
 
 def first_gradient_step(example: Path, folder: Path) -> float:
-    """Seconds from the start of the command to the end of the first gradient step."""
+    """Seconds from the start of the command to the first gradient step."""
     config = folder / "example.py"
     config.write_text(
         f"from runpy import run_path\nconfig = run_path({str(example)!r})['config']\n"
@@ -31,7 +31,7 @@ def first_gradient_step(example: Path, folder: Path) -> float:
     subprocess.run([*command, "--no-checkpoint-at-end"], check=True, stdout=subprocess.DEVNULL)
     results = sorted(folder.glob("*/*/result.json"), key=lambda path: path.stat().st_mtime)[-1]
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    first, second = [row for row in rows if row["phase"] == "policy"]
+    _, second = [row for row in rows if row["phase"] == "policy"]
     # a result's stamp has whole seconds; that of the last one, less its own time, is as good as that of the first
     return float(second["timestamp"] - second["time_this_iter_s"] - start)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
+import numbers
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +83,7 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     if own_ray:
         _init_ray(options)
     try:
-        config = _use_idle_cpus(config)
+        config = with_flat_score(_use_idle_cpus(config), _score_attr(config, options))
         _check_resources(config)
         if options.resume:
             tuner = _restore(config, storage, options.name)
@@ -205,6 +208,21 @@ def _score_attr(config: AlgorithmConfig, options: RunOptions) -> str:
     return options.checkpoint_score_attr or (
         EVALUATION_RETURN if evaluated else f"{ENV_RUNNER_RESULTS}/{EPISODE_RETURN_MEAN}"
     )
+
+
+def with_flat_score(config: AlgorithmConfig, metric: str) -> AlgorithmConfig:
+    """Puts a nested metric into each result under its whole name, too: Tune keeps the best checkpoints by no other."""
+    given = config.callbacks_on_train_result or []
+    given = [given] if callable(given) else list(given)
+    return config.copy(copy_frozen=False).callbacks(on_train_result=[*given, partial(_flatten_score, metric)])
+
+
+def _flatten_score(metric: str, *, result: dict[str, Any], **kwargs: Any) -> None:
+    value: Any = result
+    for key in metric.split("/"):
+        value = value.get(key) if isinstance(value, dict) else None
+    if isinstance(value, numbers.Real) and math.isfinite(value):
+        result[metric] = float(value)
 
 
 def _checkpoint_config(config: AlgorithmConfig, options: RunOptions) -> tune.CheckpointConfig:

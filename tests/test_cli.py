@@ -11,6 +11,9 @@ import pytest
 import ray
 from ray import tune
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.train._internal.checkpoint_manager import _CheckpointManager
+from ray.train._internal.session import _TrainingResult
+from ray.tune import Checkpoint, CheckpointConfig
 
 from rllib_damo import cli, experiment
 from rllib_damo.checkpoints import play
@@ -388,3 +391,24 @@ def test_resume_needs_a_run_of_that_name(
 def test_more_cpus_than_ray_has(local_ray: None, ppo_file: Path, capfd: pytest.CaptureFixture) -> None:
     assert cli.invoke(["train", "file", str(ppo_file), "-c", '{"num_env_runners": 7}']) == USAGE
     assert "asks for 8 CPU, but Ray has 2" in capfd.readouterr().err
+
+
+def test_the_best_checkpoint_is_kept_though_its_metric_is_nested(tmp_path: Path) -> None:
+    metric = experiment.EVALUATION_RETURN
+    config = experiment.with_flat_score(PPOConfig().callbacks(on_train_result=lambda **kwargs: None), metric)
+    callback = config.callbacks_on_train_result[-1]
+    assert len(config.callbacks_on_train_result) == 2
+    keeper = _CheckpointManager(CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=metric))
+    for i, value in enumerate((10.0, 30.0, 20.0, float("nan"))):
+        result: dict[str, Any] = {"evaluation": {"env_runners": {"episode_return_mean": value}}}
+        callback(algorithm=None, metrics_logger=None, result=result)
+        assert (metric in result) == (i < 3)
+        if metric in result:
+            folder = tmp_path / str(i)
+            folder.mkdir()
+            keeper.register_checkpoint(_TrainingResult(Checkpoint(str(folder)), result))
+    assert (tmp_path / "1").exists()  # the best
+    assert not (tmp_path / "0").exists()
+    missing: dict[str, Any] = {"evaluation": None}
+    callback(algorithm=None, metrics_logger=None, result=missing)
+    assert missing == {"evaluation": None}
