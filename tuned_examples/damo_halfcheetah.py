@@ -1,4 +1,4 @@
-"""DAMO on HalfCheetah-v5, from Minari's public medium data, which the first run downloads.
+"""DAMO on HalfCheetah-v5, from data of one medium policy.
 
 rllib train file tuned_examples/damo_halfcheetah.py  # 100,000 gradient steps
 rllib train file tuned_examples/damo_halfcheetah.py --stop '{"num_gradient_steps_lifetime": 3e6}'  # the paper's length
@@ -10,10 +10,10 @@ from rllib_damo.cli import run_config
 config = (
     DAMOConfig()
     .environment("HalfCheetah-v5")
-    .offline_data(input_="minari://mujoco/halfcheetah/medium-v0")
+    .offline_data(input_="halfcheetah-medium")  # made on this machine at the first run
     .training(eta=0.5, rollout_length=5)  # the paper's Table 4
     .dynamics(dynamics_max_epochs=30)
-    .evaluation(evaluation_interval=5, evaluation_duration=10)
+    .evaluation(evaluation_interval=10, evaluation_duration=10)
     .debugging(seed=0)
 )
 

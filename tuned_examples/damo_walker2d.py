@@ -13,7 +13,7 @@ config = (
     .offline_data(input_="minari://mujoco/walker2d/medium-v0")
     .training(eta=2.0, rollout_length=1)  # the paper's Table 4
     .dynamics(dynamics_max_epochs=30)
-    .evaluation(evaluation_interval=5, evaluation_duration=10)
+    .evaluation(evaluation_interval=10, evaluation_duration=10)
     .debugging(seed=0)
 )
 
