@@ -174,6 +174,8 @@ def evaluate(
 
     quieten()
     playback.check_out(out)
+    if render:
+        playback.check_display()
     algorithm = cli_inputs.default_config(algo).algo_class if algo is not None else None
     played_env = cli_inputs.check_env(env or load_config(checkpoint, algorithm).env)
     played = play(

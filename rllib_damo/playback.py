@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,16 @@ def check_out(out: Path | None) -> None:
         raise UsageError(f"--out {out}: the name must end in .jsonl (a line per episode) or .npz (all transitions).")
     if not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.absolute().parent}.")
+
+
+def check_display() -> None:
+    """Refuses to render where there is no window system: MuJoCo's window would end the process without a word."""
+    displays = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    if sys.platform.startswith("linux") and not any(map(os.environ.get, displays)):
+        raise UsageError(
+            "--render: there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set). Play on a machine with a screen, "
+            "or write the episodes with --out."
+        )
 
 
 def summary(episodes: Sequence[SingleAgentEpisode], env_id: Any) -> list[str]:

@@ -174,6 +174,7 @@ BAD_COMMANDS = {
     ("evaluate", "FOLDER"): "holds no RLlib checkpoint",
     ("evaluate", "FOLDER", "--out", "x.csv"): ".jsonl",
     ("evaluate", "FOLDER", "--episodes", "0"): "episodes",
+    ("evaluate", "FOLDER", "--render"): "no display",
     ("evaluate", "FOLDER", "--algo", "PPPO"): "Did you mean 'PPO'",
     ("trian",): "trian",
 }
@@ -186,6 +187,9 @@ def test_bad_command(
     monkeypatch.chdir(ppo_file.parent)
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setattr(experiment, "_init_ray", lambda options: pytest.fail("Ray was started"))
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
     places = {"FILE": str(ppo_file), "FOLDER": str(ppo_file.parent)}
     arguments = [re.sub("FILE|FOLDER", lambda found: places[found.group()], word) for word in command]
     if "wandb" in " ".join(command):
