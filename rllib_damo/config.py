@@ -62,9 +62,9 @@ class DAMOConfig(AlgorithmConfig):
         self.behavior_alignment = True
         self.target_networks = True
         self.initial_states = "dataset"
-        self.bc_weight = 4.0
+        self.bc_weight = 20.0
         self.anchor_fraction = 0.5
-        self.actor_warmup_steps = 20_000
+        self.actor_warmup_steps = 10_000
         # Networks and optimisation
         self.hidden_dims: tuple[int, ...] = (256, 256)
         self.twin_q = True
@@ -75,7 +75,7 @@ class DAMOConfig(AlgorithmConfig):
         self.alpha_lr = 3e-4
         self.classifier_lr = 3e-4
         self.lr = None
-        self.tau = 0.005
+        self.tau = 0.02
         self.policy_tau = 0.001
         self.gamma = 0.99
         self.target_entropy: float | str = "auto"
@@ -135,6 +135,7 @@ class DAMOConfig(AlgorithmConfig):
             max_actor_weight=float("inf"),
             normalize_observations=False,
             bc_weight=0.0,
+            tau=0.005,
             policy_tau=1.0,
             initial_alpha=1.0,
             max_alpha=1.0,
