@@ -37,7 +37,14 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "mopo": {**_MUJOCO, "penalty_coef": 0.5, "rollout_length": 5},
     },
     "pendulum": {
-        "damo": {**_PENDULUM_MODEL, "eta": 0.1, "bc_weight": 0.0, "initial_alpha": 0.1, "max_alpha": 1.0},
+        "damo": {
+            **_PENDULUM_MODEL,
+            "eta": 0.1,
+            "bc_weight": 0.0,
+            "initial_alpha": 0.1,
+            "max_alpha": 1.0,
+            "policy_tau": 0.01,
+        },
         "mopo": {**_PENDULUM_MODEL, "penalty_coef": 0.5, "real_ratio": 0.5, "initial_alpha": 0.1, "actor_lr": 3e-4},
         "td3bc": _PENDULUM,
         "bc": _PENDULUM,

@@ -35,8 +35,8 @@ def check_display() -> None:
     displays = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
     if sys.platform.startswith("linux") and not any(map(os.environ.get, displays)):
         raise UsageError(
-            "--render: there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set). Play on a machine with a screen, "
-            "or write the episodes with --out."
+            "--render: there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set). Play on a machine with a "
+            "screen, or write the episodes with --out."
         )
 
 

@@ -20,6 +20,7 @@ config = (
         bc_weight=0.0,  # the data is mostly bad: nothing to stay close to
         initial_alpha=0.1,
         max_alpha=1.0,
+        policy_tau=0.01,  # a short run, in which the policy of 1,000 steps ago is another one
     )
     .dynamics(dynamics_hidden_dims=(64, 64), dynamics_weight_decay=(2.5e-5, 5e-5, 1e-4), dynamics_max_epochs=10)
     .evaluation(evaluation_interval=5, evaluation_duration=20)
