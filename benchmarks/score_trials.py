@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from score_settings import make_config
 
 from rllib_damo.algorithm import NUM_GRADIENT_STEPS
 from rllib_damo.config import DYNAMICS_OPTIONS, TRAINING_OPTIONS
+from rllib_damo.dynamics.cache import atomic_write
 
 #: Between checkpoints where no evaluation makes one (dynamics training, long intervals).
 CHECKPOINT_SECONDS = 300.0
@@ -153,6 +153,5 @@ def _save(algo: Any, trial: Trial, steps: int, seconds: float) -> None:
 
 
 def _write(path: Path, content: Any) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1))
-    os.replace(part, path)
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=1).encode())

@@ -8,7 +8,6 @@ pin this one to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -160,17 +159,11 @@ class FastUpdate(DAMOUpdate):
         self._descend("critic", critics.gradients)
         self._descend("actor", self._actor.gradients)
         self._descend("alpha", [alpha_loss.clone()])  # the exponential is its own derivative
-        m.log_alpha.clamp_(max=math.log(o.max_alpha))
-        torch._foreach_lerp_(self._target_params, self._critic_params, o.tau)
-        if classifier_metrics is None:
-            classifier_metrics = torch.full((4,), float("nan"), device=values.device)
-        return torch.cat((
-            torch.stack((
-                value_loss + entropy_loss, critic_loss, alpha_loss, alpha, q_data.mean(), q_initial.mean(),
-                (target - q_data).abs().mean(), weight.mean(), -next_log_prob.mean(), bc_loss, rewards.mean(),
-            )),
-            classifier_metrics,
-        ))  # fmt: skip
+        metrics = (
+            value_loss + entropy_loss, critic_loss, alpha_loss, alpha, q_data.mean(), q_initial.mean(),
+            (target - q_data).abs().mean(), weight.mean(), -next_log_prob.mean(), bc_loss, rewards.mean(),
+        )  # fmt: skip
+        return self._conclude(metrics, classifier_metrics)
 
     @torch.no_grad()
     def classifier_step(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
@@ -197,17 +190,6 @@ class FastUpdate(DAMOUpdate):
         net.parameter_gradients(delta[None, :, None], slice(num))
         self._descend("classifier", net.gradients)
         return rewards, metrics
-
-    def _descend(self, name: str, gradients: Sequence[Tensor]) -> None:
-        """One optimiser step with the averaged and clipped gradients of one network's parameters."""
-        params = self.params[name]
-        if self.reduce_gradients is not None:
-            gradients = self.reduce_gradients(gradients)
-        for param, gradient in zip(params, gradients, strict=True):
-            param.grad = gradient
-        if self.grad_clip is not None:
-            nn.utils.clip_grad_norm_(params, self.grad_clip)
-        self.optimizers[name].step()
 
 
 class _Sample:

@@ -100,9 +100,12 @@ class Update:
         raise NotImplementedError
 
     def _apply(self, name: str, loss: Tensor) -> None:
-        """Gradients of ``loss`` for the parameters of one network alone, clipped, and one optimiser step."""
+        """One optimiser step on ``loss`` with the parameters of one network alone."""
+        self._descend(name, torch.autograd.grad(loss, self.params[name]))
+
+    def _descend(self, name: str, gradients: Sequence[Tensor]) -> None:
+        """One optimiser step with the gradients of one network's parameters, averaged over learners and clipped."""
         params = self.params[name]
-        gradients: Sequence[Tensor] = torch.autograd.grad(loss, params)
         if self.reduce_gradients is not None:
             gradients = self.reduce_gradients(gradients)
         for param, gradient in zip(params, gradients, strict=True):
@@ -213,18 +216,21 @@ class DAMOUpdate(Update):
         self._apply("critic", critic_loss)
         self._apply("actor", actor_loss)
         self._apply("alpha", alpha_loss)
-        with torch.no_grad():
-            m.log_alpha.clamp_(max=math.log(o.max_alpha))
-            torch._foreach_lerp_(self._target_params, self._critic_params, o.tau)
-            if classifier_metrics is None:
-                classifier_metrics = torch.full((4,), float("nan"), device=cut.device)
-            return torch.cat((
-                torch.stack((
-                    value_loss + entropy_loss, critic_loss, alpha_loss, alpha, q_data.mean(), q_initial.mean(),
-                    (target - q_data).abs().mean(), weight.mean(), -next_log_prob.mean(), bc_loss, rewards.mean(),
-                )),
-                classifier_metrics,
-            ))  # fmt: skip
+        metrics = (
+            value_loss + entropy_loss, critic_loss, alpha_loss, alpha, q_data.mean(), q_initial.mean(),
+            (target - q_data).abs().mean(), weight.mean(), -next_log_prob.mean(), bc_loss, rewards.mean(),
+        )  # fmt: skip
+        return self._conclude(metrics, classifier_metrics)
+
+    @torch.no_grad()
+    def _conclude(self, metrics: Sequence[Tensor], classifier_metrics: Tensor | None) -> Tensor:
+        """Bounds α, moves the targets, and returns the ``METRICS``; those of a classifier that is not used are NaN."""
+        self.module.log_alpha.clamp_(max=math.log(self.opt.max_alpha))
+        torch._foreach_lerp_(self._target_params, self._critic_params, self.opt.tau)
+        stacked = torch.stack(tuple(metrics))
+        if classifier_metrics is None:
+            classifier_metrics = torch.full((len(CLASSIFIER_METRICS),), float("nan"), device=stacked.device)
+        return torch.cat((stacked, classifier_metrics))
 
     def classifier_step(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
         """Trains the classifier and returns the update rows' modified rewards ``(B,)`` and four metrics."""
