@@ -82,24 +82,28 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-envs", type=int, default=8)
-    parser.add_argument("--updates-per-step", type=float, default=0.5)
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--updates-per-step", type=float, default=1.0)
+    parser.add_argument("--lr", type=float, default=3e-4, help="the actor's step size")
+    parser.add_argument("--qf-lr", type=float, default=1e-3, help="the critics' step size")
     parser.add_argument("--snapshot-every", type=int, default=10_000)
     parser.add_argument("--episodes", type=int, default=10, help="episodes per evaluation")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     envs = make_vec_env(args.env_id, n_envs=args.num_envs, seed=args.seed)
     if (args.out / "model.zip").exists():
-        model = SAC.load(args.out / "model", env=envs, learning_rate=args.lr)
+        model = SAC.load(args.out / "model", env=envs)
         model.load_replay_buffer(args.out / "replay")
     else:
         model = SAC(
             "MlpPolicy",
             envs,
             learning_rate=args.lr,
+            qf_learning_rate=args.qf_lr,
             learning_starts=10_000,
             gradient_steps=round(args.num_envs * args.updates_per_step),
-            policy_kwargs={"net_arch": [256, 256]},
+            policy_delay=2,
+            # critics with layer normalisation bear larger steps and more updates than plain ones
+            policy_kwargs={"net_arch": [256, 256], "layer_norm": True},
             seed=args.seed,
         )
     callback = Trace(args.out, args.env_id, args.snapshot_every, args.episodes)
