@@ -15,7 +15,7 @@ from rllib_damo.data.behavior import ENVS
 METHODS = {"damo": DAMOConfig, "mopo": MOPOConfig, "td3bc": TD3BCConfig, "bc": BehaviorCloningConfig}
 
 # Of every task, by its environment. TD3+BC and BC have their configs' defaults everywhere.
-_MUJOCO: dict[str, Any] = {"dynamics_max_epochs": 30}
+_MUJOCO: dict[str, Any] = {"dynamics_max_epochs": 12}
 _PENDULUM: dict[str, Any] = {"hidden_dims": (64, 64), "rollout_freq": 500}
 _PENDULUM_MODEL: dict[str, Any] = {
     **_PENDULUM, "critic_lr": 1e-3, "rollout_length": 3, "rollout_batch_size": 5_000,

@@ -1,6 +1,7 @@
 """Pick the behaviour policies that the package ships from a trace of ``train_behavior.py``, and measure them.
 
     python scripts/ship_behavior.py Hopper-v5 traces/hopper
+    python scripts/ship_behavior.py Hopper-v5 traces/longer --expert    # the expert alone; the others stay
     python scripts/ship_behavior.py --builtin           # random policies and the pendulum's, which need no training
 
 Writes ``rllib_damo/data/policies/<task>-*.npz`` (float16) and the task's part of ``index.json`` anew; other tasks stay
@@ -16,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_damo.data.behavior import ENVS
-from rllib_damo.data.behavior_policy import FOLDER, GaussianPolicy, PolicyRecord, resolve_policy
+from rllib_damo.data.behavior_policy import FOLDER, GaussianPolicy, PolicyRecord, load_index, resolve_policy
 from rllib_damo.data.collect import episode_seeds, play
 from rllib_damo.data.controllers import BehaviorPolicy
 
@@ -119,6 +120,17 @@ def ship_trace(env_id: str, folder: pathlib.Path, snapshots: int, episodes: int)
     return records
 
 
+def ship_expert(env_id: str, folder: pathlib.Path, episodes: int) -> dict[str, PolicyRecord]:
+    """Replaces the expert by the best of another run; returns all records of the task."""
+    task = next(task for task, id_ in ENVS.items() if id_ == env_id)
+    trace, name = Trace(folder, env_id, episodes), f"{task}-expert"
+    steps = trace.expert()
+    record = dataclasses.replace(trace.measure(steps, RECORD_SEED, 8), level="expert", file=f"{name}.npz")
+    np.savez_compressed(FOLDER / f"{name}.npz", **trace.arrays(steps))  # type: ignore[arg-type]
+    print(f"expert {record.return_mean:.0f} (wanted at least {EXPERT[task]})")
+    return {n: r for n, r in load_index().items() if r.env_id == env_id} | {name: record}
+
+
 def random_record(env_id: str, episodes: int) -> PolicyRecord:
     return dataclasses.replace(measure(env_id, resolve_policy(env_id, "uniform"), 10 * episodes), level="random")
 
@@ -138,6 +150,7 @@ def main() -> None:
     parser.add_argument("env_id", nargs="?", choices=[ENVS[task] for task in MEDIUM])
     parser.add_argument("trace", nargs="?", type=pathlib.Path, help="folder written by train_behavior.py")
     parser.add_argument("--builtin", action="store_true", help="measure the policies that need no training")
+    parser.add_argument("--expert", action="store_true", help="ship the trace's expert alone")
     parser.add_argument("--snapshots", type=int, default=12, help="policies of medium-replay")
     parser.add_argument("--episodes", type=int, default=50, help="episodes a measurement")
     args = parser.parse_args()
@@ -154,7 +167,11 @@ def main() -> None:
             if f"{task}-medium" not in json.loads(index.read_text())["policies"]:
                 write_index(ENVS[task], {f"{task}-random": random_record(ENVS[task], args.episodes)})
     else:
-        write_index(args.env_id, ship_trace(args.env_id, args.trace, args.snapshots, args.episodes))
+        if args.expert:
+            records = ship_expert(args.env_id, args.trace, args.episodes)
+        else:
+            records = ship_trace(args.env_id, args.trace, args.snapshots, args.episodes)
+        write_index(args.env_id, records)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ config = (
     .environment("Hopper-v5")
     .offline_data(input_="hopper-medium-expert")  # made on this machine at the first run
     .training(eta=1.0, rollout_length=5)  # the paper's η is 3; see benchmarks/RESULTS.md
-    .dynamics(dynamics_max_epochs=30)
+    .dynamics(dynamics_max_epochs=12)
     .evaluation(evaluation_interval=10, evaluation_duration=10)
     .debugging(seed=0)
 )

@@ -1,4 +1,4 @@
-"""DAMO on Walker2d-v5, from Minari's public medium data, which the first run downloads.
+"""DAMO on Walker2d-v5, from data of one medium policy.
 
 rllib train file tuned_examples/damo_walker2d.py  # 100,000 gradient steps
 rllib train file tuned_examples/damo_walker2d.py --stop '{"num_gradient_steps_lifetime": 3e6}'  # the paper's length
@@ -10,9 +10,9 @@ from rllib_damo.cli import run_config
 config = (
     DAMOConfig()
     .environment("Walker2d-v5")
-    .offline_data(input_="minari://mujoco/walker2d/medium-v0")
+    .offline_data(input_="walker2d-medium")  # made on this machine at the first run
     .training(eta=2.0, rollout_length=1)  # the paper's Table 4
-    .dynamics(dynamics_max_epochs=30)
+    .dynamics(dynamics_max_epochs=12)
     .evaluation(evaluation_interval=10, evaluation_duration=10)
     .debugging(seed=0)
 )
