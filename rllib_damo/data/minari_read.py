@@ -93,7 +93,7 @@ class MinariReader(Reader):
                         dataset = h5d.open(group, key.encode())
                         values = np.empty(dataset.shape, dataset.dtype)
                         dataset.read(h5s.ALL, h5s.ALL, values)
-                        parts.append(values)
+                        parts.append(_narrow(values))
         except (OSError, KeyError, TypeError) as error:
             raise DataError(
                 f"{self.name}: {self.path / MAIN_FILE} cannot be read ({error}); download it again."
@@ -140,6 +140,14 @@ class MinariReader(Reader):
             truncations,
             self.name,
         )
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """Wider floats as the float32 that the schema holds, an episode at a time, so that no wide copy of all is held."""
+    if values.dtype.kind != "f" or values.dtype.itemsize <= 4:
+        return values
+    with np.errstate(over="ignore"):  # becomes infinite, which the schema's check reports
+        return values.astype(np.float32)
 
 
 def download(dataset_id: str) -> Path:

@@ -42,7 +42,8 @@ class Gradients:
         self._grads = [p.grad for p in params if p.grad is not None]
         data = [p.detach() for p in params]
         self._weights, self._biases, self._bounds = data[:num_layers], data[num_layers:-2], data[-2:]
-        self._buffers: dict[int, tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
+        self._one = data[0].new_ones(())
+        self._buffers: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
 
     @torch.no_grad()
     def compute(self, x: Tensor, y: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class Gradients:
             y: standardised targets ``(A, B, D)``.
         """
         weights, biases, num_layers = self._weights, self._biases, len(self._weights)
-        outs, sigmoids, deltas = self._get_buffers(x.shape[1])
+        outs, sigmoids = self._get_buffers(x.shape[1])
         hidden = [x]
         for i in range(num_layers - 1):
             z = torch.baddbmm(biases[i], hidden[i], weights[i], out=outs[i])
@@ -65,10 +66,10 @@ class Gradients:
             torch.bmm(hidden[i].mT, delta, out=self._grads[i])
             torch.sum(delta, 1, keepdim=True, out=self._grads[num_layers + i])
             if i:
-                # silu'(z) = s + h (1 - s), with s = sigmoid(z) and h = z s
-                s, h = sigmoids[i - 1], hidden[i]
-                slope = torch.addcmul(h, h, s, value=-1, out=outs[i - 1]).add_(s)
-                delta = torch.bmm(delta, weights[i].mT, out=deltas[i - 1]).mul_(slope)
+                # silu'(z) = s + h (1 - s) = h + s (1 - h), with s = sigmoid(z) and h = z s; neither is needed after it
+                h, s = hidden[i], sigmoids[i - 1]
+                slope = torch.lerp(h, self._one, s, out=h)
+                delta = torch.bmm(delta, weights[i].mT, out=s).mul_(slope)
         return loss
 
     def _likelihood(self, raw: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,8 +91,8 @@ class Gradients:
         torch.sum(d_logvar - d_capped, 1, keepdim=True, out=self._grads[-1]).sub_(self._coef)
         return loss, torch.cat((weighted.mul_(2 * scale), d_free), dim=-1)
 
-    def _get_buffers(self, batch: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def _get_buffers(self, batch: int) -> tuple[list[Tensor], list[Tensor]]:
         if batch not in self._buffers:
             outs = [w.new_zeros(len(w), batch, w.shape[2]) for w in self._weights]
-            self._buffers[batch] = outs, [b.clone() for b in outs[:-1]], [b.clone() for b in outs[:-1]]
+            self._buffers[batch] = outs, [b.clone() for b in outs[:-1]]
         return self._buffers[batch]
