@@ -33,25 +33,20 @@ def flop_per_step(batch: int = 256, width: int = 256) -> float:
     return critic * (4 + 2 * 2 + 2) + actor * 2 * 3 + classifier * (3 + 2 * 2)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--iterations", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=20_000, help="of the dataset")
-    args = parser.parse_args()
+def hopper_sized(rows: int) -> DAMOConfig:
+    """Full DAMO on a dataset of noise with Hopper's widths; one epoch of the dynamics model."""
     rng = np.random.default_rng(0)
-    observations = rng.normal(size=(args.rows, OBS_DIM)).astype(np.float32)
-    actions = rng.uniform(-1, 1, size=(args.rows, ACT_DIM)).astype(np.float32)
+    observations = rng.normal(size=(rows, OBS_DIM)).astype(np.float32)
+    actions = rng.uniform(-1, 1, size=(rows, ACT_DIM)).astype(np.float32)
     dataset = Transitions(
         observations=observations,
         actions=actions,
         rewards=observations[:, 0],
         next_observations=observations + 0.1 * actions.mean(1, keepdims=True),
-        terminations=np.zeros(args.rows, bool),
-        truncations=np.arange(args.rows) % 100 == 99,
+        terminations=np.zeros(rows, bool),
+        truncations=np.arange(rows) % 100 == 99,
     )
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    algo = (
+    return (
         DAMOConfig()
         .environment("Hopper-v5")
         .offline_data(input_=dataset)
@@ -59,8 +54,17 @@ def main() -> None:
         .dynamics(dynamics_max_epochs=1)
         .evaluation(evaluation_interval=None)
         .debugging(seed=0, log_level="ERROR")
-        .build_algo()
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--iterations", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=20_000, help="of the dataset")
+    args = parser.parse_args()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    algo = hopper_sized(args.rows).build_algo()
     torch.set_num_threads(args.threads)
     while algo.train()["phase"] != "policy":
         pass

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from operator import methodcaller
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 COMPONENT_DYNAMICS = "dynamics"
 NUM_GRADIENT_STEPS = "num_gradient_steps_lifetime"
+PENDING_ROUND = "pending_round"
 PHASE = "phase"
 
 
@@ -49,6 +50,7 @@ class DAMO(Algorithm):
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         super().setup(config)
         self._num_gradient_steps = 0
+        self._pending_round: dict[str, Any] = {}  # what was asked of the runners, and not yet awaited
         transitions = self.offline_data.transitions
         columns = self._set_dataset(transitions, fit=True)
         self.dynamics: DynamicsComponent | None = None
@@ -98,7 +100,7 @@ class DAMO(Algorithm):
 
         if self.dynamics is not None:
             with self.metrics.log_time((TIMERS, "rollouts")):
-                tables = self._roll_out(self.dynamics.path)
+                tables = self._roll_out()
             if not tables and not self._num_gradient_steps:
                 logger.warning("No rollout runner answered; trying again in the next iteration.")
                 return
@@ -111,23 +113,49 @@ class DAMO(Algorithm):
         self._num_gradient_steps += self.config.rollout_freq
         self.metrics.log_value(NUM_GRADIENT_STEPS, self._num_gradient_steps, reduce="max", window=1)
 
-    def _roll_out(self, dynamics_path: Path) -> list[Any]:
-        """One round of rollouts under the current policy: Arrow tables, or references to them from remote runners."""
-        component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
-        weights = self.learner_group.get_state(component, inference_only=True)[COMPONENT_LEARNER][COMPONENT_RL_MODULE]
-        job: dict[str, Any] = {
-            "weights": weights,
-            "dynamics_path": str(dynamics_path),
-            "start_states": self._start_states,
-            "iteration": self._num_gradient_steps,
-        }
-        if self.config.num_env_runners == 0:
-            results = [self.env_runner.sample_round(**job)]
-        else:
-            job["weights"] = ray.put(weights)
-            results = self.env_runner_group.foreach_env_runner("sample_round", kwargs=job, local_env_runner=False)
+    def _roll_out(self) -> list[Any]:
+        """A round of rollouts for this iteration: Arrow tables, or references to them from remote runners.
+
+        It is rolled out now, under the current policy; with ``overlap_rollouts`` it was asked for an iteration ago,
+        and the next one is asked for.
+        """
+        if not self._pending_round:
+            self._request_round(self._policy_weights(), self._num_gradient_steps)
+        results = self._await_round()
+        if self.config.overlap_rollouts and (results or self._num_gradient_steps):
+            self._request_round(self._policy_weights(), self._num_gradient_steps + self.config.rollout_freq)
         self.metrics.aggregate([metrics for _, metrics in results], key=ENV_RUNNER_RESULTS)
         return [table for tables, _ in results for table in tables]
+
+    def _policy_weights(self) -> dict[str, Any]:
+        """A copy: what a learner in this process hands out is its own memory, which the gradient steps change."""
+        component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
+        state = self.learner_group.get_state(component, inference_only=True)
+        return copy.deepcopy(state[COMPONENT_LEARNER][COMPONENT_RL_MODULE])
+
+    def _request_round(self, weights: dict[str, Any], iteration: int) -> None:
+        """Asks all runners for their parts; weights and iteration determine them (with the seed)."""
+        self._pending_round = {"weights": weights, "iteration": iteration}
+        if self.config.num_env_runners > 0:
+            job = self._job(ray.put(weights), iteration)
+            self.env_runner_group.foreach_env_runner_async("sample_round", tag=PENDING_ROUND, kwargs=job)
+
+    def _await_round(self) -> list[tuple[list[Any], dict[str, Any]]]:
+        """The parts of the pending round, as ``sample_round`` returns them; a runner that died has none."""
+        request, self._pending_round = self._pending_round, {}
+        if self.config.num_env_runners == 0:
+            return [self.env_runner.sample_round(**self._job(**request))]
+        parts = self.env_runner_group.fetch_ready_async_reqs(tags=PENDING_ROUND, timeout_seconds=None)
+        return [part for _, part in parts]
+
+    def _job(self, weights: Any, iteration: int) -> dict[str, Any]:
+        assert self.dynamics is not None  # what has no model asks for no rollouts
+        return {
+            "weights": weights,
+            "dynamics_path": str(self.dynamics.path),
+            "start_states": self._start_states,
+            "iteration": iteration,
+        }
 
     def _fill_model_buffers(self, tables: list[Any]) -> None:
         """Passes the round to the learners' model buffers as Ray Datasets; several learners get an equal part each.
@@ -171,6 +199,7 @@ class DAMO(Algorithm):
         if self._check_component(COMPONENT_DYNAMICS, components, not_components):
             state[COMPONENT_DYNAMICS] = self.dynamics.get_state() if self.dynamics is not None else None
             state[NUM_GRADIENT_STEPS] = self._num_gradient_steps
+            state[PENDING_ROUND] = self._pending_round
         return state
 
     @override(Algorithm)
@@ -180,6 +209,10 @@ class DAMO(Algorithm):
             if self.dynamics is not None:
                 self.dynamics.set_state(state[COMPONENT_DYNAMICS])
             self._num_gradient_steps = state[NUM_GRADIENT_STEPS]
+            if self._pending_round:  # not of the restored run
+                self._await_round()
+            if state.get(PENDING_ROUND):  # the same request has the same answer
+                self._request_round(**state[PENDING_ROUND])
 
     @override(Algorithm)
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:

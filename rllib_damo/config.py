@@ -96,6 +96,7 @@ class DAMOConfig(AlgorithmConfig):
         self.rollout_freq = 1000
         self.model_retain_epochs = 5
         self.real_ratio = 0.5
+        self.overlap_rollouts = False
         self.max_dataset_rows: int | None = None
         # Dynamics model
         self.num_ensemble = 7
@@ -189,6 +190,7 @@ class DAMOConfig(AlgorithmConfig):
         rollout_freq: int | None = NotProvided,
         model_retain_epochs: int | None = NotProvided,
         real_ratio: float | None = NotProvided,
+        overlap_rollouts: bool | None = NotProvided,
         **kwargs: Any,
     ) -> DAMOConfig:
         """Sets the options of DAMO's objective, networks, classifier and model rollouts.
@@ -234,6 +236,8 @@ class DAMOConfig(AlgorithmConfig):
             rollout_freq: gradient steps between rounds, which are also the gradient steps of one iteration.
             model_retain_epochs: rounds of rollouts that the model buffer keeps.
             real_ratio: share of dataset rows in the critics' and actor's batches.
+            overlap_rollouts: runners roll out the next iteration's round during this one's gradient steps, under the
+                policy at its start, one iteration old when it is used; needs ``num_env_runners`` >= 1.
             kwargs: RLlib's own training options (``gamma``, ``train_batch_size_per_learner``, ``grad_clip``, ...).
         """
         own = {k: v for k, v in locals().items() if k in TRAINING_OPTIONS and v is not NotProvided}
@@ -399,6 +403,11 @@ class DAMOConfig(AlgorithmConfig):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 self._value_error(f"`{name}` must be True or False; found {value!r}.")
+        if self.overlap_rollouts and not self.num_env_runners:
+            self._value_error(
+                "`overlap_rollouts` needs runners beside the learner: set `.env_runners(num_env_runners=1)` or more, "
+                f"or overlap_rollouts=False; found num_env_runners={self.num_env_runners!r}."
+            )
         if self.bc_weight and self.initial_states != "dataset":
             self._value_error(
                 f"`bc_weight` anchors the policy at s0, which must then be any state of the dataset: found bc_weight="
@@ -521,7 +530,7 @@ def _spaces_of(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space]:
 
 _SWITCHES = (
     "data_alignment", "behavior_alignment", "target_networks", "twin_q", "critic_layer_norm", "normalize_observations",
-    "normalize_actor_weight", "classifier_spectral_norm",
+    "normalize_actor_weight", "classifier_spectral_norm", "overlap_rollouts",
 )  # fmt: skip
 TRAINING_OPTIONS = frozenset(inspect.signature(DAMOConfig.training).parameters) - {"self", "kwargs"}
 DYNAMICS_OPTIONS = frozenset(inspect.signature(DAMOConfig.dynamics).parameters) - {"self"}

@@ -25,8 +25,7 @@ class FastMLP:
         net: the networks; ``C = 1`` for an ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU``.
         dtype: of the products between hidden layers; None: the parameters' own.
 
-    Attributes:
-        gradients: what ``parameter_gradients`` sets, in the order of ``net.parameters()``.
+    Gradients are written into the ``.grad`` of parameters that require one.
     """
 
     def __init__(self, net: StackedMLP | nn.Sequential, dtype: torch.dtype | None = None):
@@ -35,20 +34,20 @@ class FastMLP:
         else:
             linears = [layer for layer in net if isinstance(layer, nn.Linear)]
             weights, biases = [layer.weight for layer in linears], [layer.bias for layer in linears]
-        grads = {p: torch.zeros_like(p) for p in weights + biases}
-        self.gradients = [grads[p] for p in net.parameters()]
         # All seen as those of a StackedMLP: weights (C, in, out), biases (C, 1, out)
         self._weights, self._biases = [_stacked(w.detach()) for w in weights], [_stacked(b.detach()) for b in biases]
         self._weight_grads, self._bias_grads = (
-            [_stacked(grads[w]) for w in weights],
-            [_stacked(grads[b]) for b in biases],
+            [_stacked(gradient_of(p)) for p in part if p.requires_grad] for part in (weights, biases)
         )
+        # The last layer with rows innermost
+        self._last_weight, self._last_bias = self._weights[-1].mT, self._biases[-1].mT
         self._last = len(weights) - 1
         self._dtype = None if dtype == weights[0].dtype else dtype
         # What the products between hidden layers read and write: weights and gradients, or copies of them in ``dtype``
         inner, inner_grads = self._weights[1 : self._last], self._weight_grads[1 : self._last]
         self._inner = [torch.empty_like(w, dtype=self._dtype) for w in inner] if self._dtype else inner
         self._inner_grads = [torch.empty_like(w) for w in self._inner] if self._dtype else inner_grads
+        self._inner_transposed = [w.mT for w in self._inner]
         self._buffers: dict[int, _Buffers] = {}
         self._x: Tensor
         self._now: _Buffers
@@ -74,51 +73,40 @@ class FastMLP:
             torch.baddbmm(biases[i], now.hidden[i - 1], weight, out=now.hidden[i]).relu_()
         if now.top is not now.hidden[-1]:
             now.top.copy_(now.hidden[-1])
-        return torch.baddbmm(self._biases[-1].mT, self._weights[-1].mT, now.top.mT).mT
+        return torch.baddbmm(self._last_bias, self._last_weight, now.top_transposed).mT
 
-    def backward(self, delta: Tensor | None, rows: slice = slice(None)) -> None:
+    def backward(self, delta: Tensor, rows: slice = slice(None)) -> None:
         """Carries a gradient with respect to the outputs of the last ``forward`` back to all hidden layers.
 
         Args:
-            delta: ``(C, R, out)``; None for networks of one output: ones.
+            delta: ``(C, R, out)``.
             rows: the R rows it belongs to.
         """
         part = self._now.at(rows)
         hidden, deltas = part.hidden, part.deltas
-        weight = self._weights[-1].mT.to(hidden[-1].dtype)
-        if delta is None:
-            _relu_backward(weight.expand_as(hidden[-1]), hidden[-1], deltas[-1])
+        weight, delta = self._last_weight.to(hidden[-1].dtype), delta.to(hidden[-1].dtype)
+        if weight.shape[1] == 1:
+            torch.mul(delta, weight, out=deltas[-1])
         else:
-            delta = delta.to(weight.dtype)
-            if weight.shape[1] == 1:
-                torch.mul(delta, weight, out=deltas[-1])
-            else:
-                torch.bmm(delta, weight, out=deltas[-1])
-            _relu_backward(deltas[-1], hidden[-1], deltas[-1])
+            torch.bmm(delta, weight, out=deltas[-1])
+        _relu_backward(deltas[-1], hidden[-1], deltas[-1])
         for i in range(self._last - 1, 0, -1):
-            torch.bmm(deltas[i], self._inner[i - 1].mT, out=deltas[i - 1])
+            torch.bmm(deltas[i], self._inner_transposed[i - 1], out=deltas[i - 1])
             _relu_backward(deltas[i - 1], hidden[i - 1], deltas[i - 1])
         if part.bottom is not deltas[0]:
             part.bottom.copy_(deltas[0])
-
-    def scale(self, factor: Tensor, rows: slice = slice(None)) -> None:
-        """Multiplies what ``backward`` left at some rows by ``factor (C, R, 1)``: it is linear in its ``delta``."""
-        part = self._now.at(rows)
-        part.bottom.mul_(factor)
-        for d in part.deltas[1:]:
-            d.mul_(factor.to(d.dtype))
 
     def input_gradients(self, rows: slice, columns: slice) -> Tensor:
         """Gradients ``(C, R, columns)`` with respect to some columns of the inputs."""
         return torch.bmm(self._weights[0][:, columns], self._now.at(rows).bottom.mT).mT
 
     def parameter_gradients(self, delta: Tensor, rows: slice = slice(None)) -> None:
-        """Sets ``gradients``, from ``delta (C, R, out)`` at the outputs and what ``backward`` left at the same rows."""
+        """Sets the parameters' gradients, from ``delta (C, R, out)`` and what ``backward`` left at the same rows."""
         part, weights, biases = self._now.at(rows), self._weight_grads, self._bias_grads
         torch.bmm(self._x[:, rows].mT, part.bottom, out=weights[0])
         torch.sum(part.bottom, 1, keepdim=True, out=biases[0])
         for i, grad in enumerate(self._inner_grads, 1):
-            _bmm(part.hidden[i - 1].mT, part.deltas[i], grad)
+            _bmm(part.hidden_transposed[i - 1], part.deltas[i], grad)
             if self._dtype is None:
                 torch.sum(part.deltas[i], 1, keepdim=True, out=biases[i])
             else:
@@ -144,6 +132,7 @@ class _Buffers:
         self.first, self.top, self.bottom = self.hidden[0], self.hidden[-1], self.deltas[0]
         if dtype is not None:
             self.first, self.top, self.bottom = (weights[0].new_zeros(shapes[i]) for i in (0, -1, 0))
+        self.top_transposed = self.top.mT
         self._parts: dict[tuple[int | None, int | None], _Rows] = {}
 
     def at(self, rows: slice) -> _Rows:
@@ -159,8 +148,16 @@ class _Rows:
 
     def __init__(self, buffers: _Buffers, rows: slice):
         self.hidden, self.deltas = [h[:, rows] for h in buffers.hidden], [d[:, rows] for d in buffers.deltas]
+        self.hidden_transposed = [h.mT for h in self.hidden]
         self.top = buffers.top[:, rows]
         self.bottom = self.deltas[0] if buffers.bottom is buffers.deltas[0] else buffers.bottom[:, rows]
+
+
+def gradient_of(param: nn.Parameter) -> Tensor:
+    """The parameter's ``.grad``, which is made where there is none."""
+    if param.grad is None:
+        param.grad = torch.zeros_like(param)
+    return param.grad
 
 
 def _stacked(param: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_damo import losses
-from rllib_damo.fast_mlp import FastMLP
-from rllib_damo.networks import LOG_STD_MAX, LOG_STD_MIN
+from rllib_damo.buffers import Batch
+from rllib_damo.fast_mlp import FastMLP, gradient_of
+from rllib_damo.networks import LOG_STD_MAX, LOG_STD_MIN, Standardize
 from rllib_damo.rl_module import DAMOTorchRLModule
 from rllib_damo.update import DAMOUpdate, StepBatch, UpdateOptions
 
@@ -54,7 +55,7 @@ class FastUpdate(DAMOUpdate):
     Args:
         module, options: within what `unsupported` leaves.
         precision: "fp32", or "bf16" for products between hidden layers in bfloat16.
-        parts: the other arguments of `DAMOUpdate`.
+        parts: the other arguments of `DAMOUpdate`. ``reduce_gradients`` gets all gradients in one call.
     """
 
     def __init__(self, module: DAMOTorchRLModule, *, options: UpdateOptions, precision: str = "fp32", **parts: Any):
@@ -63,58 +64,61 @@ class FastUpdate(DAMOUpdate):
         self._actor = FastMLP(module.actor.net, dtype)
         self._critics = FastMLP(module.critics.net, dtype)
         self._targets = FastMLP(module.target_critics.net, dtype)
-        self._classifier = FastMLP(module.classifier.net, dtype)
+        if options.data_alignment:
+            self._classifier = FastMLP(module.classifier.net, dtype)
+        self._alpha_gradient = gradient_of(module.log_alpha)
+        self._inputs: dict[tuple[int, int], _Inputs] = {}
+        self._classifier_inputs: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def step(self, batch: StepBatch) -> Tensor:
         o, m, update, initial = self.opt, self.module, batch.update, batch.initial
-        num, num_initial = len(update.obs), len(initial.obs)
+        num, num_initial = sizes = len(update.obs), len(initial.obs)
+        inconsistent = o.policy_improvement == "inconsistent"
         alpha = m.log_alpha.exp()
         rewards, classifier_metrics = self.classifier_step(batch) if o.data_alignment else (update.rewards, None)
 
         # a' ~ π(s'), a0 ~ π(s0), and for the ordinary actor loss also π(s)
-        inconsistent = o.policy_improvement == "inconsistent"
-        states = torch.cat([update.next_obs, initial.obs] + ([update.obs] if inconsistent else []))
-        noise = torch.randn(len(states), update.actions.shape[1], generator=self.generator, device=states.device)
-        policy = _Sample(self._actor.forward(m.actor.standardize(states))[0], noise)
+        if sizes not in self._inputs:
+            self._inputs[sizes] = _Inputs(update, num_initial, inconsistent)
+        inputs = self._inputs[sizes]
+        inputs.set_obs(batch, m.actor.standardize)
+        noise = torch.randn(inputs.actions.shape, generator=self.generator, device=alpha.device)
+        if inconsistent:
+            noise = torch.cat((noise[:num], noise[num + num_initial :], noise[num : num + num_initial]))
+        policy = _Sample(self._actor.forward(inputs.actor)[0], noise, inputs.actions)
         next_log_prob = policy.log_prob[:num]
-        next_actions, initial_actions, own_actions = policy.actions.tensor_split((num, num + num_initial))
 
         # One call for the critics: first the rows whose actions the actor improves, (s',a') or (s,π(s)); then (s0,a0),
         # whose gradients both losses take; then the rows of data.
-        obs, actions = (update.obs, own_actions) if inconsistent else (update.next_obs, next_actions)
-        values = self._critics.forward(
-            torch.cat((
-                m.critics.standardize(torch.cat((obs, initial.obs, update.obs))),
-                torch.cat((actions, initial_actions, update.actions)),
-            ), dim=-1)
-        )[..., 0]  # fmt: skip
+        values = self._critics.forward(inputs.critics)[..., 0]
         _, q_initial, q_data = values.split((num, num_initial, num), dim=1)
-        next_inputs = torch.cat((m.target_critics.standardize(update.next_obs), next_actions), dim=-1)
-        next_q = self._targets.forward(next_inputs)[..., 0].amin(0)
+        next_q = self._targets.forward(inputs.targets)[..., 0].amin(0)
         target = losses.bellman_target(rewards, update.terminated, next_q, next_log_prob, alpha, o.gamma)
 
-        # Critic loss, and its gradient at (s0,a0) and the data
-        critic_delta = torch.zeros_like(values[:, num:])
+        # Critic loss, and its gradient at the data; that at (s0,a0) is the same for all rows
+        delta = torch.ones_like(values)
+        initial_delta = 0.0
         if o.behavior_alignment:
             critic_loss = losses.critic_loss(q_data, target, q_initial, o.eta, o.gamma, self.divergence)
             slope = self.divergence.slope_at_zero
             dual_prime = self.divergence.conjugate_prime((target - q_data) / o.eta) - slope
-            critic_delta[:, :num_initial] = o.eta * (1 - o.gamma) * (1 - slope) / num_initial
-            torch.mul(dual_prime, -o.eta / num, out=critic_delta[:, num_initial:])
+            torch.mul(dual_prime, -o.eta / num, out=delta[:, num + num_initial :])
+            initial_delta = o.eta * (1 - o.gamma) * (1 - slope) / num_initial
         else:
             critic_loss = losses.td_loss(q_data, target)
-            torch.mul(q_data - target, 1 / num, out=critic_delta[:, num_initial:])
+            torch.mul(q_data - target, 1 / num, out=delta[:, num + num_initial :])
 
         # Actor loss, and its gradient at the smallest critic of each row and at the log densities
         smallest, index = values[:, : num + num_initial].min(0)
         value_delta, log_prob_delta = torch.zeros_like(smallest), torch.zeros_like(policy.log_prob)
         if inconsistent:
             weight = torch.ones_like(rewards)
+            own_log_prob = policy.log_prob[num : 2 * num]
             value_loss = -smallest[:num].mean()
-            entropy_loss = alpha * policy.log_prob[num + num_initial :].mean()
+            entropy_loss = alpha * own_log_prob.mean()
             value_delta[:num] = -1 / num
-            log_prob_delta[num + num_initial :] = alpha / num
+            log_prob_delta[num : 2 * num] = alpha / num
         else:
             weight = losses.density_ratio(
                 target - q_data.amin(0), o.actor_eta, self.actor_divergence, o.max_actor_weight,
@@ -129,36 +133,35 @@ class FastUpdate(DAMOUpdate):
             value_delta[num:] = -(1 - o.gamma) / num_initial
             torch.mul(discount, alpha / num, out=log_prob_delta[:num])
 
-        # A critic's gradient is linear in that at its one output. It is taken once, for an output's gradient of 1, and
-        # then scaled by the actor loss's and by the critic loss's.
-        critics, rows = self._critics, slice(num, None)
-        critics.backward(None)
-        obs_dim = update.obs.shape[1]
-        by_action = critics.input_gradients(slice(num + num_initial), slice(obs_dim, None))
-        chosen = torch.zeros_like(values[:, : num + num_initial]).scatter_(0, index[None], value_delta[None])
-        by_action = (by_action * chosen[..., None]).sum(0) * self.value_weight
-        critics.scale(critic_delta[..., None], rows)
-        critics.parameter_gradients(critic_delta[..., None], rows)
+        # A critic's gradient is linear in that at its one output. It is taken once, with the critic loss's where that
+        # has one and 1 elsewhere; the actor loss's follows from it.
+        critics, trained = self._critics, slice(num if initial_delta else num + num_initial, None)
+        if initial_delta:
+            delta[:, num : num + num_initial] = initial_delta
+            value_delta[num:] /= initial_delta
+        rows = slice(None) if self.value_weight else trained
+        critics.backward(delta[:, rows, None], rows)
+        critics.parameter_gradients(delta[:, trained, None], trained)
+        action_delta = torch.zeros_like(policy.actions)
+        if self.value_weight:
+            by_action = critics.input_gradients(slice(num + num_initial), slice(update.obs.shape[1], None))
+            chosen = torch.zeros_like(values[:, : num + num_initial]).scatter_(0, index[None], value_delta[None])
+            torch.sum(by_action * chosen[..., None], 0, out=action_delta[inputs.improved])
 
-        if inconsistent:  # nothing at s', and s0 follows the rows of s
-            action_delta = torch.cat((torch.zeros_like(next_actions), by_action[num:], by_action[:num]))
-        else:
-            action_delta = by_action
         bc_loss = torch.zeros((), device=values.device)
         if o.bc_weight > 0:
             scale = 1 / q_data.abs().mean().clamp(min=1e-3)
-            error = initial_actions - initial.actions
+            error = policy.actions[inputs.initial] - initial.actions
             bc_loss = error.square().mean()
             action_delta, log_prob_delta = action_delta * scale, log_prob_delta * scale
-            action_delta[num : num + num_initial] += error * (o.bc_weight * 2 / error.numel())
+            action_delta[inputs.initial].add_(error, alpha=o.bc_weight * 2 / error.numel())
         actor_delta = policy.backward(action_delta, log_prob_delta)[None]
         self._actor.backward(actor_delta)
         self._actor.parameter_gradients(actor_delta)
 
         alpha_loss = losses.alpha_loss(m.log_alpha, next_log_prob, o.target_entropy)
-        self._descend("critic", critics.gradients)
-        self._descend("actor", self._actor.gradients)
-        self._descend("alpha", [alpha_loss.clone()])  # the exponential is its own derivative
+        self._alpha_gradient.copy_(alpha_loss)  # the exponential is its own derivative
+        self._descend_all()
         metrics = (
             value_loss + entropy_loss, critic_loss, alpha_loss, alpha, q_data.mean(), q_initial.mean(),
             (target - q_data).abs().mean(), weight.mean(), -next_log_prob.mean(), bc_loss, rewards.mean(),
@@ -167,12 +170,21 @@ class FastUpdate(DAMOUpdate):
 
     @torch.no_grad()
     def classifier_step(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
-        o, classifier, net = self.opt, self.module.classifier, self._classifier
-        sizes = [len(batch.offline.obs), len(batch.synthetic.obs), len(batch.update.obs)]
-        # Of the columns of the three groups, the first three: observations, actions, next observations
-        columns = list(zip(batch.offline, batch.synthetic, batch.update, strict=True))[:3]
-        inputs = classifier.inputs(*map(torch.cat, columns))
-        num = sizes[0] + sizes[1]
+        """As `DAMOUpdate`'s, but the classifier's gradients are left for `_descend_all`."""
+        o, standardize, net = self.opt, self.module.classifier.standardize, self._classifier
+        groups = batch.offline, batch.synthetic, batch.update
+        sizes = [len(group.obs) for group in groups]
+        num, total = sizes[0] + sizes[1], sum(sizes)
+        if total not in self._classifier_inputs:
+            self._classifier_inputs[total] = standardize.mean.new_zeros(total, len(standardize.mean))
+        inputs = self._classifier_inputs[total]
+        obs_dim, act_dim = batch.update.obs.shape[1], batch.update.actions.shape[1]
+        obs, actions, change = inputs.split((obs_dim, act_dim, obs_dim), dim=1)
+        torch.cat([group.obs for group in groups], out=obs)
+        torch.cat([group.actions for group in groups], out=actions)
+        torch.cat([group.next_obs for group in groups], out=change)
+        change.sub_(obs)
+        inputs.sub_(standardize.mean).div_(standardize.std)
         if o.classifier_noise > 0:
             noise = torch.randn(inputs[:num].shape, generator=self.generator, device=inputs.device)
             inputs[:num] += o.classifier_noise * noise
@@ -188,8 +200,49 @@ class FastUpdate(DAMOUpdate):
         delta[sizes[0] :].sub_(o.label_smoothing).mul_(0.5 / sizes[1])
         net.backward(delta[None, :, None], slice(num))
         net.parameter_gradients(delta[None, :, None], slice(num))
-        self._descend("classifier", net.gradients)
         return rewards, metrics
+
+    def _descend_all(self) -> None:
+        """One step of every optimiser with the gradients that are there, averaged over learners in one go."""
+        names = [name for name in self.params if name != "classifier" or self.opt.data_alignment]
+        if self.reduce_gradients is not None:
+            gradients = [gradient_of(p) for name in names for p in self.params[name]]
+            torch._foreach_copy_(gradients, list(self.reduce_gradients(gradients)))
+        for name in names:
+            if self.grad_clip is not None:
+                nn.utils.clip_grad_norm_(self.params[name], self.grad_clip)
+            self.optimizers[name].step()
+
+
+class _Inputs:
+    """Inputs of actor, critics and targets in one buffer, for groups of fixed sizes.
+
+    Rows are [s' | s, where the actor improves π(s) | s0 | s of the data], columns [standardised observation | action].
+
+    Attributes:
+        actor, critics, targets: what each network reads.
+        actions: where the actor's actions go, ``(rows of actor, act_dim)``.
+        initial, improved: among these rows, those of s0, and those that the actor loss improves, s0 included.
+    """
+
+    def __init__(self, update: Batch, num_initial: int, inconsistent: bool):
+        num, (obs_dim, act_dim) = len(update.obs), (update.obs.shape[1], update.actions.shape[1])
+        first = num if inconsistent else 0
+        acting = num + first + num_initial
+        rows = update.obs.new_zeros(acting + num, obs_dim + act_dim)
+        self._obs, self._data_actions = rows[:, :obs_dim], rows[acting:, obs_dim:]
+        self._inconsistent = inconsistent
+        self.actor, self.actions = rows[:acting, :obs_dim], rows[:acting, obs_dim:]
+        self.critics, self.targets = rows[first:], rows[:num]
+        self.initial, self.improved = slice(num + first, acting), slice(first, acting)
+
+    def set_obs(self, batch: StepBatch, standardize: Standardize) -> None:
+        """Sets all but the actor's actions. Actor, critics and targets standardise alike (`fit_standardizers`)."""
+        update, initial = batch.update, batch.initial
+        own = [update.obs] if self._inconsistent else []
+        torch.cat([update.next_obs, *own, initial.obs, update.obs], out=self._obs)
+        self._obs.sub_(standardize.mean).div_(standardize.std)
+        self._data_actions.copy_(update.actions)
 
 
 class _Sample:
@@ -198,21 +251,23 @@ class _Sample:
     Args:
         outputs: the actor's outputs, means and log standard deviations ``(N, 2 act_dim)``.
         noise: ``(N, act_dim)`` standard normal.
+        actions: ``(N, act_dim)``, which are set.
 
     Attributes:
         actions: ``(N, act_dim)``.
         log_prob: ``(N,)``.
     """
 
-    def __init__(self, outputs: Tensor, noise: Tensor):
+    def __init__(self, outputs: Tensor, noise: Tensor, actions: Tensor):
         mean, raw = outputs.chunk(2, dim=-1)
         log_std = raw.clamp(LOG_STD_MIN, LOG_STD_MAX)
         self._is_free = log_std == raw
-        self._spread = log_std.exp() * noise
+        self._spread = log_std.exp().mul_(noise)
         u = mean + self._spread
-        self.actions = u.tanh()
-        log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        self.log_prob = (log_prob - 2 * (math.log(2) - u - F.softplus(-2 * u))).sum(-1)
+        self.actions = torch.tanh(u, out=actions)
+        # log N(u) - log|d tanh(u)/du|, halved: u + softplus(-2u) - (log σ + noise²/2)/2, and constants
+        halves = F.softplus(-2 * u).add_(u).sub_(torch.add(log_std, noise.square(), alpha=0.5), alpha=0.5)
+        self.log_prob = 2 * halves.sum(-1) - u.shape[1] * (0.5 * math.log(2 * math.pi) + 2 * math.log(2))
 
     def backward(self, action_delta: Tensor, log_prob_delta: Tensor) -> Tensor:
         """Gradient ``(N, 2 act_dim)`` at the outputs from those at the actions ``(N, act_dim)`` and densities ``(N,)``.

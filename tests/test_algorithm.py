@@ -103,7 +103,9 @@ def test_second_run_takes_the_model_from_the_cache(config):
     algo.stop()
 
 
-def test_continuing_from_a_checkpoint_equals_uninterrupted_training(config, tmp_path):
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapped"])
+def test_continuing_from_a_checkpoint_equals_uninterrupted_training(config, tmp_path, overlap):
+    config.env_runners(num_env_runners=int(overlap)).training(overlap_rollouts=overlap)
     algo = config.build_algo()
     train_policy(algo, 2)
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
@@ -173,13 +175,43 @@ def test_rl_module_from_checkpoint_acts(config, tmp_path):
     assert (actions.abs() <= 1).all()
 
 
-def test_remote_rollout_runners_survive_a_killed_one(config):
-    config.env_runners(num_env_runners=2).evaluation(evaluation_interval=None)
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapped"])
+def test_remote_rollout_runners_survive_a_killed_one(config, overlap):
+    config.env_runners(num_env_runners=2).evaluation(evaluation_interval=None).training(overlap_rollouts=overlap)
     algo = config.fault_tolerance(restart_failed_env_runners=True).build_algo()
     assert train_policy(algo, 1)["env_runners"]["rollout"]["num_transitions"] == 200
     ray.kill(algo.env_runner_group._worker_manager.actors()[1], no_restart=False)
     for steps in (40, 60, 80):
         assert train_policy(algo, 1)["num_gradient_steps_lifetime"] == steps
+    algo.stop()
+
+
+def test_overlapped_rounds_follow_the_policy_of_the_iteration_before(config):
+    config.env_runners(num_env_runners=1).training(overlap_rollouts=True).evaluation(evaluation_interval=None)
+    algo = config.build_algo()
+    for steps in (20, 40, 60):
+        policy = module_state(algo)["actor.net.0.weight"].copy()
+        result = train_policy(algo, 1)
+        assert result["env_runners"]["rollout"]["num_transitions"] == 200
+        assert result["num_gradient_steps_lifetime"] == algo._pending_round["iteration"] == steps
+        asked_for = algo._pending_round["weights"][DEFAULT_MODULE_ID]["actor.net.0.weight"]
+        np.testing.assert_array_equal(asked_for, policy)
+        assert (module_state(algo)["actor.net.0.weight"] != policy).any()
+    rows = algo.learner_group._learner._synthetic.rows[:600]
+    assert len(rows.unique(dim=0)) == 600  # each round has random numbers of its own
+    algo.stop()
+
+
+def test_restoring_in_place_drops_the_round_that_was_asked_for_since(config, tmp_path):
+    config.env_runners(num_env_runners=1).training(overlap_rollouts=True).evaluation(evaluation_interval=None)
+    algo = config.build_algo()
+    train_policy(algo, 1)
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    train_policy(algo, 2)
+    expected = module_state(algo)
+    algo.restore_from_path(path)
+    train_policy(algo, 2)
+    check(module_state(algo), expected)
     algo.stop()
 
 

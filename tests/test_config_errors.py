@@ -56,7 +56,7 @@ OPTIONAL_COUNTS = ("dynamics_max_epochs", "max_dataset_rows")
 CHOICES = ("f_divergence", "actor_f_divergence", "policy_improvement", "initial_states", "precision")
 SWITCHES = (
     "data_alignment", "behavior_alignment", "target_networks", "twin_q", "critic_layer_norm",
-    "normalize_observations", "normalize_actor_weight", "classifier_spectral_norm",
+    "normalize_observations", "normalize_actor_weight", "classifier_spectral_norm", "overlap_rollouts",
 )  # fmt: skip
 
 BAD_VALUES: list[tuple[str, Any]] = [
@@ -193,6 +193,9 @@ BAD_CONFIGS: dict[str, tuple[Change, tuple[str, ...]]] = {
     "bfloat16 with options of the plain step alone": (
         lambda c: c.training(precision="bf16", target_networks=False, classifier_gradient_penalty=1.0),
         ("`precision`='bf16'", "target_networks=False", "classifier_gradient_penalty=1.0", "precision='fp32'"),
+    ),
+    "overlapped rollouts without runners": (
+        lambda c: c.training(overlap_rollouts=True), ("`overlap_rollouts`", "num_env_runners=0", "num_env_runners=1"),
     ),
     "a learning rate of RLlib's": (lambda c: c.training(lr=1e-3), ("`lr`", "0.001", "actor_lr")),
     "gradients clipped by value": (

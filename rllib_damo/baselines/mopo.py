@@ -81,7 +81,7 @@ class MOPOConfig(BaselineConfig):
     reads = frozenset({
         "hidden_dims", "twin_q", "critic_layer_norm", "normalize_observations", "actor_lr", "critic_lr", "alpha_lr",
         "tau", "target_entropy", "initial_alpha", "max_alpha", "rollout_length", "rollout_batch_size",
-        "model_retain_epochs", "real_ratio",
+        "model_retain_epochs", "real_ratio", "overlap_rollouts",
     })  # fmt: skip
     module_class = MOPOTorchRLModule
     learner_class = MOPOTorchLearner
