@@ -5,6 +5,9 @@ Importing the package registers "DAMO" and the baselines "MOPO", "TD3BC" and "Be
 
 from __future__ import annotations
 
+from functools import partial
+
+from ray.rllib.algorithms import registry
 from ray.tune.registry import register_trainable
 
 from rllib_damo.algorithm import DAMO
@@ -12,16 +15,21 @@ from rllib_damo.baselines import MOPO, TD3BC, BehaviorCloning
 from rllib_damo.config import DAMOConfig
 
 __version__ = "0.1.0"
-__all__ = ["ALGORITHMS", "DAMO", "DAMOConfig", "register"]
+__all__ = ["ALGORITHMS", "DAMO", "DAMOConfig"]
 
 #: The package's algorithms, by the names that `rllib train --algo` and Tune know them by.
 ALGORITHMS = {algorithm.__name__: algorithm for algorithm in (DAMO, MOPO, TD3BC, BehaviorCloning)}
 
 
-def register() -> None:
-    """Registers the trainables; done on import, and needed again after ``ray.shutdown()``, which forgets them."""
+def _register() -> None:
+    """Makes the names known to Tune and in RLlib's table, to which Tune turns after ``ray.shutdown()`` forgot them."""
     for name, algorithm in ALGORITHMS.items():
         register_trainable(name, algorithm)
+        registry.ALGORITHMS[name] = partial(_class_and_config, algorithm)
 
 
-register()
+def _class_and_config(algorithm: type[DAMO]) -> tuple[type[DAMO], DAMOConfig]:
+    return algorithm, algorithm.get_default_config()
+
+
+_register()

@@ -150,7 +150,9 @@ def _experiment(what: list[str], algo: str | None, preset: Any) -> tuple[Algorit
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, as `rllib train` prints it.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint folder, or its address (s3://...), as `rllib train` prints it.")
+    ],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to play.")] = 10,
     steps: Annotated[int | None, typer.Option(min=1, help="Environment steps to play, instead of --episodes.")] = None,
     out: Annotated[
@@ -168,26 +170,33 @@ def evaluate(
 
     Loading a checkpoint executes its pickles: only play those that you trust.
     """
+    from gymnasium.error import DependencyNotInstalled
+
     from rllib_damo import cli_inputs, playback
     from rllib_damo.checkpoints import load_config, play
     from rllib_damo.experiment import quieten
+    from rllib_damo.storage import local_copy
 
     quieten()
     playback.check_out(out)
     if render:
         playback.check_display()
     algorithm = cli_inputs.default_config(algo).algo_class if algo is not None else None
-    played_env = cli_inputs.check_env(env or load_config(checkpoint, algorithm).env)
-    played = play(
-        checkpoint,
-        episodes=episodes,
-        steps=steps,
-        env=env,
-        seed=seed,
-        render=render,
-        explore=explore,
-        algorithm=algorithm,
-    )
+    with local_copy(checkpoint) as folder:
+        played_env = cli_inputs.check_env(env or load_config(folder, algorithm).env)
+        try:
+            played = play(
+                folder,
+                episodes=episodes,
+                steps=steps,
+                env=env,
+                seed=seed,
+                render=render,
+                explore=explore,
+                algorithm=algorithm,
+            )
+        except DependencyNotInstalled as error:
+            raise cli_inputs.UsageError(f"environment {played_env}{' with --render' * render}: {error}") from error
     for line in playback.summary(played, played_env):
         typer.echo(line)
     if out is not None:

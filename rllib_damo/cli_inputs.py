@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import inspect
 import json
 import math
 import sys
@@ -126,12 +127,10 @@ def default_config(algo: str) -> AlgorithmConfig:
     from ray.rllib.algorithms.registry import ALGORITHMS
     from ray.tune.registry import TRAINABLE_CLASS, _global_registry, get_trainable_cls
 
-    import rllib_damo
-
-    rllib_damo.register()
     if algo not in ALGORITHMS and not _global_registry.contains(TRAINABLE_CLASS, algo):
-        known = {*rllib_damo.ALGORITHMS, *ALGORITHMS}
-        raise UsageError(f"unknown algorithm {algo!r}.{near_any_case(algo, known) or f' Known: {sorted(known)}.'}")
+        raise UsageError(
+            f"unknown algorithm {algo!r}.{near_any_case(algo, ALGORITHMS) or f' Known: {sorted(ALGORITHMS)}.'}"
+        )
     trainable = get_trainable_cls(algo)
     if not hasattr(trainable, "get_default_config"):
         raise UsageError(f"{algo!r} is registered with Tune, but is no RLlib algorithm.")
@@ -164,7 +163,8 @@ def check_env(env: Any) -> Any:
 def apply_config(config: AlgorithmConfig, changes: Mapping[str, Any], option: str = "--config") -> AlgorithmConfig:
     """A copy of `config` with `changes` (setting: value) made; unknown settings are errors with near matches."""
     config = config.copy(copy_frozen=False)
-    known = {key for key in vars(config) if not key.startswith("_")} | set(config.to_dict())
+    properties = {name for name, member in inspect.getmembers(type(config)) if getattr(member, "fset", None)}
+    known = {key for key in vars(config) if not key.startswith("_")} | set(config.to_dict()) | properties
     for key in changes:
         if key not in known and config._translate_special_keys(key, warn_deprecated=False) not in known:
             raise UsageError(f"{option}: {type(config).__name__} has no setting {key!r}.{near(key, known)}")

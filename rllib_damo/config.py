@@ -6,6 +6,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -398,6 +399,11 @@ class DAMOConfig(AlgorithmConfig):
             self._value_error(
                 "`termination_fn` must be a function of (obs, actions, next_obs) that returns a bool tensor; found "
                 f"{self.termination_fn!r}."
+            )
+        if self.dynamics_path is not None and not Path(self.dynamics_path).expanduser().is_file():
+            self._value_error(
+                f"`dynamics_path`={self.dynamics_path!r}: no such file. Leave it None to train the model from the "
+                "dataset."
             )
         for name in _SWITCHES:
             value = getattr(self, name)

@@ -6,11 +6,11 @@ import logging
 import math
 import numbers
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -19,6 +19,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, EVA
 from ray.tune.search.variant_generator import parse_spec_vars
 from rich.console import Console
 
+from rllib_damo import storage
 from rllib_damo.cli_inputs import UsageError, near
 from rllib_damo.config import DAMOConfig
 from rllib_damo.data.offline_data import DAMOOfflineData
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 EVALUATION_RETURN = f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/{EPISODE_RETURN_MEAN}"
-DEFAULT_STORAGE = "~/ray_results"
+_SUPPRESS = "To suppress all validation errors"
 #: Matrices of DAMO's size keep no more threads busy.
 MAX_THREADS = 4
 
@@ -72,12 +73,16 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     Raises:
         UsageError: for what can be seen to be wrong before training.
     """
-    storage = _storage(options.storage_path)
+    place = storage.check(options.storage_path)
     callbacks = [ProgressTable(), *_wandb(options)]
     scheduler = _scheduler(options, config)
     quieten(options.verbosity)
+    if options.verbosity < 2:
+        # Tune's newer output prints a header even where it is silent, with a folder that does not outlive Ray.
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     # Relative paths in a config mean what they mean here, not in the trial's own folder.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    to_resume = storage.latest_run(place, options.name) if options.resume else None
     _check_before(config, stop)
     own_ray = not ray.is_initialized()
     if own_ray:
@@ -85,16 +90,20 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     try:
         config = with_flat_score(_use_idle_cpus(config), _score_attr(config, options))
         _check_resources(config)
-        if options.resume:
-            tuner = _restore(config, storage, options.name)
+        if to_resume is not None:
+            console.print(f"Resuming {to_resume}, with its own config, stop and checkpoint options")
+            algorithm: Any = config.algo_class
+            tuner = tune.Tuner.restore(to_resume, trainable=algorithm, resume_errored=True)
         else:
+            name = f"{options.name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+            console.print(f"Results go to {name} in {place}")
             tuner = tune.Tuner(
                 config.algo_class,
                 param_space=config,
                 tune_config=tune.TuneConfig(scheduler=scheduler),
                 run_config=tune.RunConfig(
-                    name=f"{options.name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}",
-                    storage_path=storage,
+                    name=name,
+                    storage_path=place,
                     stop=CheckedStopper(stop, bool(config.evaluation_interval)) if isinstance(stop, dict) else stop,
                     checkpoint_config=_checkpoint_config(config, options),
                     callbacks=callbacks,
@@ -108,7 +117,7 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
         if isinstance(stopper, CheckedStopper) and stopper.error:
             err.print(f"[red]Error:[/red] {stopper.error}")
             return USAGE
-        return _report(results, options, storage)
+        return _report(results, options, place)
     finally:
         if own_ray:
             ray.shutdown()
@@ -148,7 +157,8 @@ def _check_before(config: AlgorithmConfig, stop: Any) -> None:
     try:
         config.validate()
     except (ValueError, TypeError, KeyError, ImportError) as error:
-        raise UsageError(f"the config is not valid: {error}") from error
+        # without RLlib's last line, which advises to switch the checks off
+        raise UsageError(f"the config is not valid: {str(error).split(_SUPPRESS)[0].strip()}") from error
     data_class = config.offline_data_class
     if isinstance(data_class, type) and issubclass(data_class, DAMOOfflineData):
         # Makes a dataset that is asked for by its short name, where the user sees its progress.
@@ -160,18 +170,6 @@ def _check_before(config: AlgorithmConfig, stop: Any) -> None:
         )
 
 
-def _storage(path: str | None) -> str:
-    path = path or os.environ.get("RAY_AIR_LOCAL_CACHE_DIR") or DEFAULT_STORAGE
-    if "://" in path:
-        return path
-    folder = Path(path).expanduser().absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--storage-path: {folder} can't be made ({error.strerror}).") from error
-    return str(folder)
-
-
 def _wandb(options: RunOptions) -> list[tune.Callback]:
     if not (options.wandb_key or options.wandb_project or options.wandb_run_name):
         return []
@@ -179,7 +177,7 @@ def _wandb(options: RunOptions) -> list[tune.Callback]:
         import wandb  # noqa: F401
         from ray.air.integrations.wandb import WandbLoggerCallback
     except ImportError as error:
-        raise UsageError("the --wandb-... options need the package wandb: pip install wandb") from error
+        raise UsageError(f"the --wandb-... options need the package wandb: pip install wandb ({error})") from error
     extra: dict[str, Any] = {"name": options.wandb_run_name} if options.wandb_run_name else {}
     return [WandbLoggerCallback(api_key=options.wandb_key, project=options.wandb_project or options.name, **extra)]
 
@@ -279,33 +277,22 @@ def _check_resources(config: AlgorithmConfig) -> None:
             )
 
 
-def _restore(config: AlgorithmConfig, storage: str, name: str) -> tune.Tuner:
-    if "://" in storage:
-        raise UsageError("--resume needs a local --storage-path.")
-    runs = sorted(found for found in Path(storage).glob(f"{name}_[0-9]*") if (found / "tuner.pkl").is_file())
-    if not runs:
-        raise UsageError(f"--resume: {storage} has no run of the name {name!r}.")
-    console.print(f"Resuming {runs[-1]}, with its own config, stop and checkpoint options")
-    algorithm: Any = config.algo_class
-    return tune.Tuner.restore(str(runs[-1]), trainable=algorithm, resume_errored=True)
-
-
-def _report(results: ResultGrid, options: RunOptions, storage: str) -> int:
+def _report(results: ResultGrid, options: RunOptions, place: str) -> int:
     """Prints errors, and the checkpoints' paths with the command that evaluates them; returns the exit code."""
     code = OK
     for index in range(len(results)):
         result = results[index]
-        console.print(f"\nResults: {result.path}")
+        console.print(f"\nResults: {storage.address(result.path, place)}")
         if result.error is not None:
             code = FAILED
             lines = str(result.error).strip().splitlines()
             err.print(f"[red]Failed:[/red] {lines[-1] if lines else type(result.error).__name__}", markup=True)
-            err.print(f"The whole error: {result.path}/error.txt", markup=False)
+            err.print(f"The whole error: {storage.address(f'{result.path}/error.txt', place)}", markup=False)
             if options.verbosity > 0:
                 err.print("\n".join(lines), markup=False)
         elif not (result.metrics or {}).get("done"):
             code = code or INTERRUPTED
-            console.print(f"Interrupted. Go on: the same command with --resume (looks in {storage}).")
+            console.print(f"Interrupted. Go on: the same command with --resume (looks in {place}).")
         if result.checkpoint is None:
             continue
         key = (options.checkpoint_score_attr or EVALUATION_RETURN).split("/")
@@ -313,9 +300,9 @@ def _report(results: ResultGrid, options: RunOptions, storage: str) -> int:
         scored = [(_nested(metrics, key), found) for found, metrics in result.best_checkpoints or []]
         if scores := [(score, found) for score, found in scored if score is not None]:
             score, best = max(scores, key=lambda pair: pair[0])
-            console.print(f"Best checkpoint: {best.path} ({'/'.join(key)} {score:.1f})")
-        console.print(f"Last checkpoint: {result.checkpoint.path}")
-        console.print(f"Evaluate it:     rllib evaluate {best.path} --episodes 10")
+            console.print(f"Best checkpoint: {storage.address(best.path, place)} ({'/'.join(key)} {score:.1f})")
+        console.print(f"Last checkpoint: {storage.address(result.checkpoint.path, place)}")
+        console.print(f"Evaluate it:     rllib evaluate {shlex.quote(storage.address(best.path, place))} --episodes 10")
     return code
 
 

@@ -7,12 +7,13 @@ import pytest
 import ray
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.registry import ALGORITHMS, _get_algorithm_class
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module import RLModule
 from ray.rllib.utils.test_utils import check
 from ray.tune.registry import get_trainable_cls
 
-from rllib_damo import DAMO, DAMOConfig, register
+from rllib_damo import DAMO, DAMOConfig
 from rllib_damo.data import behavior
 
 
@@ -71,8 +72,10 @@ def module_state(algo: Algorithm) -> dict:
 
 
 def test_is_registered():
-    register()  # another module's tests may have shut Ray down, which forgets it
     assert get_trainable_cls("DAMO") is DAMO
+    # Tune turns to RLlib's own table after `ray.shutdown()` made it forget what was registered.
+    assert _get_algorithm_class("DAMO") is DAMO
+    assert isinstance(ALGORITHMS["DAMO"]()[1], DAMOConfig)
 
 
 def test_trains_dynamics_first_then_policy_and_evaluates(config, tmp_path):

@@ -12,7 +12,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.tune.registry import get_trainable_cls
 
-from rllib_damo import ALGORITHMS, register
+from rllib_damo import ALGORITHMS
 from rllib_damo.baselines import BehaviorCloningConfig, MOPOConfig, TD3BCConfig
 from rllib_damo.baselines.config import BaselineConfig
 from rllib_damo.checkpoints import play
@@ -59,7 +59,6 @@ def weights(algo: Algorithm) -> dict[str, Any]:
 
 
 def test_are_registered_beside_rllibs_own() -> None:
-    register()
     for name, algorithm in ALGORITHMS.items():
         assert get_trainable_cls(name) is algorithm
     assert get_trainable_cls("BC").__module__.startswith("ray.")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,8 @@ BAD_COMMANDS = {
     ("train", "file", "FILE", "--checkpoint-freq", "-1"): "--checkpoint-freq",
     ("train", "file", "FILE", "--wandb-project", "p"): "pip install wandb",
     ("train", "file", "FILE", "--storage-path", "FILE/under"): "can't be made",
+    ("train", "file", "FILE", "--storage-path", "nosuch://x"): "no storage that pyarrow knows",
+    ("train", "file", "FILE", "--storage-path", "FOLDER", "--resume"): "has no run of the name 'ppo_pendulum'",
     ("train", "--algo", "damo", "--env", "Pendulum-v1"): "Did you mean 'DAMO'",
     ("train", "--algo", "PPPO", "--env", "Pendulum-v1"): "Did you mean 'PPO'",
     ("train", "--algo", "PPO"): "give one with --env",
@@ -171,6 +174,7 @@ BAD_COMMANDS = {
     ("train", "--algo", "DAMO", "--env", "Pendulum-v1", "--input", "p", "-c", '{"eta": -1}'): "`eta`",
     ("evaluate", "nowhere"): "no such folder",
     ("evaluate", "FILE"): "is a file",
+    ("evaluate", "file://FOLDER/nowhere"): "no checkpoint could be read at file://",
     ("evaluate", "FOLDER"): "holds no RLlib checkpoint",
     ("evaluate", "FOLDER", "--out", "x.csv"): ".jsonl",
     ("evaluate", "FOLDER", "--episodes", "0"): "episodes",
@@ -193,11 +197,12 @@ def test_bad_command(
     places = {"FILE": str(ppo_file), "FOLDER": str(ppo_file.parent)}
     arguments = [re.sub("FILE|FOLDER", lambda found: places[found.group()], word) for word in command]
     if "wandb" in " ".join(command):
-        pytest.MonkeyPatch().setitem(__import__("sys").modules, "wandb", None)
+        pytest.MonkeyPatch().setitem(sys.modules, "wandb", None)
     assert cli.invoke(arguments) == USAGE
     error = capfd.readouterr().err
     assert BAD_COMMANDS[command] in re.sub(r"\x1b\[[0-9;]*m", "", error)
     assert "Traceback" not in error
+    assert "_validate_config=False" not in error  # RLlib's advice to look away
 
 
 def test_stop_on_evaluation_that_never_happens(ppo_file: Path, capfd: pytest.CaptureFixture) -> None:
@@ -236,6 +241,10 @@ def test_apply_config_leaves_the_given_one() -> None:
     assert config.gamma == 0.99
     with pytest.raises(UsageError, match="has no setting 'build_algo'"):
         apply_config(config, {"build_algo": 1})
+
+
+def test_apply_config_knows_settings_that_rllib_has_as_properties() -> None:
+    assert apply_config(PPOConfig(), {"train_batch_size_per_learner": 128}).train_batch_size_per_learner == 128
 
 
 def test_has_search_space() -> None:
@@ -335,6 +344,23 @@ def test_run_keeps_checkpoints_that_play(trained: tuple[Path, int], capfd: pytes
     assert "normalised score" in printed
 
 
+def test_evaluate_takes_an_address(trained: tuple[Path, int], capfd: pytest.CaptureFixture) -> None:
+    checkpoint = sorted(trained[0].glob("results/*/*/checkpoint_*"))[-1]
+    assert cli.invoke(["evaluate", f"file://{checkpoint}", "--episodes", "1"]) == OK
+    assert "length            200.0" in capfd.readouterr().out
+
+
+def test_a_simulator_that_is_not_installed(
+    trained: tuple[Path, int], capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = sorted(trained[0].glob("results/*/*/checkpoint_*"))[-1]
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    assert cli.invoke(["evaluate", str(checkpoint), "--render"]) == USAGE
+    error = capfd.readouterr().err
+    assert "environment Pendulum-v1 with --render: pygame is not installed" in error
+
+
 def test_evaluate_names_the_checkpoints_below(trained: tuple[Path, int], capfd: pytest.CaptureFixture) -> None:
     (trial,) = {path.parent for path in trained[0].glob("results/*/*/checkpoint_*")}
     assert cli.invoke(["evaluate", str(trial)]) == USAGE
@@ -379,17 +405,11 @@ def test_failing_trial_is_told_in_short(
 ) -> None:
     ppo_file.write_text(PENDULUM_PPO.replace('result["from', 'raise RuntimeError("deliberate"); result["from'))
     assert cli.invoke(["train", "file", str(ppo_file), "--storage-path", str(tmp_path)]) == FAILED
-    error = capfd.readouterr().err
-    assert "deliberate" in error
-    assert "Traceback" not in error
-
-
-def test_resume_needs_a_run_of_that_name(
-    local_ray: None, ppo_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture
-) -> None:
-    (tmp_path / "ppo_pendulum2_2026-01-01_00-00-00").mkdir()
-    assert cli.invoke(["train", "file", str(ppo_file), "--storage-path", str(tmp_path), "--resume"]) == USAGE
-    assert "has no run of the name 'ppo_pendulum'" in capfd.readouterr().err
+    captured = capfd.readouterr()
+    assert "deliberate" in captured.err
+    assert "Traceback" not in captured.err
+    assert f" in {tmp_path}\n" in captured.out  # where the results go
+    assert "Configuration for experiment" not in captured.out  # Tune's header
 
 
 def test_more_cpus_than_ray_has(local_ray: None, ppo_file: Path, capfd: pytest.CaptureFixture) -> None:

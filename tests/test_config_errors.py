@@ -100,6 +100,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("target_entropy", None),
     ("target_entropy", math.nan),
     ("termination_fn", "hopper"),
+    ("dynamics_path", "/nowhere.pt"),
     ("grad_clip", 0.0),
     ("grad_clip", "yes"),
     ("lr", 1e-3),

@@ -92,6 +92,10 @@ def test_describe_and_plot(tmp_path) -> None:
     assert plot(data, tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_episodes_of_one_length_fill_one_bar() -> None:
+    assert describe(make_transitions((5, 5, 5)))["length_histogram"] == {"counts": [3], "edges": [4.5, 5.5]}
+
+
 def test_a_constant_dataset_can_be_described(tmp_path) -> None:
     data = make_transitions((3,))
     for array in (data.observations, data.next_observations, data.actions, data.rewards):

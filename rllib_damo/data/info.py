@@ -68,6 +68,7 @@ def plot(transitions: Transitions, png_path: str | os.PathLike[str]) -> Path:
     axes[0, 0].set(title="Episode returns", xlabel="undiscounted return", ylabel="episodes")
     axes[0, 1].hist(bounds[:, 1] - bounds[:, 0], bins=40, color="tab:orange")
     axes[0, 1].set(title="Episode lengths", xlabel="steps", ylabel="episodes")
+    axes[0, 1].ticklabel_format(useOffset=False)
     points, explained = _principal_plane(transitions.observations)
     picture = axes[1, 0].hist2d(points[:, 0], points[:, 1], bins=80, cmin=1, norm="log")
     figure.colorbar(picture[3], ax=axes[1, 0], label="states")
@@ -77,6 +78,7 @@ def plot(transitions: Transitions, png_path: str | os.PathLike[str]) -> Path:
             transitions.actions[:, column], bins=60, histtype="step", density=True, label=f"action {column}"
         )
     axes[1, 1].set(title="Actions", xlabel="value in the environment's units", ylabel="density")
+    axes[1, 1].locator_params(axis="x", nbins=6)
     axes[1, 1].legend(fontsize="small")
     path = Path(png_path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +128,7 @@ def _widths(transitions: Transitions) -> str:
 def _histogram(values: np.ndarray) -> dict[str, list[float]]:
     if not len(values):
         return {"counts": [], "edges": []}
-    counts, edges = np.histogram(values, bins=_HISTOGRAM_BINS)
+    counts, edges = np.histogram(values, bins=1 if np.ptp(values) == 0 else _HISTOGRAM_BINS)
     return {"counts": counts.tolist(), "edges": edges.tolist()}
 
 

@@ -1,0 +1,77 @@
+"""Storages by address: pyarrow's ``file://`` stands for the remote ones, which it reads by the same calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rllib_damo import storage
+from rllib_damo.checkpoints import CheckpointError
+from rllib_damo.cli_inputs import UsageError
+
+
+def a_run(folder: Path, name: str, *, restorable: bool = True) -> Path:
+    (folder / name).mkdir()
+    if restorable:
+        (folder / name / "tuner.pkl").touch()
+    return folder / name
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_latest_run_is_the_newest_that_can_be_restored(scheme: str, tmp_path: Path) -> None:
+    folder = tmp_path / "with space" if not scheme else tmp_path
+    folder.mkdir(exist_ok=True)
+    a_run(folder, "damo_2026-01-01_00-00-00")
+    newest = a_run(folder, "damo_2026-01-02_00-00-00")
+    a_run(folder, "damo_2026-01-03_00-00-00", restorable=False)
+    a_run(folder, "damo_2_2026-01-04_00-00-00x")  # of other names
+    a_run(folder, "damo_hopper_2026-01-04_00-00-00")
+    assert storage.latest_run(f"{scheme}{folder}", "damo") == str(newest)
+    with pytest.raises(UsageError, match="has no run of the name 'dam'"):
+        storage.latest_run(f"{scheme}{folder}", "dam")
+
+
+def test_no_run_in_a_storage_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no run of the name 'damo'"):
+        storage.latest_run(f"file://{tmp_path}/nowhere", "damo")
+    with pytest.raises(UsageError, match="--resume: nosuch://x cannot be read"):
+        storage.latest_run("nosuch://x", "damo")
+
+
+@pytest.mark.parametrize(
+    ("path", "place", "expected"),
+    [
+        ("/results/run", "/results", "/results/run"),
+        ("/results/run", "file:///results", "/results/run"),
+        ("bucket/run", "s3://bucket", "s3://bucket/run"),
+        ("bucket/run", "s3://bucket?scheme=http&endpoint_override=h:1", "s3://bucket/run?scheme=http&endpoint_override=h:1"),
+    ],
+)  # fmt: skip
+def test_address_can_be_passed_on(path: str, place: str, expected: str) -> None:
+    assert storage.address(path, place) == expected
+
+
+def test_check_makes_a_folder_and_leaves_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.check("a/b") == str(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert storage.check(f"file://{tmp_path}/c") == f"file://{tmp_path}/c"
+
+
+def test_local_copy(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").write_text("content")
+    with storage.local_copy(tmp_path) as folder:
+        assert folder == tmp_path
+    with storage.local_copy(f"file://{tmp_path}") as folder:
+        assert folder != tmp_path
+        assert (folder / "inner" / "file").read_text() == "content"
+    assert not folder.exists()
+    assert (tmp_path / "inner" / "file").exists()
+    for address in (f"file://{tmp_path}/nowhere", "nosuch://x"):
+        with (
+            pytest.raises(CheckpointError, match=f"no checkpoint could be read at {address}"),
+            storage.local_copy(address),
+        ):
+            pass
