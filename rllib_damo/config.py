@@ -395,7 +395,7 @@ class DAMOConfig(AlgorithmConfig):
             if value not in choices:
                 hint = " It is not >= KL, which the bound needs." if value == "half_chi_squared" else ""
                 self._value_error(f"`{name}` must be one of {', '.join(choices)}; found {value!r}.{hint}")
-        if self.termination_fn is not None and not callable(self.termination_fn):
+        if self.termination_fn is not None and not _takes_three(self.termination_fn):
             self._value_error(
                 "`termination_fn` must be a function of (obs, actions, next_obs) that returns a bool tensor; found "
                 f"{self.termination_fn!r}."
@@ -457,6 +457,11 @@ class DAMOConfig(AlgorithmConfig):
             value = getattr(self, name)
             if value is not None and not _is_count(value):
                 self._value_error(f"`{name}` must be None or a whole number >= 1; found {value!r}.")
+        if self.max_dataset_rows is not None and self.max_dataset_rows < self.train_batch_size_per_learner:
+            self._value_error(
+                f"`max_dataset_rows` must hold a batch, `train_batch_size_per_learner`="
+                f"{self.train_batch_size_per_learner}, and better many; found {self.max_dataset_rows!r}."
+            )
         for name in ("hidden_dims", "dynamics_hidden_dims"):
             dims = getattr(self, name)
             if not isinstance(dims, (list, tuple)) or not dims or not all(map(_is_count, dims)):
@@ -503,6 +508,19 @@ class DAMOConfig(AlgorithmConfig):
                 "Evaluation needs an environment: set `config.environment(env=...)`, or switch it off by "
                 "`config.evaluation(evaluation_interval=None)`."
             )
+
+
+def _takes_three(function: Any) -> bool:
+    """Whether it can be called with three positional arguments."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:  # a built-in that tells no signature
+        return True
+    return True
 
 
 def _is_number(value: Any) -> bool:

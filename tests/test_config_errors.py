@@ -100,6 +100,8 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("target_entropy", None),
     ("target_entropy", math.nan),
     ("termination_fn", "hopper"),
+    ("termination_fn", len),
+    ("max_dataset_rows", 255),
     ("dynamics_path", "/nowhere.pt"),
     ("grad_clip", 0.0),
     ("grad_clip", "yes"),

@@ -188,6 +188,12 @@ def test_user_termination_gets_actions_in_the_environments_units():
     assert actions[:, 0].max() > 1
 
 
+def test_a_termination_function_that_returns_no_flags_is_an_error():
+    runner = make_runner(termination_fn=lambda obs, actions, next_obs: torch.full((len(obs),), 0.3))
+    with pytest.raises(ValueError, match=r"bool tensor, but returned torch.float32: compare"):
+        runner.sample()
+
+
 def test_runner_state_restores_bit_for_bit():
     runner = make_runner()
     runner.sample()

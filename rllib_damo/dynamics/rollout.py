@@ -109,7 +109,11 @@ def as_flags(result: Any, like: Tensor) -> Tensor:
         raise ValueError(
             f"termination_fn must return one flag a row, shape ({len(like)},), but returned shape {tuple(flags.shape)}."
         )
-    return flags.bool()
+    if flags.dtype != torch.bool:  # a probability of 0.3, say, would count as True
+        raise ValueError(
+            f"termination_fn must return a bool tensor, but returned {flags.dtype}: compare, as in `p > 0.5`."
+        )
+    return flags
 
 
 def to_arrow(batch: Mapping[str, Tensor]) -> pa.Table:
