@@ -50,7 +50,7 @@ def hopper_sized(rows: int) -> DAMOConfig:
         DAMOConfig()
         .environment("Hopper-v5")
         .offline_data(input_=dataset)
-        .training(rollout_length=5)
+        .training(rollout_length=5, actor_warmup_steps=0)  # warm-up steps take less
         .dynamics(dynamics_max_epochs=1)
         .evaluation(evaluation_interval=None)
         .debugging(seed=0, log_level="ERROR")

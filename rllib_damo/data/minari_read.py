@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +86,16 @@ class MinariReader(Reader):
 
     def _read_hdf5(self, start: int, stop: int) -> dict[str, list[np.ndarray]]:
         episodes: dict[str, list[np.ndarray]] = {key: [] for key in _COLUMNS}
+        blocks = {key: _Blocks() for key in _COLUMNS}
         try:
             with h5py.File(self.path / MAIN_FILE, "r") as file:
                 for index in range(start, stop):
                     group = h5g.open(file.id, b"episode_%d" % index)
                     for key, parts in episodes.items():
                         dataset = h5d.open(group, key.encode())
-                        values = np.empty(dataset.shape, dataset.dtype)
-                        dataset.read(h5s.ALL, h5s.ALL, values)
-                        parts.append(_narrow(values))
+                        values = blocks[key].take(dataset.shape, _narrow(dataset.dtype))
+                        dataset.read(h5s.ALL, h5s.ALL, values)  # HDF5 converts; what is too large becomes infinite
+                        parts.append(values)
         except (OSError, KeyError, TypeError) as error:
             raise DataError(
                 f"{self.name}: {self.path / MAIN_FILE} cannot be read ({error}); download it again."
@@ -142,12 +144,28 @@ class MinariReader(Reader):
         )
 
 
-def _narrow(values: np.ndarray) -> np.ndarray:
-    """Wider floats as the float32 that the schema holds, an episode at a time, so that no wide copy of all is held."""
-    if values.dtype.kind != "f" or values.dtype.itemsize <= 4:
-        return values
-    with np.errstate(over="ignore"):  # becomes infinite, which the schema's check reports
-        return values.astype(np.float32)
+class _Blocks:
+    """Hands out arrays that lie in large blocks, which the allocator gives back to the system as a whole.
+
+    Freed arrays of an episode's size would stay with the process, in thousands of pieces.
+    """
+
+    _BYTES = 1 << 26  # resident only as far as it is written
+
+    def __init__(self) -> None:
+        self._free = np.empty(0, np.uint8)
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        size = math.prod(shape) * dtype.itemsize
+        if len(self._free) < size:
+            self._free = np.empty(max(size, self._BYTES), np.uint8)
+        taken, self._free = self._free[:size], self._free[-(-size // 8) * 8 :]  # the next one is aligned, too
+        return taken.view(dtype).reshape(shape)
+
+
+def _narrow(dtype: np.dtype) -> np.dtype:
+    """Wider floats are read as the float32 that the schema holds."""
+    return np.dtype(np.float32) if dtype.kind == "f" and dtype.itemsize > 4 else dtype
 
 
 def download(dataset_id: str) -> Path:
