@@ -41,6 +41,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             **_PENDULUM_MODEL,
             "eta": 0.1,
             "bc_weight": 0.0,
+            "data_fraction": 1.0,
             "initial_alpha": 0.1,
             "max_alpha": 1.0,
             "policy_tau": 0.01,

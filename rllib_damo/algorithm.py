@@ -72,18 +72,17 @@ class DAMO(Algorithm):
             transitions.terminations,
         )  # fmt: skip
         starts = transitions.episode_bounds()[:, 0]
-        initial = starts
-        if self.config.initial_states == "dataset":
-            initial = transitions.best_rows(self.config.anchor_fraction if self.config.bc_weight else 1.0)
+        used = transitions.best_rows(self.config.data_fraction)
         if self.learner_group.is_remote:
             shared = ray.put(rows)
             rows = ray.get(shared)  # the same memory
-            self._foreach_learner("set_dataset", shared, ray.put(starts), ray.put(initial), fit)
+            self._foreach_learner("set_dataset", shared, ray.put(starts), ray.put(used), fit)
         else:
-            self._foreach_learner("set_dataset", rows, starts, initial, fit)
+            self._foreach_learner("set_dataset", rows, starts, used, fit)
         columns = layout.unpack(rows)
         # Kept here, and not only by the runners, since a runner that died comes back without them.
-        self._start_states = ray.put(columns.obs) if self.config.num_env_runners > 0 else columns.obs
+        start_states = columns.obs if len(used) == len(rows) else columns.obs[used]
+        self._start_states = ray.put(start_states) if self.config.num_env_runners > 0 else start_states
         return columns
 
     @override(Algorithm)

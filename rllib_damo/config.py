@@ -64,7 +64,7 @@ class DAMOConfig(AlgorithmConfig):
         self.target_networks = True
         self.initial_states = "dataset"
         self.bc_weight = 20.0
-        self.anchor_fraction = 0.5
+        self.data_fraction = 0.5
         self.actor_warmup_steps = 10_000
         # Networks and optimisation
         self.hidden_dims: tuple[int, ...] = (256, 256)
@@ -137,6 +137,7 @@ class DAMOConfig(AlgorithmConfig):
             max_actor_weight=float("inf"),
             normalize_observations=False,
             bc_weight=0.0,
+            data_fraction=1.0,
             tau=0.005,
             policy_tau=1.0,
             initial_alpha=1.0,
@@ -165,7 +166,7 @@ class DAMOConfig(AlgorithmConfig):
         target_networks: bool | None = NotProvided,
         initial_states: str | None = NotProvided,
         bc_weight: float | None = NotProvided,
-        anchor_fraction: float | None = NotProvided,
+        data_fraction: float | None = NotProvided,
         actor_warmup_steps: int | None = NotProvided,
         hidden_dims: tuple[int, ...] | None = NotProvided,
         twin_q: bool | None = NotProvided,
@@ -210,8 +211,8 @@ class DAMOConfig(AlgorithmConfig):
             initial_states: where s0 comes from: "dataset", any state of it (the paper's), or "episode_start".
             bc_weight: weight of an anchor to the dataset's actions, the mean of (π(s) - a)² over the rows of s0 and the
                 action's coordinates, against a value term scaled to unit size; 0 is the paper's, 0.4 TD3+BC's balance.
-            anchor_fraction: with ``bc_weight``, the share of the dataset that s0 and the anchor's actions are drawn
-                from: the episodes of highest return. 1 anchors to all of it.
+            data_fraction: share of the dataset that policy, critics and classifier learn from and rollouts branch from:
+                the episodes of highest return. The dynamics model learns from all of it. 1 is the paper's.
             actor_warmup_steps: with ``bc_weight``, first gradient steps in which the policy follows its anchor (and its
                 entropy) alone, while critics and classifier learn what it is worth.
             hidden_dims: widths of the hidden layers of actor, critics and classifier.
@@ -471,8 +472,8 @@ class DAMOConfig(AlgorithmConfig):
                 self._value_error(f"`{name}` must lie in (0, 1]; found {getattr(self, name)!r}.")
         if not (_is_number(self.gamma) and 0 <= self.gamma < 1):
             self._value_error(f"`gamma` must lie in [0, 1): the discounted occupancy needs it; found {self.gamma!r}.")
-        if not (_is_number(self.anchor_fraction) and 0 < self.anchor_fraction <= 1):
-            self._value_error(f"`anchor_fraction` must lie in (0, 1]; found {self.anchor_fraction!r}.")
+        if not (_is_number(self.data_fraction) and 0 < self.data_fraction <= 1):
+            self._value_error(f"`data_fraction` must lie in (0, 1]; found {self.data_fraction!r}.")
         if self.uses_model and not (_is_number(self.real_ratio) and 0 <= self.real_ratio < 1):
             self._value_error(f"`real_ratio` must lie in [0, 1); found {self.real_ratio!r}.")
         if not (_is_number(self.label_smoothing) and 0 <= self.label_smoothing < 0.5):

@@ -49,7 +49,7 @@ class DAMOTorchLearner(TorchLearner):
         cfg, module = self.config, self.module[DEFAULT_MODULE_ID]
         self._layout = Layout(module.observation_space.shape[0], module.action_space.shape[0])
         self._offline: Tensor | None = None
-        self._episode_starts = self._initial_rows = torch.empty(0, dtype=torch.int64)
+        self._episode_starts = self._used = torch.empty(0, dtype=torch.int64)
         capacity = cfg.rollout_batch_size * cfg.rollout_length * cfg.model_retain_epochs if cfg.uses_model else 0
         self._synthetic = RingBuffer(self._layout, math.ceil(capacity / max(1, cfg.num_learners)), self._device)
         self._generator = torch.Generator(self._device)
@@ -100,20 +100,20 @@ class DAMOTorchLearner(TorchLearner):
 
     # -- data ----------------------------------------------------------------------------------------------------
 
-    def set_dataset(self, rows: ArrayOrRef, starts: ArrayOrRef, initial: ArrayOrRef, fit: bool) -> None:
+    def set_dataset(self, rows: ArrayOrRef, starts: ArrayOrRef, used: ArrayOrRef, fit: bool) -> None:
         """Replaces the offline store.
 
         Args:
             rows: ``(N, Layout.width)`` packed transitions, with unit actions.
             starts: indices of the rows that start an episode.
-            initial: indices of the rows that s0 is drawn from.
+            used: indices of the rows that batches are drawn from.
             fit: also set the networks' input statistics from these rows (not when they come from a checkpoint).
         """
         if isinstance(rows, ray.ObjectRef):
-            rows, starts, initial = ray.get([rows, starts, initial])
+            rows, starts, used = ray.get([rows, starts, used])
         self._offline = as_constant(rows).to(self._device)
         self._episode_starts = torch.from_numpy(np.array(starts)).to(self._device)
-        self._initial_rows = torch.from_numpy(np.array(initial)).to(self._device)
+        self._used = torch.from_numpy(np.array(used)).to(self._device)
         if fit:
             batch = self._layout.unpack(self._offline)
             self.module[DEFAULT_MODULE_ID].fit_standardizers(
@@ -152,10 +152,10 @@ class DAMOTorchLearner(TorchLearner):
         self._generator.manual_seed(int(seed))
 
         # All indices of the call at once
-        real, half_offline = self._randint(len(offline), num_steps, num_real + half).split((num_real, half), dim=1)
+        initial_rows = self._episode_starts if cfg.initial_states == "episode_start" else self._used
+        per_step_initial = self._draw(initial_rows, num_steps, num_update)
+        per_step_offline = torch.cat((per_step_initial, self._draw(self._used, num_steps, half + num_real)), dim=1)
         per_step_synthetic = self._randint(len(self._synthetic), num_steps, num_model + half)
-        per_step_initial = self._initial_rows[self._randint(len(self._initial_rows), num_steps, num_update)]
-        per_step_offline = torch.cat((per_step_initial, half_offline, real), dim=1)
 
         # A step's rows in one place: [initial states | classifier, offline | update rows | classifier, synthetic]
         rows = torch.empty((2 * (num_update + half), self._layout.width), device=self._device)
@@ -181,6 +181,10 @@ class DAMOTorchLearner(TorchLearner):
     def compute_loss_for_module(self, **kwargs: Any) -> Any:
         """Not RLlib's path: losses with separate gradients do not add up to one (see ``update.py``)."""
         raise NotImplementedError(f"{type(self).__name__} is trained by `update_many`, not by `update`.")
+
+    def _draw(self, rows: Tensor, *shape: int) -> Tensor:
+        """Random entries of ``rows``."""
+        return rows[self._randint(len(rows), *shape)]
 
     def _randint(self, high: int, *shape: int) -> Tensor:
         if 0 in shape:  # nothing is drawn from an empty store

@@ -18,6 +18,7 @@ config = (
         hidden_dims=(64, 64),
         critic_lr=1e-3,
         bc_weight=0.0,  # the data is mostly bad: nothing to stay close to
+        data_fraction=1.0,
         initial_alpha=0.1,
         max_alpha=1.0,
         policy_tau=0.01,  # a short run, in which the policy of 1,000 steps ago is another one

@@ -26,6 +26,7 @@ class BaselineConfig(DAMOConfig):
         super().__init__(algo_class=algo_class)
         self.data_alignment = False  # no classifier, and no rows for it
         self.bc_weight = 0.0
+        self.data_fraction = 1.0
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         return RLModuleSpec(module_class=self.module_class)
@@ -37,7 +38,7 @@ class BaselineConfig(DAMOConfig):
         super().validate()
         if self.in_evaluation:
             return
-        unread = TRAINING_OPTIONS - self.reads - {"rollout_freq", "policy_tau"}
+        unread = TRAINING_OPTIONS - self.reads - {"rollout_freq", "policy_tau", "data_fraction"}
         if not self.uses_model:
             unread |= DYNAMICS_OPTIONS
             if self.num_env_runners:
