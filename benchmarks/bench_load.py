@@ -16,11 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench_memory import write_dataset
-
-
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+from bench_memory import resident, write_dataset
 
 
 def measure(name: str) -> dict[str, float]:

@@ -21,6 +21,11 @@ from rllib_damo import DAMOConfig
 from rllib_damo.buffers import Layout
 
 
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def write_dataset(path: Path, rows: int) -> None:
     """A Hopper-shaped D4RL file, written here and read as a user's would be."""
     import h5py
@@ -61,9 +66,8 @@ def main() -> None:
             pass
         for _ in range(args.iterations):
             algo.train()
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
         sizes = {
-            "resident": pages * resource.getpagesize(),
+            "resident": resident(),
             "dataset": args.rows * width * 4,
             "model_buffer": config.rollout_batch_size * config.rollout_length * config.model_retain_epochs * width * 4,
         }

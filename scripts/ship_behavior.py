@@ -35,6 +35,10 @@ def measure(env_id: str, policy: BehaviorPolicy, episodes: int, seed: int = RECO
     return PolicyRecord(env_id, "", mean, std, length, episodes)
 
 
+def task_of(env_id: str) -> str:
+    return next(task for task, id_ in ENVS.items() if id_ == env_id)
+
+
 class Trace:
     """The snapshots of one training run, rounded to float16."""
 
@@ -94,7 +98,7 @@ class Trace:
 
 
 def ship_trace(env_id: str, folder: pathlib.Path, snapshots: int, episodes: int) -> dict[str, PolicyRecord]:
-    task = next(task for task, id_ in ENVS.items() if id_ == env_id)
+    task = task_of(env_id)
     trace = Trace(folder, env_id, episodes)
     print("candidates for medium and expert")
     medium, expert = trace.medium(*MEDIUM[task]), trace.expert()
@@ -122,7 +126,7 @@ def ship_trace(env_id: str, folder: pathlib.Path, snapshots: int, episodes: int)
 
 def ship_expert(env_id: str, folder: pathlib.Path, episodes: int) -> dict[str, PolicyRecord]:
     """Replaces the expert by the best of another run; returns all records of the task."""
-    task = next(task for task, id_ in ENVS.items() if id_ == env_id)
+    task = task_of(env_id)
     trace, name = Trace(folder, env_id, episodes), f"{task}-expert"
     steps = trace.expert()
     record = dataclasses.replace(trace.measure(steps, RECORD_SEED, 8), level="expert", file=f"{name}.npz")
@@ -166,12 +170,10 @@ def main() -> None:
             index = FOLDER / "index.json"
             if f"{task}-medium" not in json.loads(index.read_text())["policies"]:
                 write_index(ENVS[task], {f"{task}-random": random_record(ENVS[task], args.episodes)})
+    elif args.expert:
+        write_index(args.env_id, ship_expert(args.env_id, args.trace, args.episodes))
     else:
-        if args.expert:
-            records = ship_expert(args.env_id, args.trace, args.episodes)
-        else:
-            records = ship_trace(args.env_id, args.trace, args.snapshots, args.episodes)
-        write_index(args.env_id, records)
+        write_index(args.env_id, ship_trace(args.env_id, args.trace, args.snapshots, args.episodes))
 
 
 if __name__ == "__main__":
