@@ -233,6 +233,19 @@ def _parameter_sums(learner) -> dict[str, float]:
     return {"rows": len(learner._synthetic)} | {n: float(p.double().sum()) for n, p in module.named_parameters()}
 
 
+def test_batches_and_rollouts_start_from_the_best_share_of_the_data(config):
+    algo = config.training(data_fraction=0.5).evaluation(evaluation_interval=None).build_algo()
+    transitions = algo.offline_data.transitions
+    best = transitions.best_rows(0.5)
+    assert 0 < len(best) < len(transitions)
+    learner = algo.learner_group._learner
+    np.testing.assert_array_equal(learner._used, best)
+    np.testing.assert_array_equal(algo._start_states, transitions.observations[best])
+    drawn = learner._draw(learner._used, 50, 20)
+    assert set(drawn.flatten().tolist()) <= set(best.tolist())
+    algo.stop()
+
+
 def test_a_dataset_above_the_cap_streams_through(config):
     algo = config.offline_data(max_dataset_rows=800).evaluation(evaluation_interval=None).build_algo()
     sizes = []
