@@ -22,6 +22,7 @@ from bench_steps import flop_per_step
 from rllib_damo import DAMOConfig
 from rllib_damo.buffers import Batch, Layout
 from rllib_damo.fast_update import FastUpdate
+from rllib_damo.flat import flatten
 from rllib_damo.rl_module import DAMOTorchRLModule
 from rllib_damo.update import DAMOUpdate, StepBatch, UpdateOptions
 
@@ -40,7 +41,8 @@ def make(precision: str | None) -> DAMOUpdate:
             "initial_alpha": 0.05,
         },
     )  # fmt: skip
-    optimizers = {name: torch.optim.Adam(params, lr=3e-4, fused=True) for name, params in module.trainable().items()}
+    flat = {name: flatten(params) for name, params in module.trainable().items()}
+    optimizers = {name: torch.optim.Adam([param], lr=3e-4, fused=True) for name, param in flat.items()}
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(UpdateOptions)}
     options = UpdateOptions(**values | {"target_entropy": -float(ACT_DIM), "actor_warmup_steps": 0})
     generator = torch.Generator().manual_seed(0)

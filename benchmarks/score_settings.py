@@ -14,8 +14,9 @@ from rllib_damo.data.behavior import ENVS
 
 METHODS = {"damo": DAMOConfig, "mopo": MOPOConfig, "td3bc": TD3BCConfig, "bc": BehaviorCloningConfig}
 
-# Of every task, by its environment. TD3+BC and BC have their configs' defaults everywhere.
-_MUJOCO: dict[str, Any] = {"dynamics_max_epochs": 12}
+# All methods alike: small networks, for a small budget.
+_MUJOCO: dict[str, Any] = {"hidden_dims": (128, 128)}
+_MUJOCO_MODEL: dict[str, Any] = {**_MUJOCO, "rollout_batch_size": 20_000, "dynamics_max_epochs": 12}
 _PENDULUM: dict[str, Any] = {"hidden_dims": (64, 64), "rollout_freq": 500}
 _PENDULUM_MODEL: dict[str, Any] = {
     **_PENDULUM, "critic_lr": 1e-3, "rollout_length": 3, "rollout_batch_size": 5_000,
@@ -25,16 +26,22 @@ _PENDULUM_MODEL: dict[str, Any] = {
 #: Task -> method -> options over the method's defaults. A task of another level has its environment's ("hopper").
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "hopper": {
-        "damo": {**_MUJOCO, "eta": 1.0, "rollout_length": 5},
-        "mopo": {**_MUJOCO, "penalty_coef": 5.0, "rollout_length": 5},
+        "damo": {**_MUJOCO_MODEL, "eta": 1.0, "rollout_length": 5},
+        "mopo": {**_MUJOCO_MODEL, "penalty_coef": 5.0, "rollout_length": 5},
+        "td3bc": _MUJOCO,
+        "bc": _MUJOCO,
     },
     "halfcheetah": {
-        "damo": {**_MUJOCO, "eta": 0.5, "rollout_length": 5},
-        "mopo": {**_MUJOCO, "penalty_coef": 0.5, "rollout_length": 5},
+        "damo": {**_MUJOCO_MODEL, "eta": 0.5, "rollout_length": 5},
+        "mopo": {**_MUJOCO_MODEL, "penalty_coef": 0.5, "rollout_length": 5},
+        "td3bc": _MUJOCO,
+        "bc": _MUJOCO,
     },
     "walker2d": {
-        "damo": {**_MUJOCO, "eta": 2.0, "rollout_length": 1},
-        "mopo": {**_MUJOCO, "penalty_coef": 0.5, "rollout_length": 5},
+        "damo": {**_MUJOCO_MODEL, "eta": 2.0, "rollout_length": 1},
+        "mopo": {**_MUJOCO_MODEL, "penalty_coef": 0.5, "rollout_length": 5},
+        "td3bc": _MUJOCO,
+        "bc": _MUJOCO,
     },
     "pendulum": {
         "damo": {

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rllib_damo.flat import gradient_of
 from rllib_damo.networks import StackedMLP
 
 
@@ -103,7 +104,7 @@ class FastMLP:
     def parameter_gradients(self, delta: Tensor, rows: slice = slice(None)) -> None:
         """Sets the parameters' gradients, from ``delta (C, R, out)`` and what ``backward`` left at the same rows."""
         part, weights, biases = self._now.at(rows), self._weight_grads, self._bias_grads
-        torch.bmm(self._x[:, rows].mT, part.bottom, out=weights[0])
+        _bmm(self._x[:, rows].mT, part.bottom, weights[0])
         torch.sum(part.bottom, 1, keepdim=True, out=biases[0])
         for i, grad in enumerate(self._inner_grads, 1):
             _bmm(part.hidden_transposed[i - 1], part.deltas[i], grad)
@@ -153,22 +154,17 @@ class _Rows:
         self.bottom = self.deltas[0] if buffers.bottom is buffers.deltas[0] else buffers.bottom[:, rows]
 
 
-def gradient_of(param: nn.Parameter) -> Tensor:
-    """The parameter's ``.grad``, which is made where there is none."""
-    if param.grad is None:
-        param.grad = torch.zeros_like(param)
-    return param.grad
-
-
 def _stacked(param: Tensor) -> Tensor:
     """A view ``(C, in, out)`` or ``(C, 1, out)`` of a weight or bias of `StackedMLP` or of ``nn.Linear``."""
     return param if param.ndim == 3 else param.t()[None] if param.ndim == 2 else param[None, None]
 
 
 def _bmm(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """``a @ b`` into ``out``, as (bᵀ aᵀ)ᵀ where that is transposed in memory: bfloat16 has no fast path for it."""
+    """``a @ b`` into ``out``, which may be transposed in memory: there bfloat16, and few rows, have no fast path."""
     if out.stride(-1) == 1:
         torch.bmm(a, b, out=out)
+    elif out.shape[1] < 64:
+        out.copy_(torch.bmm(a, b))
     else:
         torch.bmm(b.mT, a.mT, out=out.mT)
 

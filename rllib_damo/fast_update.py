@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from rllib_damo import losses
 from rllib_damo.buffers import Batch
-from rllib_damo.fast_mlp import FastMLP, gradient_of
+from rllib_damo.fast_mlp import FastMLP
+from rllib_damo.flat import gradient_of
 from rllib_damo.networks import LOG_STD_MAX, LOG_STD_MIN, Standardize
 from rllib_damo.rl_module import DAMOTorchRLModule
 from rllib_damo.update import DAMOUpdate, StepBatch, UpdateOptions

@@ -20,6 +20,7 @@ from torch import Tensor
 from rllib_damo.buffers import Layout, RingBuffer, as_constant
 from rllib_damo.dynamics.rollout import from_arrow
 from rllib_damo.fast_update import fastest_update
+from rllib_damo.flat import flatten
 from rllib_damo.update import CLASSIFIER_METRICS, METRICS, StepBatch, Update, UpdateOptions
 
 COMPONENT_DAMO = "damo"
@@ -78,12 +79,12 @@ class DAMOTorchLearner(TorchLearner):
     @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         for name, params in self.module[module_id].trainable().items():
-            lr = getattr(config, f"{name}_lr")
+            lr, flat = getattr(config, f"{name}_lr"), flatten(params)
             self.register_optimizer(
                 module_id=module_id,
                 optimizer_name=name,
-                optimizer=torch.optim.Adam(params, lr=lr, fused=True),
-                params=params,
+                optimizer=torch.optim.Adam([flat], lr=lr, fused=True),
+                params=[flat],
                 lr_or_lr_schedule=lr,
             )
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rllib_damo import losses
 from rllib_damo.buffers import Batch
 from rllib_damo.divergences import DIVERGENCES
+from rllib_damo.flat import gradient_of
 from rllib_damo.rl_module import DAMOTorchRLModule
 
 CLASSIFIER_METRICS = ("classifier_loss", "classifier_accuracy", "logit_offline_mean", "logit_synthetic_mean")
@@ -108,8 +109,7 @@ class Update:
         params = self.params[name]
         if self.reduce_gradients is not None:
             gradients = self.reduce_gradients(gradients)
-        for param, gradient in zip(params, gradients, strict=True):
-            param.grad = gradient
+        torch._foreach_copy_([gradient_of(param) for param in params], list(gradients))
         if self.grad_clip is not None:
             nn.utils.clip_grad_norm_(params, self.grad_clip)
         self.optimizers[name].step()
