@@ -4,8 +4,8 @@
 
 Prints one JSON line: ``steps_per_second`` counts whole iterations (rollouts, hand-over, gradient steps, metrics),
 ``learner_steps_per_second`` the gradient steps alone, ``overhead`` the share of an iteration that is neither rollouts
-nor gradient steps. ``gflops_peak`` is the median of 256x256x256 sgemm, measured before each iteration; ``peak_fraction``
-is the median share that the gradient steps have of it, ``whole_fraction`` the same with all else in an iteration's time.
+nor gradient steps. ``gflops_peak`` is the median of 256x256x256 sgemm, measured before each iteration;
+``peak_fraction`` is the median share that the gradient steps have of it, ``whole_fraction`` that of whole iterations.
 """
 
 import argparse
