@@ -26,19 +26,19 @@ _PENDULUM_MODEL: dict[str, Any] = {
 #: Task -> method -> options over the method's defaults. A task of another level has its environment's ("hopper").
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "hopper": {
-        "damo": {**_MUJOCO_MODEL, "eta": 1.0, "rollout_length": 5},
+        "damo": {**_MUJOCO_MODEL, "bc_weight": 4.0, "eta": 1.0, "rollout_length": 5},
         "mopo": {**_MUJOCO_MODEL, "penalty_coef": 5.0, "rollout_length": 5},
         "td3bc": _MUJOCO,
         "bc": _MUJOCO,
     },
     "halfcheetah": {
-        "damo": {**_MUJOCO_MODEL, "eta": 0.5, "rollout_length": 5},
+        "damo": {**_MUJOCO_MODEL, "bc_weight": 4.0, "eta": 0.5, "rollout_length": 5},
         "mopo": {**_MUJOCO_MODEL, "penalty_coef": 0.5, "rollout_length": 5},
         "td3bc": _MUJOCO,
         "bc": _MUJOCO,
     },
     "walker2d": {
-        "damo": {**_MUJOCO_MODEL, "eta": 2.0, "rollout_length": 1},
+        "damo": {**_MUJOCO_MODEL, "bc_weight": 4.0, "eta": 2.0, "rollout_length": 1},
         "mopo": {**_MUJOCO_MODEL, "penalty_coef": 0.5, "rollout_length": 5},
         "td3bc": _MUJOCO,
         "bc": _MUJOCO,
