@@ -20,6 +20,7 @@ from bench_rollouts import ACT_DIM, OBS_DIM, sgemm_gflops
 from bench_steps import flop_per_step
 
 from rllib_damo import DAMOConfig
+from rllib_damo.adam import FusedAdam
 from rllib_damo.buffers import Batch, Layout
 from rllib_damo.fast_update import FastUpdate
 from rllib_damo.flat import flatten
@@ -42,7 +43,7 @@ def make(precision: str | None) -> DAMOUpdate:
         },
     )  # fmt: skip
     flat = {name: flatten(params) for name, params in module.trainable().items()}
-    optimizers = {name: torch.optim.Adam([param], lr=3e-4, fused=True) for name, param in flat.items()}
+    optimizers = {name: FusedAdam([param], lr=3e-4) for name, param in flat.items()}
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(UpdateOptions)}
     options = UpdateOptions(**values | {"target_entropy": -float(ACT_DIM), "actor_warmup_steps": 0})
     generator = torch.Generator().manual_seed(0)

@@ -17,6 +17,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.typing import StateDict
 from torch import Tensor
 
+from rllib_damo.adam import FusedAdam
 from rllib_damo.buffers import Layout, RingBuffer, as_constant
 from rllib_damo.dynamics.rollout import from_arrow
 from rllib_damo.fast_update import fastest_update
@@ -83,7 +84,7 @@ class DAMOTorchLearner(TorchLearner):
             self.register_optimizer(
                 module_id=module_id,
                 optimizer_name=name,
-                optimizer=torch.optim.Adam([flat], lr=lr, fused=True),
+                optimizer=FusedAdam([flat], lr=lr),
                 params=[flat],
                 lr_or_lr_schedule=lr,
             )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rllib_damo.adam import FusedAdam
 from rllib_damo.dynamics.adam_state import load_optimizer_state, optimizer_state
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble, bounded_gaussian, mlp
 from rllib_damo.dynamics.gradients import Gradients
@@ -121,8 +122,8 @@ class DynamicsTrainer:
             for p in (*ensemble.weights, *ensemble.biases, ensemble.max_logvar, ensemble.min_logvar)
         ]
         decay = [*weight_decay, *[0.0] * (num_layers + 2)]
-        self._optimizer = torch.optim.Adam(
-            [{"params": [p], "weight_decay": d} for p, d in zip(self._params, decay, strict=True)], lr=lr, fused=True
+        self._optimizer = FusedAdam(
+            [{"params": [p], "weight_decay": d} for p, d in zip(self._params, decay, strict=True)], lr=lr
         )
         self._epoch = 0
         self._best = np.full(ensemble.num_ensemble, np.inf, np.float32)  # hold-out MSE of the best weights
