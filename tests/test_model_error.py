@@ -1,0 +1,65 @@
+"""benchmarks/model_error.py: distances and coverage of models whose errors are known."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import model_error
+
+from rllib_damo.data.schema import Transitions
+
+STEP, ROWS = 0.1, 60
+
+
+def line(episodes: int = 2) -> Transitions:
+    """Two columns that grow by ``STEP`` times an action of 1, from anywhere."""
+    starts = np.random.default_rng(0).normal(size=(episodes, 1, 2))
+    states = (starts + STEP * np.arange(ROWS + 1)[None, :, None]).astype(np.float32)
+    return Transitions(
+        observations=states[:, :-1].reshape(-1, 2),
+        actions=np.ones((episodes * ROWS, 1), np.float32),
+        rewards=np.zeros(episodes * ROWS, np.float32),
+        next_observations=states[:, 1:].reshape(-1, 2),
+        terminations=np.zeros(episodes * ROWS, bool),
+        truncations=np.arange(episodes * ROWS) % ROWS == ROWS - 1,
+    )
+
+
+def model(step: float) -> Any:
+    """Moves by ``step`` times the action, in units of 2."""
+
+    def sample(obs: Tensor, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return obs + step * actions, torch.zeros(len(obs))
+
+    return SimpleNamespace(obs_dim=2, input_std=torch.full((3,), 2.0), sampler=lambda: sample)
+
+
+def test_distances_are_in_standard_deviations_of_the_data() -> None:
+    data = line()
+    result = model_error.errors(model(STEP), data, data.actions, rows=50)
+    assert result["error"] == pytest.approx(dict.fromkeys(model_error.STEPS, 0), abs=1e-3)
+    assert result["still"] == pytest.approx({h: h * STEP / 2 for h in model_error.STEPS}, abs=1e-3)
+    result = model_error.errors(model(3 * STEP), data, data.actions, rows=50)
+    assert result["error"] == pytest.approx({h: h * STEP for h in model_error.STEPS}, abs=1e-3)
+
+
+def test_a_gaussian_covers_nine_tenths_of_its_own_draws() -> None:
+    data = line(200)
+    noise = np.random.default_rng(1).normal(size=data.observations.shape).astype(np.float32)
+    data.next_observations[:] = data.observations + 0.5 * noise
+    data.rewards[:] = 0.5 * noise[:, 0]
+
+    def gaussian(obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros(7, len(obs), 3), torch.full((7, len(obs), 3), 2 * float(np.log(0.5)))
+
+    assert model_error.coverage(gaussian, data, data.actions) == pytest.approx(0.9, abs=0.01)  # type: ignore[arg-type]
