@@ -23,26 +23,30 @@ _PENDULUM_MODEL: dict[str, Any] = {
     "dynamics_hidden_dims": (64, 64), "dynamics_weight_decay": (2.5e-5, 5e-5, 1e-4), "dynamics_max_epochs": 10,
 }  # fmt: skip
 
+
+def _mujoco(eta: float, rollout_length: int, penalty_coef: float) -> dict[str, dict[str, Any]]:
+    """DAMO with the paper's η and rollout length (Table 4)."""
+    return {
+        "damo": {**_MUJOCO_MODEL, "bc_weight": 4.0, "eta": eta, "rollout_length": rollout_length},
+        "mopo": {**_MUJOCO_MODEL, "penalty_coef": penalty_coef, "rollout_length": 5},
+        "td3bc": _MUJOCO,
+        "bc": _MUJOCO,
+    }
+
+
 #: Task -> method -> options over the method's defaults. A task of another level has its environment's ("hopper").
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "hopper": {
-        "damo": {**_MUJOCO_MODEL, "bc_weight": 4.0, "eta": 1.0, "rollout_length": 5},
-        "mopo": {**_MUJOCO_MODEL, "penalty_coef": 5.0, "rollout_length": 5},
-        "td3bc": _MUJOCO,
-        "bc": _MUJOCO,
-    },
-    "halfcheetah": {
-        "damo": {**_MUJOCO_MODEL, "bc_weight": 4.0, "eta": 0.5, "rollout_length": 5},
-        "mopo": {**_MUJOCO_MODEL, "penalty_coef": 0.5, "rollout_length": 5},
-        "td3bc": _MUJOCO,
-        "bc": _MUJOCO,
-    },
-    "walker2d": {
-        "damo": {**_MUJOCO_MODEL, "bc_weight": 4.0, "eta": 2.0, "rollout_length": 1},
-        "mopo": {**_MUJOCO_MODEL, "penalty_coef": 0.5, "rollout_length": 5},
-        "td3bc": _MUJOCO,
-        "bc": _MUJOCO,
-    },
+    "hopper": _mujoco(2.0, 5, 5.0),
+    "hopper-medium-replay": _mujoco(3.0, 5, 5.0),
+    "hopper-medium-expert": _mujoco(3.0, 5, 5.0),
+    "halfcheetah": _mujoco(0.5, 5, 0.5),
+    "halfcheetah-random": _mujoco(0.1, 5, 0.5),
+    "halfcheetah-medium-replay": _mujoco(0.1, 5, 0.5),
+    "halfcheetah-medium-expert": _mujoco(2.5, 5, 0.5),
+    "walker2d": _mujoco(2.0, 1, 0.5),
+    "walker2d-random": _mujoco(2.0, 5, 0.5),
+    "walker2d-medium-replay": _mujoco(1.5, 5, 0.5),
+    "walker2d-medium-expert": _mujoco(1.5, 3, 0.5),
     "pendulum": {
         "damo": {
             **_PENDULUM_MODEL,
