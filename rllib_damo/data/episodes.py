@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import msgpack
 import numpy as np
 
-from rllib_damo.data.parquet import Files
-from rllib_damo.data.reader import Reader
+from rllib_damo.data.parquet import FilesReader
 from rllib_damo.data.recorded import decode_box, decode_msgpack_hook, recorded_to_env
 from rllib_damo.data.schema import DataError, Transitions
 
@@ -30,16 +28,8 @@ class _Chunk:
     truncated: bool
 
 
-class EpisodesReader(Reader):
+class EpisodesReader(FilesReader):
     """RLlib's recorded episodes (`output_write_episodes=True`). Pieces of one episode are put together again."""
-
-    def __init__(
-        self, files: Files, action_space: gym.Space | None = None, recorded_actions: str = "normalized"
-    ) -> None:
-        self.files = files
-        self.name = files.name
-        self._action_space = action_space
-        self._recorded_actions = recorded_actions
 
     def read(self, start: int = 0, stop: int | None = None) -> Transitions:
         chunks: list[_Chunk] = []

@@ -86,8 +86,14 @@ def find_files(pattern: str, filesystem: fs.FileSystem | None = None) -> Files:
     return Files(tuple(found), filesystem, name)
 
 
-class ParquetReader(Reader):
-    """Flat transitions in Parquet files that share their columns."""
+class FilesReader(Reader):
+    """A reader of Parquet files.
+
+    Args:
+        files: which.
+        action_space: of the environment, to undo the normalisation of recorded actions.
+        recorded_actions: "normalized" or "env": how RLlib recorded them.
+    """
 
     def __init__(
         self, files: Files, action_space: gym.Space | None = None, recorded_actions: str = "normalized"
@@ -96,7 +102,12 @@ class ParquetReader(Reader):
         self.name = files.name
         self._action_space = action_space
         self._recorded_actions = recorded_actions
-        self._groups: list[tuple[str, int, int]] | None = None
+
+
+class ParquetReader(FilesReader):
+    """Flat transitions in Parquet files that share their columns."""
+
+    _groups: list[tuple[str, int, int]] | None = None
 
     def read(self, start: int = 0, stop: int | None = None) -> Transitions:
         total = self.num_rows()
