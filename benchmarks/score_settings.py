@@ -16,7 +16,7 @@ METHODS = {"damo": DAMOConfig, "mopo": MOPOConfig, "td3bc": TD3BCConfig, "bc": B
 
 # All methods alike: small networks, for a small budget.
 _MUJOCO: dict[str, Any] = {"hidden_dims": (128, 128)}
-_MUJOCO_MODEL: dict[str, Any] = {**_MUJOCO, "rollout_batch_size": 20_000, "dynamics_max_epochs": 12}
+_MUJOCO_MODEL: dict[str, Any] = {**_MUJOCO, "rollout_batch_size": 20_000, "dynamics_max_epochs": 8}
 _PENDULUM: dict[str, Any] = {"hidden_dims": (64, 64), "rollout_freq": 500}
 _PENDULUM_MODEL: dict[str, Any] = {
     **_PENDULUM, "critic_lr": 1e-3, "rollout_length": 3, "rollout_batch_size": 5_000,
@@ -27,7 +27,7 @@ _PENDULUM_MODEL: dict[str, Any] = {
 def _mujoco(eta: float, rollout_length: int, penalty_coef: float) -> dict[str, dict[str, Any]]:
     """DAMO with the paper's η and rollout length (Table 4)."""
     return {
-        "damo": {**_MUJOCO_MODEL, "bc_weight": 4.0, "eta": eta, "rollout_length": rollout_length},
+        "damo": {**_MUJOCO_MODEL, "eta": eta, "rollout_length": rollout_length},
         "mopo": {**_MUJOCO_MODEL, "penalty_coef": penalty_coef, "rollout_length": 5},
         "td3bc": _MUJOCO,
         "bc": _MUJOCO,

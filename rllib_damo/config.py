@@ -63,7 +63,7 @@ class DAMOConfig(AlgorithmConfig):
         self.behavior_alignment = True
         self.target_networks = True
         self.initial_states = "dataset"
-        self.bc_weight = 20.0
+        self.bc_weight = 4.0
         self.data_fraction = 0.5
         self.actor_warmup_steps = 10_000
         # Networks and optimisation
@@ -103,7 +103,7 @@ class DAMOConfig(AlgorithmConfig):
         self.num_ensemble = 7
         self.num_elites = 5
         self.dynamics_hidden_dims: tuple[int, ...] = (200, 200, 200, 200)
-        self.dynamics_lr = 1e-3
+        self.dynamics_lr = 2e-3
         self.dynamics_weight_decay: tuple[float, ...] = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
         self.dynamics_batch_size = 256
         self.dynamics_max_epochs: int | None = None
@@ -131,7 +131,8 @@ class DAMOConfig(AlgorithmConfig):
 
         3 M gradient steps; no anchor to the data, one divergence for critic and actor, raw observations.
         """
-        return cls().training(
+        config = cls().dynamics(dynamics_lr=1e-3)
+        return config.training(
             f_divergence="half_squared",
             actor_f_divergence="half_squared",
             max_actor_weight=float("inf"),

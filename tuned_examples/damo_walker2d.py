@@ -12,7 +12,8 @@ config = (
     .environment("Walker2d-v5")
     .offline_data(input_="walker2d-medium")  # made on this machine at the first run
     .training(eta=2.0, rollout_length=1)  # the paper's Table 4
-    .dynamics(dynamics_max_epochs=12)
+    .training(hidden_dims=(128, 128), rollout_batch_size=20_000)  # less than the paper, for a CPU
+    .dynamics(dynamics_max_epochs=8)
     .evaluation(evaluation_interval=10, evaluation_duration=10)
     .debugging(seed=0)
 )
