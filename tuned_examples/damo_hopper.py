@@ -1,6 +1,6 @@
 """DAMO on Hopper-v5: half medium, half expert data.
 
-rllib train file tuned_examples/damo_hopper.py  # 100,000 gradient steps; score 97 at 30,000, the data's 61
+rllib train file tuned_examples/damo_hopper.py  # 100,000 gradient steps; score 98, the data's 61
 rllib train file tuned_examples/damo_hopper.py --stop '{"num_gradient_steps_lifetime": 3e6}'  # the paper's length
 """
 
