@@ -231,6 +231,16 @@ class DAMOTorchLearner(TorchLearner):
         return state
 
     @override(TorchLearner)
+    def _set_optimizer_state(self, state: StateDict) -> None:
+        try:
+            super()._set_optimizer_state(state)
+        except ValueError as error:
+            raise ValueError(
+                f"The checkpoint's optimisers are of another layout, perhaps of an earlier version ({error}). Training "
+                "can't go on from it: train anew. Its policy can still be played (`rllib evaluate`, `load_policy`)."
+            ) from error
+
+    @override(TorchLearner)
     def set_state(self, state: StateDict) -> None:
         # RLlib ignores module states that are older than its own; a restore means what it says.
         self._weights_seq_no = 0

@@ -139,6 +139,17 @@ def test_restoring_an_older_checkpoint_in_place_restores_the_weights(config, tmp
     algo.stop()
 
 
+def test_optimisers_of_another_layout_are_named(config):
+    algo = config.build_algo()
+    learner = algo.learner_group._learner
+    state = learner.get_state()
+    for optimizer in state["optimizer"].values():
+        optimizer["state"]["param_groups"][0]["params"] = [0, 1]  # one for each parameter, as before they were flat
+    with pytest.raises(ValueError, match="optimisers are of another layout"):
+        learner.set_state(state)
+    algo.stop()
+
+
 def test_the_delivered_policy_is_the_average_of_those_in_training(config):
     config.training(rollout_freq=1, policy_tau=0.4).evaluation(evaluation_interval=None)
     algo = config.build_algo()
