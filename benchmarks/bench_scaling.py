@@ -2,9 +2,9 @@
 
     python benchmarks/bench_scaling.py
 
-Learners are Ray actors that average their gradients through gloo; runners are Ray actors that split a round. One and
-two take turns in one run. Prints a JSON line for each: samples or transitions a second, and ``scaling``, the median
-over rounds of the ratio of these, at best 2.
+Learners are Ray actors that average their gradients through gloo; runners are Ray actors that split a round. Ray gives
+an actor one thread. One and two take turns in one run. Prints a JSON line for each: samples or transitions a second,
+and ``scaling``, the median over rounds of the ratio of these, at best 2.
 """
 
 import argparse
@@ -15,18 +15,9 @@ from collections.abc import Callable
 
 import ray
 import torch
-from bench_steps import hopper_sized
+from bench_steps import hopper_sized, ready
 
-from rllib_damo import DAMOConfig
 from rllib_damo.algorithm import DAMO
-
-
-def ready(config: DAMOConfig) -> DAMO:
-    """An algorithm whose dynamics model is trained and whose first round is done. Ray gives an actor one thread."""
-    algo = config.build_algo()
-    while algo.train()["phase"] != "policy":
-        pass
-    return algo
 
 
 def learners(num: int, steps: int) -> tuple[DAMO, Callable[[], float]]:

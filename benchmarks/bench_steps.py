@@ -18,7 +18,7 @@ import ray
 import torch
 from bench_rollouts import ACT_DIM, OBS_DIM, sgemm_gflops
 
-from rllib_damo import DAMOConfig
+from rllib_damo import DAMO, DAMOConfig
 from rllib_damo.data.schema import Transitions
 
 
@@ -59,6 +59,14 @@ def hopper_sized(rows: int) -> DAMOConfig:
     )
 
 
+def ready(config: DAMOConfig) -> DAMO:
+    """An algorithm whose dynamics model is trained and whose first round is done."""
+    algo = config.build_algo()
+    while algo.train()["phase"] != "policy":
+        pass
+    return algo
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
@@ -66,10 +74,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000, help="of the dataset")
     args = parser.parse_args()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    algo = hopper_sized(args.rows).build_algo()
+    algo = ready(hopper_sized(args.rows))
     torch.set_num_threads(args.threads)
-    while algo.train()["phase"] != "policy":
-        pass
     learner, spent = algo.learner_group._learner, {"update_many": 0.0, "rollouts": 0.0}
     timed(learner, "update_many", spent, "update_many")
     timed(algo.env_runner, "sample_round", spent, "rollouts")

@@ -38,7 +38,8 @@ def trained_model(task: str) -> tuple[DynamicsEnsemble, DAMO]:
 
 def errors(model: DynamicsEnsemble, episodes: Transitions, unit_actions: np.ndarray, rows: int) -> dict[str, dict]:
     """``error`` and ``still`` for each h, from states that have the longest h ahead of them in their episode."""
-    last = np.repeat(episodes.episode_bounds()[:, 1], np.diff(episodes.episode_bounds()).ravel())
+    bounds = episodes.episode_bounds()
+    last = np.repeat(bounds[:, 1], bounds[:, 1] - bounds[:, 0])
     inner = np.flatnonzero(np.arange(len(episodes)) + max(STEPS) < last)
     starts = torch.from_numpy(np.random.default_rng(0).choice(inner, size=min(rows, len(inner)), replace=False))
     real, actions = torch.from_numpy(episodes.observations), torch.from_numpy(unit_actions)

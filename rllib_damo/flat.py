@@ -34,7 +34,7 @@ def flatten(params: Sequence[nn.Parameter]) -> nn.Parameter:
     return flat
 
 
-def gradient_of(param: nn.Parameter) -> torch.Tensor:
+def gradient_of(param: torch.Tensor) -> torch.Tensor:
     """The parameter's ``.grad``, which is made where there is none."""
     if param.grad is None:
         param.grad = torch.zeros_like(param)

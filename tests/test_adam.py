@@ -16,8 +16,7 @@ def test_steps_are_adams_also_after_a_restore_and_with_gradients_missing() -> No
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=generator) for shape in ((3, 4), (4,), ())]
     ours, theirs = ([nn.Parameter(value.clone()) for value in start] for _ in range(2))
-    optimizers: list[torch.optim.Adam] = [FusedAdam(groups(ours), lr=0.01), torch.optim.Adam(groups(theirs), lr=0.01)]
-    optimizers[1].param_groups[0]["fused"] = optimizers[1].param_groups[1]["fused"] = True
+    optimizers = [FusedAdam(groups(ours), lr=0.01), torch.optim.Adam(groups(theirs), lr=0.01, fused=True)]
     for step in range(8):
         if step == 4:
             states = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rllib_damo.dynamics.ensemble import bounded_gaussian, mlp
+from rllib_damo.flat import gradient_of
 
 
 def reference_loss(params: Sequence[Tensor], x: Tensor, y: Tensor, logvar_loss_coef: float) -> tuple[Tensor, Tensor]:
@@ -37,9 +38,7 @@ class Gradients:
     def __init__(self, params: Sequence[Tensor], logvar_loss_coef: float):
         num_layers = (len(params) - 2) // 2
         self._coef = logvar_loss_coef
-        for param in params:
-            param.grad = torch.zeros_like(param)
-        self._grads = [p.grad for p in params if p.grad is not None]
+        self._grads = [gradient_of(param) for param in params]
         data = [p.detach() for p in params]
         self._weights, self._biases, self._bounds = data[:num_layers], data[num_layers:-2], data[-2:]
         self._one = data[0].new_ones(())

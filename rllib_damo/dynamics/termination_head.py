@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rllib_damo.adam import FusedAdam
 from rllib_damo.dynamics.adam_state import load_optimizer_state, optimizer_state
 
 
@@ -91,7 +92,7 @@ class TerminationTrainer:
         self._terminals, self._others = (mask.nonzero().squeeze(-1) for mask in (terminations, ~terminations))
         one_sided = not len(self._terminals) or not len(self._others)
         self._steps_left = 0 if one_sided else num_steps
-        self._optimizer = torch.optim.Adam(head.parameters(), lr=1e-3, fused=True)
+        self._optimizer = FusedAdam(head.parameters(), lr=1e-3)
         with torch.no_grad():
             std, mean = torch.std_mean(torch.cat(self._data, dim=-1), dim=0)
             head.mean.copy_(mean)
