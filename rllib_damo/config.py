@@ -14,6 +14,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
+from ray.rllib.utils.typing import LearningRateOrSchedule
 from torch import Tensor
 
 from rllib_damo.data.schema import Transitions
@@ -71,10 +72,10 @@ class DAMOConfig(AlgorithmConfig):
         self.twin_q = True
         self.critic_layer_norm = False
         self.normalize_observations = True
-        self.actor_lr = 3e-4
-        self.critic_lr = 3e-4
-        self.alpha_lr = 3e-4
-        self.classifier_lr = 3e-4
+        self.actor_lr: LearningRateOrSchedule = 3e-4
+        self.critic_lr: LearningRateOrSchedule = 3e-4
+        self.alpha_lr: LearningRateOrSchedule = 3e-4
+        self.classifier_lr: LearningRateOrSchedule = 3e-4
         self.lr = None
         self.tau = 0.02
         self.policy_tau = 0.001
@@ -173,10 +174,10 @@ class DAMOConfig(AlgorithmConfig):
         twin_q: bool | None = NotProvided,
         critic_layer_norm: bool | None = NotProvided,
         normalize_observations: bool | None = NotProvided,
-        actor_lr: float | None = NotProvided,
-        critic_lr: float | None = NotProvided,
-        alpha_lr: float | None = NotProvided,
-        classifier_lr: float | None = NotProvided,
+        actor_lr: LearningRateOrSchedule | None = NotProvided,
+        critic_lr: LearningRateOrSchedule | None = NotProvided,
+        alpha_lr: LearningRateOrSchedule | None = NotProvided,
+        classifier_lr: LearningRateOrSchedule | None = NotProvided,
         tau: float | None = NotProvided,
         policy_tau: float | None = NotProvided,
         target_entropy: float | str | None = NotProvided,
@@ -220,7 +221,8 @@ class DAMOConfig(AlgorithmConfig):
             twin_q: two critics, of which the smaller counts; False: one.
             critic_layer_norm: layer normalisation in the critics.
             normalize_observations: standardise the inputs of actor and critics by the dataset's statistics.
-            actor_lr, critic_lr, alpha_lr, classifier_lr: Adam's learning rates (``lr`` stays None).
+            actor_lr, critic_lr, alpha_lr, classifier_lr: Adam's learning rates (``lr`` stays None), or schedules in
+                gradient steps: [[0, 3e-4], [100_000, 0.0]] falls linearly to 0, set anew at each iteration's end.
             tau: weight of the critics in the targets' moving average.
             policy_tau: weight of the policy in its own moving average, which evaluation, inference and value estimates
                 use; 1 is the policy itself, as in the paper.
@@ -433,9 +435,8 @@ class DAMOConfig(AlgorithmConfig):
             )
 
     def _validate_numbers(self) -> None:
-        positive = ("eta", "actor_eta", "actor_lr", "critic_lr", "alpha_lr", "classifier_lr", "tau", "policy_tau",
-                    "initial_alpha", "max_alpha", "max_logit", "max_actor_weight", "dynamics_lr",
-                    "grad_clip")  # fmt: skip
+        positive = ("eta", "actor_eta", "tau", "policy_tau", "initial_alpha", "max_alpha", "max_logit",
+                    "max_actor_weight", "dynamics_lr", "grad_clip")  # fmt: skip
         counts = ("rollout_length", "rollout_batch_size", "rollout_freq", "model_retain_epochs", "num_ensemble",
                   "num_elites", "dynamics_batch_size", "max_epochs_since_update", "holdout_size",
                   "train_batch_size_per_learner")  # fmt: skip
@@ -451,6 +452,8 @@ class DAMOConfig(AlgorithmConfig):
                 self._value_error(
                     f"`{name}` must be a {'finite ' * bounded}number {'>= 0' if zero else '> 0'}; found {value!r}."
                 )
+        for name in ("actor_lr", "critic_lr", "alpha_lr", "classifier_lr"):
+            self._validate_learning_rate(name)
         for name in counts:
             value = getattr(self, name)
             if not _is_count(value):
@@ -494,6 +497,26 @@ class DAMOConfig(AlgorithmConfig):
         entropy = self.target_entropy
         if entropy != "auto" and not (_is_number(entropy) and math.isfinite(float(entropy))):
             self._value_error(f"`target_entropy` must be 'auto' or a finite number; found {self.target_entropy!r}.")
+
+    def _validate_learning_rate(self, name: str) -> None:
+        """A finite number > 0, or a schedule of RLlib's form."""
+        value = getattr(self, name)
+        if not isinstance(value, (list, tuple)):
+            if not (_is_number(value) and 0 < value < math.inf):
+                self._value_error(
+                    f"`{name}` must be a finite number > 0, or a schedule such as [[0, 3e-4], [100_000, 0.0]]; found "
+                    f"{value!r}."
+                )
+            return
+        pairs = all(isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(_is_number, pair)) for pair in value)
+        steps = [pair[0] for pair in value] if pairs else []
+        if len(steps) < 2 or steps[0] != 0 or steps != sorted(set(steps)) or not all(map(math.isfinite, steps)):
+            self._value_error(
+                f"`{name}`: a schedule is a list of at least two [gradient step, learning rate], the steps rising from "
+                f"0, such as [[0, 3e-4], [100_000, 0.0]]; found {value!r}."
+            )
+        if value[0][1] <= 0 or not all(0 <= rate < math.inf for _, rate in value):
+            self._value_error(f"`{name}`: a schedule's rates must be finite and >= 0, the first > 0; found {value!r}.")
 
     def _validate_spaces(self) -> None:
         if self.observation_space is None or self.action_space is None:

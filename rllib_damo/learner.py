@@ -81,12 +81,13 @@ class DAMOTorchLearner(TorchLearner):
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         for name, params in self.module[module_id].trainable().items():
             lr, flat = getattr(config, f"{name}_lr"), flatten(params)
+            first = lr[0][1] if isinstance(lr, (list, tuple)) else lr
             self.register_optimizer(
                 module_id=module_id,
                 optimizer_name=name,
-                optimizer=FusedAdam([flat], lr=lr),
+                optimizer=FusedAdam([flat], lr=first),
                 params=[flat],
-                lr_or_lr_schedule=lr,
+                lr_or_lr_schedule=lr,  # of gradient steps: see `_report`
             )
 
     @override(TorchLearner)

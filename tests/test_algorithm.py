@@ -167,6 +167,27 @@ def test_the_delivered_policy_is_the_average_of_those_in_training(config):
     assert (averages[3] != actors[3]).any()
 
 
+def test_learning_rates_follow_their_schedules_also_after_a_restore(config, tmp_path):
+    config.training(actor_lr=[[0, 1e-3], [20, 5e-4], [40, 0.0]], critic_lr=1e-4)
+    algo = config.build_algo()
+    learners = [train_policy(algo, 1)["learners"]["default_policy"]]
+    saved = algo.save_to_path(str(tmp_path / "checkpoint"))
+    learners.append(train_policy(algo, 1)["learners"]["default_policy"])
+    assert [metrics["actor_learning_rate"] for metrics in learners] == pytest.approx([5e-4, 0.0])
+    assert [metrics["critic_learning_rate"] for metrics in learners] == pytest.approx([1e-4, 1e-4])
+    before = module_state(algo)
+    train_policy(algo, 1)
+    after = module_state(algo)
+    assert all(np.array_equal(after[name], before[name]) for name in before if name.startswith("actor."))
+    assert not all(np.array_equal(after[name], before[name]) for name in before if name.startswith("critics."))
+    algo.stop()
+    restored = Algorithm.from_checkpoint(saved)
+    metrics = train_policy(restored, 1)["learners"]["default_policy"]
+    assert metrics["actor_learning_rate"] == pytest.approx(0.0)
+    assert metrics["qf_loss"] == pytest.approx(learners[1]["qf_loss"], rel=1e-6)
+    restored.stop()
+
+
 def test_interrupted_dynamics_training_resumes(config, tmp_path):
     config.dynamics(dynamics_max_epochs=3, dynamics_cache_dir=str(tmp_path / "a"))
     algo = config.build_algo()

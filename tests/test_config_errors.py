@@ -70,6 +70,14 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("eta", True),
     ("eta", math.inf),
     ("critic_lr", math.inf),
+    ("actor_lr", [[0, 3e-4]]),
+    ("actor_lr", [[100, 3e-4], [200, 0.0]]),
+    ("actor_lr", [[0, 3e-4], [200, 0.0], [100, 0.0]]),
+    ("actor_lr", [[0, 3e-4], [math.nan, 0.0]]),
+    ("actor_lr", [[0, 0.0], [100, 3e-4]]),
+    ("critic_lr", [[0, 3e-4], [100, -1e-4]]),
+    ("critic_lr", [[0, 3e-4], [100, math.inf]]),
+    ("alpha_lr", [0, 3e-4]),
     ("bc_weight", math.inf),
     ("num_elites", True),
     ("max_dataset_rows", True),
@@ -116,6 +124,10 @@ def test_bad_value(option: str, value: Any) -> None:
     message = error_of(config)
     assert f"`{option}`" in message
     assert repr(value) in message
+
+
+def test_a_learning_rate_may_be_a_schedule() -> None:
+    good().training(actor_lr=[[0, 3e-4], [100_000, 0.0]], critic_lr=((0, 1e-3), (10, 1e-4), (20, 1e-5))).validate()
 
 
 def test_half_chi_squared_is_refused_with_its_reason() -> None:
