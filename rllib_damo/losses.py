@@ -13,6 +13,8 @@ from torch import Tensor
 
 from rllib_damo.divergences import FDivergence
 
+MAX_CLONED_ACTION = 0.99
+
 
 def classifier_loss(offline_logits: Tensor, synthetic_logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Binary cross-entropy of h(s,a,s') = sigmoid(logit), offline against synthetic transitions [4].
@@ -108,6 +110,21 @@ def sac_actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
 def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
     """-α (log π + target entropy), the usual automatic entropy coefficient [11]."""
     return -(log_alpha.exp() * (log_prob.detach().mean() + target_entropy))
+
+
+def cloning_loss(mean: Tensor, log_std: Tensor, unit_actions: Tensor) -> Tensor:
+    """-log π(a|s) of a squashed Gaussian by action coordinate, up to what no parameter changes: the policy's anchor.
+
+    The mean over rows and coordinates of (u - mean)²/(2 std²) + log std, u = artanh(a). It pulls the policy's spread,
+    too, to that of the data. A squared distance would make the policy deterministic, and the classifier would tell
+    rollouts from data by their lack of noise: where the dynamics are alike, r̃ would reward what is unlike the policy.
+
+    Args:
+        mean, log_std: ``(B, act_dim)`` before squashing.
+        unit_actions: ``(B, act_dim)``; those at a bound, which no finite u gives, are taken for ± MAX_CLONED_ACTION.
+    """
+    u = unit_actions.clamp(-MAX_CLONED_ACTION, MAX_CLONED_ACTION).atanh()
+    return (0.5 * ((u - mean) / log_std.exp()).square() + log_std).mean()
 
 
 def gradient_penalty(logits: Tensor, inputs: Tensor) -> Tensor:

@@ -207,9 +207,10 @@ class DAMOUpdate(Update):
         (action_gradient,) = torch.autograd.grad(value_loss, cut, retain_graph=True)
         actor_loss = entropy_loss + self.value_weight * (action_gradient * sampled).sum()
         bc_loss = torch.zeros((), device=cut.device)
-        if o.bc_weight > 0:  # TD3+BC's balance: the value part is scaled to unit size, the anchor has its own weight
+        if o.bc_weight > 0:  # the value part is scaled to unit size, as in TD3+BC; the anchor has its own weight
             scale = 1 / q_data.detach().abs().mean().clamp(min=1e-3)
-            bc_loss = (sampled[num : num + num_initial] - batch.initial.actions).square().mean()
+            mean, log_std = m.actor(batch.initial.obs)
+            bc_loss = losses.cloning_loss(mean, log_std, batch.initial.actions)
             actor_loss = scale * actor_loss + o.bc_weight * bc_loss
         alpha_loss = losses.alpha_loss(m.log_alpha, next_log_prob, o.target_entropy)
 

@@ -377,3 +377,33 @@ def test_alpha_loss(log_prob: float, direction: int) -> None:
     assert gradient.item() == pytest.approx(-0.5 * (log_prob - 2.0))
     assert -gradient.sign() == direction
     assert policy_gradient is None
+
+
+def test_cloning_loss_is_the_negative_log_likelihood() -> None:
+    """Up to a constant: its gradients are those of -log π(a|s) of the squashed Gaussian, by coordinate."""
+    generator = torch.Generator().manual_seed(0)
+    mean, log_std, u = (torch.randn(7, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    parameters = (mean.requires_grad_(), log_std.requires_grad_())
+    actions = (0.5 * u).tanh()
+    policy = torch.distributions.TransformedDistribution(
+        torch.distributions.Normal(mean, log_std.exp()), torch.distributions.TanhTransform()
+    )
+    expected = torch.autograd.grad(-policy.log_prob(actions).mean(), parameters)
+    for gradient, wanted in zip(
+        torch.autograd.grad(losses.cloning_loss(mean, log_std, actions), parameters), expected, strict=True
+    ):
+        close(gradient, wanted)
+
+
+def test_cloning_loss_takes_the_datas_spread() -> None:
+    """Its optimum is the data's mean and standard deviation, not its mean alone."""
+    u = torch.tensor([[-0.5], [0.1], [0.2], [0.9]], dtype=torch.float64)
+    mean, log_std = u.mean().expand(4, 1).requires_grad_(), u.std(correction=0).log().expand(4, 1).requires_grad_()
+    for gradient in torch.autograd.grad(losses.cloning_loss(mean, log_std, u.tanh()), (mean, log_std)):
+        close(gradient.sum(), 0.0)
+
+
+def test_cloning_loss_of_actions_at_their_bounds_is_finite() -> None:
+    zeros = torch.zeros(1, 2, dtype=torch.float64)
+    loss = losses.cloning_loss(zeros, zeros, torch.tensor([[1.0, -1.0]], dtype=torch.float64))
+    close(loss, 0.5 * math.atanh(losses.MAX_CLONED_ACTION) ** 2)

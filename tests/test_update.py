@@ -74,7 +74,7 @@ def make_batch(seed: int = 1) -> StepBatch:
         obs = torch.randn(num, OBS, generator=generator, dtype=torch.float64)
         return Batch(
             obs=obs,
-            actions=torch.rand(num, ACT, generator=generator, dtype=torch.float64) * 2 - 1,
+            actions=(torch.rand(num, ACT, generator=generator, dtype=torch.float64) * 2.2 - 1.1).clamp(-1, 1),
             next_obs=obs + shift + 0.1 * torch.randn(num, OBS, generator=generator, dtype=torch.float64),
             rewards=torch.randn(num, generator=generator, dtype=torch.float64),
             terminated=(torch.arange(num) % 4 == 0).double(),
@@ -209,7 +209,9 @@ def plain_gradients(
         actor_loss = -(1 - o.gamma) * value * m.critics(s0, a_initial).min(0).values.mean()
         actor_loss = actor_loss - (w * o.gamma * (1 - u.terminated) * soft_value).mean()
     if o.bc_weight > 0:
-        anchor = (a_initial - batch.initial.actions).square().mean()
+        mean, log_std = m.actor(s0)
+        squashed = batch.initial.actions.clamp(-0.99, 0.99).atanh()
+        anchor = -torch.distributions.Normal(mean, log_std.exp()).log_prob(squashed).mean()
         actor_loss = actor_loss / q.abs().mean().detach() + o.bc_weight * anchor
 
     # 11: the entropy coefficient
