@@ -30,6 +30,7 @@ class FastMLP:
     """
 
     def __init__(self, net: StackedMLP | nn.Sequential, dtype: torch.dtype | None = None):
+        self._layer_norm = isinstance(net, StackedMLP) and net.layer_norm
         if isinstance(net, StackedMLP):
             weights, biases = list(net.weights), list(net.biases)
         else:
@@ -59,7 +60,7 @@ class FastMLP:
         The outputs are a new tensor, with the rows innermost in memory.
         """
         if len(x) not in self._buffers:
-            self._buffers[len(x)] = _Buffers(self._weights, len(x), self._dtype)
+            self._buffers[len(x)] = _Buffers(self._weights, len(x), self._dtype, self._layer_norm)
         now = self._now = self._buffers[len(x)]
         self._x = x.expand(len(self._weights[0]), *x.shape)
         biases = self._biases
@@ -67,11 +68,11 @@ class FastMLP:
             biases = [bias.to(self._dtype) for bias in biases]
             for own, copy in zip(self._weights[1 : self._last], self._inner, strict=True):
                 copy.copy_(own)
-        torch.baddbmm(self._biases[0], self._x, self._weights[0], out=now.first).relu_()
+        now.activate(torch.baddbmm(self._biases[0], self._x, self._weights[0], out=now.first), 0)
         if now.first is not now.hidden[0]:
             now.hidden[0].copy_(now.first)
         for i, weight in enumerate(self._inner, 1):
-            torch.baddbmm(biases[i], now.hidden[i - 1], weight, out=now.hidden[i]).relu_()
+            now.activate(torch.baddbmm(biases[i], now.hidden[i - 1], weight, out=now.hidden[i]), i)
         if now.top is not now.hidden[-1]:
             now.top.copy_(now.hidden[-1])
         return torch.baddbmm(self._last_bias, self._last_weight, now.top_transposed).mT
@@ -90,10 +91,10 @@ class FastMLP:
             torch.mul(delta, weight, out=deltas[-1])
         else:
             torch.bmm(delta, weight, out=deltas[-1])
-        _relu_backward(deltas[-1], hidden[-1], deltas[-1])
+        part.activation_backward(self._last - 1)
         for i in range(self._last - 1, 0, -1):
             torch.bmm(deltas[i], self._inner_transposed[i - 1], out=deltas[i - 1])
-            _relu_backward(deltas[i - 1], hidden[i - 1], deltas[i - 1])
+            part.activation_backward(i - 1)
         if part.bottom is not deltas[0]:
             part.bottom.copy_(deltas[0])
 
@@ -121,10 +122,11 @@ class _Buffers:
     """``hidden`` and ``deltas``, ``(C, B, width)`` each: activations of the hidden layers, and gradients before ReLUs.
 
     ``first``, ``top`` and ``bottom`` are the first and last of ``hidden`` and the first of ``deltas``, or copies of
-    them in the parameters' dtype where that differs.
+    them in the parameters' dtype where that differs. ``normalized`` holds, where layers are normalised, what their
+    ReLUs get and the reciprocal standard deviations that made it.
     """
 
-    def __init__(self, weights: Sequence[Tensor], batch: int, dtype: torch.dtype | None):
+    def __init__(self, weights: Sequence[Tensor], batch: int, dtype: torch.dtype | None, layer_norm: bool):
         shapes = [(len(w), batch, w.shape[2]) for w in weights[:-1]]
         if len(shapes) == 1:  # no product between hidden layers
             dtype = None
@@ -134,7 +136,19 @@ class _Buffers:
         if dtype is not None:
             self.first, self.top, self.bottom = (weights[0].new_zeros(shapes[i]) for i in (0, -1, 0))
         self.top_transposed = self.top.mT
+        self.normalized = [(torch.zeros_like(h), h.new_zeros(*h.shape[:2], 1)) for h in self.hidden if layer_norm]
         self._parts: dict[tuple[int | None, int | None], _Rows] = {}
+
+    def activate(self, x: Tensor, layer: int) -> None:
+        """The layer's normalisation, if it has one, and ReLU, in place."""
+        if not self.normalized:
+            x.relu_()
+            return
+        output, scale = self.normalized[layer]
+        normalized, _, reciprocal = torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)
+        output.copy_(normalized)
+        scale.copy_(reciprocal)
+        torch.clamp_min(normalized, 0, out=x)
 
     def at(self, rows: slice) -> _Rows:
         """The buffers at some rows; the views are kept, for making them takes time in every step."""
@@ -152,6 +166,16 @@ class _Rows:
         self.hidden_transposed = [h.mT for h in self.hidden]
         self.top = buffers.top[:, rows]
         self.bottom = self.deltas[0] if buffers.bottom is buffers.deltas[0] else buffers.bottom[:, rows]
+        self.normalized = [(output[:, rows], scale[:, rows]) for output, scale in buffers.normalized]
+
+    def activation_backward(self, layer: int) -> None:
+        """Carries the layer's gradient back through its ReLU and its normalisation, in place."""
+        delta = self.deltas[layer]
+        _relu_backward(delta, self.hidden[layer], delta)
+        if self.normalized:  # of y = (x - mean)/std: (dy - mean(dy) - y mean(dy y))/std
+            y, scale = self.normalized[layer]
+            along = torch.mul(delta, y).mean(-1, keepdim=True)
+            delta.sub_(delta.mean(-1, keepdim=True)).addcmul_(y, along, value=-1).mul_(scale)
 
 
 def _stacked(param: Tensor) -> Tensor:

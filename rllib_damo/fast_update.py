@@ -27,7 +27,6 @@ def unsupported(module: DAMOTorchRLModule, options: UpdateOptions) -> list[str]:
     """The options that `FastUpdate` leaves to `DAMOUpdate`, as ``name=value``; empty where it can be used."""
     found = {
         "target_networks=False": not options.target_networks,
-        "critic_layer_norm=True": module.critics.net.layer_norm,
         "classifier_spectral_norm=True": any(map(nn.utils.parametrize.is_parametrized, module.classifier.net)),
         f"classifier_gradient_penalty={options.classifier_gradient_penalty}": options.classifier_gradient_penalty > 0,
     }
