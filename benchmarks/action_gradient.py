@@ -3,8 +3,8 @@
     python benchmarks/action_gradient.py --task hopper-medium --options '{"eta": 0.3}'
 
 An actor can improve only as far as dQ/da at its own actions points to better ones. The policy of `scores.py` follows
-its anchor alone for all ``--steps``, while the critics learn. Then, from states of the dataset (of the last 200 steps of
-episodes that end by a fall), the real environment plays (1) the policy, (2) the policy with each action shifted by
+its anchor alone for all ``--steps``, while the critics learn. Then, from states of the dataset (of the last 200 steps
+of episodes that end by a fall), the real environment plays (1) the policy, (2) the policy with each action shifted by
 ``d`` (root mean square over coordinates) along dQ/da, for several ``d``; a negative one goes down. One JSON line: the
 mean discounted return of (1), and for each shift the mean gain over the same states with its standard error.
 Velocities that the observation clips (beyond ± 10) are clipped in the start states, too.

@@ -1,4 +1,4 @@
-"""benchmarks/action_gradient.py: start states, shifted actions, and environments that go on from an observed state."""
+"""benchmarks/action_gradient.py: start states, shifted actions, environments that go on from an observed state."""
 
 from __future__ import annotations
 
