@@ -64,13 +64,13 @@ class DAMOConfig(AlgorithmConfig):
         self.behavior_alignment = True
         self.target_networks = True
         self.initial_states = "dataset"
-        self.bc_weight = 0.1
+        self.bc_weight = 4.0
         self.data_fraction = 0.5
         self.actor_warmup_steps = 10_000
         # Networks and optimisation
         self.hidden_dims: tuple[int, ...] = (256, 256)
         self.twin_q = True
-        self.critic_layer_norm = True
+        self.critic_layer_norm = False
         self.normalize_observations = True
         self.actor_lr: LearningRateOrSchedule = 3e-4
         self.critic_lr: LearningRateOrSchedule = 3e-4
@@ -140,7 +140,6 @@ class DAMOConfig(AlgorithmConfig):
             normalize_observations=False,
             bc_weight=0.0,
             data_fraction=1.0,
-            critic_layer_norm=False,
             tau=0.005,
             policy_tau=1.0,
             initial_alpha=1.0,
@@ -212,8 +211,9 @@ class DAMOConfig(AlgorithmConfig):
             behavior_alignment: False trains critics by plain TD and the actor by SAC ("w/o ir").
             target_networks: False takes the critic's full residual gradient, without target networks.
             initial_states: where s0 comes from: "dataset", any state of it (the paper's), or "episode_start".
-            bc_weight: weight of an anchor to the dataset's actions, -log π(a|s) by action coordinate over the rows of
-                s0, against a value term scaled to unit size; 0 is the paper's.
+            bc_weight: weight of an anchor to the dataset's actions over the rows of s0, the squared distance of the
+                mean action by coordinate and a likelihood of the spread (``losses.cloning_loss``), against a value
+                term scaled to unit size; 0 is the paper's.
             data_fraction: share of the dataset that policy, critics and classifier learn from and rollouts branch from:
                 the episodes of highest return. The dynamics model learns from all of it. 1 is the paper's.
             actor_warmup_steps: with ``bc_weight``, first gradient steps in which the policy follows its anchor (and its

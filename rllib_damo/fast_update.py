@@ -283,7 +283,8 @@ class _Sample:
         """`losses.cloning_loss` of some rows, and its gradient ``(R, 2 act_dim)`` at their outputs."""
         mean, log_std = self._mean[rows], self._log_std[rows]
         loss = losses.cloning_loss(mean, log_std, unit_actions)
-        std = log_std.exp()
+        action = mean.tanh()
+        d_mean = 2 * (action - unit_actions) * (1 - action.square())
         u = unit_actions.clamp(-losses.MAX_CLONED_ACTION, losses.MAX_CLONED_ACTION).atanh()
-        z = (u - mean) / std
-        return loss, torch.cat((-z / std, (1 - z.square()) * self._is_free[rows]), dim=-1) / z.numel()
+        d_log_std = losses.CLONED_SPREAD * (1 - ((u - mean) / log_std.exp()).square()) * self._is_free[rows]
+        return loss, torch.cat((d_mean, d_log_std), dim=-1) / mean.numel()

@@ -211,7 +211,8 @@ def plain_gradients(
     if o.bc_weight > 0:
         mean, log_std = m.actor(s0)
         squashed = batch.initial.actions.clamp(-0.99, 0.99).atanh()
-        anchor = -torch.distributions.Normal(mean, log_std.exp()).log_prob(squashed).mean()
+        spread = -torch.distributions.Normal(mean.detach(), log_std.exp()).log_prob(squashed).mean()
+        anchor = (mean.tanh() - batch.initial.actions).square().mean() + 0.1 * spread
         actor_loss = actor_loss / q.abs().mean().detach() + o.bc_weight * anchor
 
     # 11: the entropy coefficient

@@ -26,7 +26,6 @@ class BaselineConfig(DAMOConfig):
         super().__init__(algo_class=algo_class)
         self.data_alignment = False  # no classifier, and no rows for it
         self.bc_weight = 0.0
-        self.critic_layer_norm = False
         self.data_fraction = 1.0
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
