@@ -161,7 +161,7 @@ class FastUpdate(DAMOUpdate):
 
         alpha_loss = losses.alpha_loss(m.log_alpha, next_log_prob, o.target_entropy)
         self._alpha_gradient.copy_(alpha_loss)  # the exponential is its own derivative
-        self._descend_all()
+        self._apply_gradients([name for name in self.params if name != "classifier" or o.data_alignment])
         metrics = (
             value_loss + entropy_loss, critic_loss, alpha_loss, alpha, q_data.mean(), q_initial.mean(),
             (target - q_data).abs().mean(), weight.mean(), -next_log_prob.mean(), bc_loss, rewards.mean(),
@@ -170,7 +170,7 @@ class FastUpdate(DAMOUpdate):
 
     @torch.no_grad()
     def classifier_step(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
-        """As `DAMOUpdate`'s, but the classifier's gradients are left for `_descend_all`."""
+        """As `DAMOUpdate`'s, but the classifier's gradients are left for the end of the step."""
         o, standardize, net = self.opt, self.module.classifier.standardize, self._classifier
         groups = batch.offline, batch.synthetic, batch.update
         sizes = [len(group.obs) for group in groups]
@@ -201,17 +201,6 @@ class FastUpdate(DAMOUpdate):
         net.backward(delta[None, :, None], slice(num))
         net.parameter_gradients(delta[None, :, None], slice(num))
         return rewards, metrics
-
-    def _descend_all(self) -> None:
-        """One step of every optimiser with the gradients that are there, averaged over learners in one go."""
-        names = [name for name in self.params if name != "classifier" or self.opt.data_alignment]
-        if self.reduce_gradients is not None:
-            gradients = [gradient_of(p) for name in names for p in self.params[name]]
-            torch._foreach_copy_(gradients, list(self.reduce_gradients(gradients)))
-        for name in names:
-            if self.grad_clip is not None:
-                nn.utils.clip_grad_norm_(self.params[name], self.grad_clip)
-            self.optimizers[name].step()
 
 
 class _Inputs:

@@ -94,12 +94,12 @@ class DAMOTorchLearner(TorchLearner):
     def _make_modules_ddp_if_necessary(self) -> None:
         """Gradients are averaged by ``_average_gradients``; the losses do not pass through DDP's forward."""
 
-    def _average_gradients(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """The mean over all learners, with one flat all-reduce."""
-        flat = torch.cat([g.reshape(-1) for g in gradients])
-        torch.distributed.all_reduce(flat)
-        flat /= self.config.num_learners
-        return [f.view_as(g) for f, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)]
+    def _average_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Replaces each by its mean over all learners; flat tensors, one a network, so few all-reduces."""
+        works = [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]
+        for work in works:
+            work.wait()
+        torch._foreach_div_(list(gradients), self.config.num_learners)
 
     # -- data ----------------------------------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ class Update:
         optimizers: by the same names.
         generator: source of the policy's noise, on the module's device.
         grad_clip: largest norm of one network's gradient; None does not clip.
-        reduce_gradients: called with each group of gradients before it is applied (averages over learners).
+        reduce_gradients: changes gradients in place before they are applied (averages over learners).
 
     Attributes:
         num_steps: steps taken before the next one, as the Learner counts them.
@@ -90,7 +90,7 @@ class Update:
         optimizers: Mapping[str, torch.optim.Optimizer],
         generator: torch.Generator,
         grad_clip: float | None = None,
-        reduce_gradients: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
+        reduce_gradients: Callable[[Sequence[Tensor]], None] | None = None,
     ):
         self.module, self.optimizers, self.generator = module, optimizers, generator
         self.grad_clip, self.reduce_gradients = grad_clip, reduce_gradients
@@ -102,17 +102,19 @@ class Update:
 
     def _apply(self, name: str, loss: Tensor) -> None:
         """One optimiser step on ``loss`` with the parameters of one network alone."""
-        self._descend(name, torch.autograd.grad(loss, self.params[name]))
+        gradients = torch.autograd.grad(loss, self.params[name])
+        torch._foreach_copy_([gradient_of(param) for param in self.params[name]], list(gradients))
+        self._apply_gradients([name])
 
-    def _descend(self, name: str, gradients: Sequence[Tensor]) -> None:
-        """One optimiser step with the gradients of one network's parameters, averaged over learners and clipped."""
-        params = self.params[name]
+    def _apply_gradients(self, names: Sequence[str]) -> None:
+        """One step of these optimisers with the gradients that are there, averaged over learners and clipped."""
         if self.reduce_gradients is not None:
-            gradients = self.reduce_gradients(gradients)
-        torch._foreach_copy_([gradient_of(param) for param in params], list(gradients))
-        if self.grad_clip is not None:
-            nn.utils.clip_grad_norm_(params, self.grad_clip)
-        self.optimizers[name].step()
+            groups = [group for name in names for group in self.optimizers[name].param_groups]
+            self.reduce_gradients([gradient_of(param) for group in groups for param in group["params"]])
+        for name in names:
+            if self.grad_clip is not None:
+                nn.utils.clip_grad_norm_(self.params[name], self.grad_clip)
+            self.optimizers[name].step()
 
 
 class DAMOUpdate(Update):
@@ -123,7 +125,7 @@ class DAMOUpdate(Update):
         optimizers: "actor", "critic", "classifier" and "alpha".
         options: the coefficients.
         generator: source of the policy's noise, on the module's device.
-        reduce_gradients: called with each group of gradients before it is applied (averages over learners).
+        reduce_gradients: changes gradients in place before they are applied (averages over learners).
 
     Attributes:
         value_weight: of the actor loss's gradient through the critics; 0 while the policy only follows its anchor.
@@ -135,7 +137,7 @@ class DAMOUpdate(Update):
         optimizers: Mapping[str, torch.optim.Optimizer],
         options: UpdateOptions,
         generator: torch.Generator,
-        reduce_gradients: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
+        reduce_gradients: Callable[[Sequence[Tensor]], None] | None = None,
     ):
         super().__init__(module, optimizers, generator, options.grad_clip, reduce_gradients)
         self.opt = options
