@@ -24,10 +24,10 @@ _PENDULUM_MODEL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _mujoco(eta: float, rollout_length: int, penalty_coef: float) -> dict[str, dict[str, Any]]:
-    """DAMO with the paper's η and rollout length (Table 4)."""
+def _mujoco(eta: float, rollout_length: int, penalty_coef: float, **damo: Any) -> dict[str, dict[str, Any]]:
+    """DAMO with the paper's η and rollout length (Table 4), and options of its own."""
     return {
-        "damo": {**_MUJOCO_MODEL, "eta": eta, "rollout_length": rollout_length},
+        "damo": {**_MUJOCO_MODEL, "eta": eta, "rollout_length": rollout_length, **damo},
         "mopo": {**_MUJOCO_MODEL, "penalty_coef": penalty_coef, "rollout_length": 5},
         "td3bc": _MUJOCO,
         "bc": _MUJOCO,
@@ -43,7 +43,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "halfcheetah-random": _mujoco(0.1, 5, 0.5),
     "halfcheetah-medium-replay": _mujoco(0.1, 5, 0.5),
     "halfcheetah-medium-expert": _mujoco(2.5, 5, 0.5),
-    "walker2d": _mujoco(2.0, 1, 0.5),
+    # Nearly all of its episodes are alike; those that end by a fall show how one comes about.
+    "walker2d": _mujoco(2.0, 1, 0.5, data_fraction=1.0),
     "walker2d-random": _mujoco(2.0, 5, 0.5),
     "walker2d-medium-replay": _mujoco(1.5, 5, 0.5),
     "walker2d-medium-expert": _mujoco(1.5, 3, 0.5),

@@ -211,9 +211,8 @@ class DAMOConfig(AlgorithmConfig):
             behavior_alignment: False trains critics by plain TD and the actor by SAC ("w/o ir").
             target_networks: False takes the critic's full residual gradient, without target networks.
             initial_states: where s0 comes from: "dataset", any state of it (the paper's), or "episode_start".
-            bc_weight: weight of an anchor to the dataset's actions over the rows of s0, the squared distance of the
-                mean action by coordinate and a likelihood of the spread (``losses.cloning_loss``), against a value
-                term scaled to unit size; 0 is the paper's.
+            bc_weight: weight of an anchor to the dataset's actions, the mean of (π(s) - a)² over the rows of s0 and the
+                action's coordinates, against a value term scaled to unit size; 0 is the paper's, 0.4 TD3+BC's balance.
             data_fraction: share of the dataset that policy, critics and classifier learn from and rollouts branch from:
                 the episodes of highest return. The dynamics model learns from all of it. 1 is the paper's.
             actor_warmup_steps: with ``bc_weight``, first gradient steps in which the policy follows its anchor (and its

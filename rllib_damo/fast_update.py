@@ -151,13 +151,13 @@ class FastUpdate(DAMOUpdate):
         bc_loss = torch.zeros((), device=values.device)
         if o.bc_weight > 0:
             scale = 1 / q_data.abs().mean().clamp(min=1e-3)
+            error = policy.actions[inputs.initial] - initial.actions
+            bc_loss = error.square().mean()
             action_delta, log_prob_delta = action_delta * scale, log_prob_delta * scale
-        actor_delta = policy.backward(action_delta, log_prob_delta)
-        if o.bc_weight > 0:
-            bc_loss, anchor_delta = policy.cloning(inputs.initial, initial.actions)
-            actor_delta[inputs.initial].add_(anchor_delta, alpha=o.bc_weight)
-        self._actor.backward(actor_delta[None])
-        self._actor.parameter_gradients(actor_delta[None])
+            action_delta[inputs.initial].add_(error, alpha=o.bc_weight * 2 / error.numel())
+        actor_delta = policy.backward(action_delta, log_prob_delta)[None]
+        self._actor.backward(actor_delta)
+        self._actor.parameter_gradients(actor_delta)
 
         alpha_loss = losses.alpha_loss(m.log_alpha, next_log_prob, o.target_entropy)
         self._alpha_gradient.copy_(alpha_loss)  # the exponential is its own derivative
@@ -250,7 +250,7 @@ class _Sample:
     def __init__(self, outputs: Tensor, noise: Tensor, actions: Tensor):
         mean, raw = outputs.chunk(2, dim=-1)
         log_std = raw.clamp(LOG_STD_MIN, LOG_STD_MAX)
-        self._mean, self._log_std, self._is_free = mean, log_std, log_std == raw
+        self._is_free = log_std == raw
         self._spread = log_std.exp().mul_(noise)
         u = mean + self._spread
         self.actions = torch.tanh(u, out=actions)
@@ -267,13 +267,3 @@ class _Sample:
         d_mean = action_delta * (1 - self.actions.square()) + 2 * log_prob_delta * self.actions
         d_log_std = (d_mean * self._spread - log_prob_delta) * self._is_free
         return torch.cat((d_mean, d_log_std), dim=-1)
-
-    def cloning(self, rows: slice, unit_actions: Tensor) -> tuple[Tensor, Tensor]:
-        """`losses.cloning_loss` of some rows, and its gradient ``(R, 2 act_dim)`` at their outputs."""
-        mean, log_std = self._mean[rows], self._log_std[rows]
-        loss = losses.cloning_loss(mean, log_std, unit_actions)
-        action = mean.tanh()
-        d_mean = 2 * (action - unit_actions) * (1 - action.square())
-        u = unit_actions.clamp(-losses.MAX_CLONED_ACTION, losses.MAX_CLONED_ACTION).atanh()
-        d_log_std = losses.CLONED_SPREAD * (1 - ((u - mean) / log_std.exp()).square()) * self._is_free[rows]
-        return loss, torch.cat((d_mean, d_log_std), dim=-1) / mean.numel()

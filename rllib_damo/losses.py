@@ -13,9 +13,6 @@ from torch import Tensor
 
 from rllib_damo.divergences import FDivergence
 
-MAX_CLONED_ACTION = 0.99
-CLONED_SPREAD = 0.1
-
 
 def classifier_loss(offline_logits: Tensor, synthetic_logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Binary cross-entropy of h(s,a,s') = sigmoid(logit), offline against synthetic transitions [4].
@@ -111,26 +108,6 @@ def sac_actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
 def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
     """-α (log π + target entropy), the usual automatic entropy coefficient [11]."""
     return -(log_alpha.exp() * (log_prob.detach().mean() + target_entropy))
-
-
-def cloning_loss(mean: Tensor, log_std: Tensor, unit_actions: Tensor) -> Tensor:
-    """The policy's anchor: its mean action to the data's actions by their distance, its spread by the likelihood.
-
-    The mean over rows and coordinates of (tanh(mean) - a)² + CLONED_SPREAD (-log π(a|s)), the latter for the spread
-    alone (no gradient through the mean) and up to what no parameter changes: (u - mean)²/(2 std²) + log std, u =
-    artanh(a).
-
-    Without the second term the policy becomes deterministic, and the classifier tells rollouts from data by their lack
-    of noise: where the dynamics are alike, r̃ would reward what is unlike the policy. Through the mean, the likelihood
-    would weigh a coordinate by how little it spreads.
-
-    Args:
-        mean, log_std: ``(B, act_dim)`` before squashing.
-        unit_actions: ``(B, act_dim)``; those at a bound, which no finite u gives, are taken for ± MAX_CLONED_ACTION.
-    """
-    u = unit_actions.clamp(-MAX_CLONED_ACTION, MAX_CLONED_ACTION).atanh()
-    spread = 0.5 * ((u - mean.detach()) / log_std.exp()).square() + log_std
-    return ((mean.tanh() - unit_actions).square() + CLONED_SPREAD * spread).mean()
 
 
 def gradient_penalty(logits: Tensor, inputs: Tensor) -> Tensor:

@@ -211,8 +211,7 @@ class DAMOUpdate(Update):
         bc_loss = torch.zeros((), device=cut.device)
         if o.bc_weight > 0:  # the value part is scaled to unit size, as in TD3+BC; the anchor has its own weight
             scale = 1 / q_data.detach().abs().mean().clamp(min=1e-3)
-            mean, log_std = m.actor(batch.initial.obs)
-            bc_loss = losses.cloning_loss(mean, log_std, batch.initial.actions)
+            bc_loss = (sampled[num : num + num_initial] - batch.initial.actions).square().mean()
             actor_loss = scale * actor_loss + o.bc_weight * bc_loss
         alpha_loss = losses.alpha_loss(m.log_alpha, next_log_prob, o.target_entropy)
 

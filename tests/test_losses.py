@@ -377,31 +377,3 @@ def test_alpha_loss(log_prob: float, direction: int) -> None:
     assert gradient.item() == pytest.approx(-0.5 * (log_prob - 2.0))
     assert -gradient.sign() == direction
     assert policy_gradient is None
-
-
-def test_cloning_loss_pulls_the_mean_by_distance_and_the_spread_by_likelihood() -> None:
-    generator = torch.Generator().manual_seed(0)
-    mean, log_std, u = (torch.randn(7, 3, generator=generator, dtype=torch.float64) for _ in range(3))
-    mean, log_std, actions = mean.requires_grad_(), log_std.requires_grad_(), (0.5 * u).tanh()
-    policy = torch.distributions.TransformedDistribution(
-        torch.distributions.Normal(mean, log_std.exp()), torch.distributions.TanhTransform()
-    )
-    (of_mean,) = torch.autograd.grad((mean.tanh() - actions).square().mean(), mean)
-    (of_spread,) = torch.autograd.grad(-losses.CLONED_SPREAD * policy.log_prob(actions).mean(), log_std)
-    actual = torch.autograd.grad(losses.cloning_loss(mean, log_std, actions), (mean, log_std))
-    close(actual[0], of_mean)
-    close(actual[1], of_spread)
-
-
-def test_cloning_loss_takes_the_datas_spread() -> None:
-    """At its optimum the standard deviation is the data's, not 0."""
-    u = torch.tensor([[-0.5], [0.1], [0.2], [0.9]], dtype=torch.float64)
-    mean, log_std = u.mean().expand(4, 1), u.std(correction=0).log().expand(4, 1).requires_grad_()
-    (gradient,) = torch.autograd.grad(losses.cloning_loss(mean, log_std, u.tanh()), log_std)
-    close(gradient.sum(), 0.0)
-
-
-def test_cloning_loss_of_actions_at_their_bounds_is_finite() -> None:
-    zeros = torch.zeros(1, 2, dtype=torch.float64)
-    loss = losses.cloning_loss(zeros, zeros, torch.tensor([[1.0, -1.0]], dtype=torch.float64))
-    close(loss, 1 + losses.CLONED_SPREAD * 0.5 * math.atanh(losses.MAX_CLONED_ACTION) ** 2)

@@ -209,10 +209,7 @@ def plain_gradients(
         actor_loss = -(1 - o.gamma) * value * m.critics(s0, a_initial).min(0).values.mean()
         actor_loss = actor_loss - (w * o.gamma * (1 - u.terminated) * soft_value).mean()
     if o.bc_weight > 0:
-        mean, log_std = m.actor(s0)
-        squashed = batch.initial.actions.clamp(-0.99, 0.99).atanh()
-        spread = -torch.distributions.Normal(mean.detach(), log_std.exp()).log_prob(squashed).mean()
-        anchor = (mean.tanh() - batch.initial.actions).square().mean() + 0.1 * spread
+        anchor = (a_initial - batch.initial.actions).square().mean()
         actor_loss = actor_loss / q.abs().mean().detach() + o.bc_weight * anchor
 
     # 11: the entropy coefficient
