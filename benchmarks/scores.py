@@ -4,7 +4,8 @@
         --steps 100000 --eval-every 10000 --episodes 10 --out DIR --concurrent 2
 
 Finished trials of DIR are not run again, interrupted ones go on from their checkpoints, and more --steps continue those
-that had finished. Writes DIR/scores.json, DIR/scores.md and DIR/curves.png, and with --record the table in RESULTS.md.
+that had finished. Writes DIR/scores.json, DIR/scores.md and DIR/curves.png, and with --record the table in RESULTS.md;
+--report-only does that for what is there. DIR is benchmarks/scores by default, which keeps the recorded evaluations.
 Settings: `score_settings.py`; other settings of a method under a name of their own:
 --variant 'no-anchor=damo:{"bc_weight": 0.0}', and then --methods damo no-anchor.
 """
@@ -34,6 +35,7 @@ from rllib_damo.data.offline_data import DAMOOfflineData
 from rllib_damo.evaluation import normalized_score
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
+SCORES = Path(__file__).parent / "scores"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -45,10 +47,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100_000, help="gradient steps of a trial")
     parser.add_argument("--eval-every", type=int, default=10_000, help="gradient steps between evaluations")
     parser.add_argument("--episodes", type=int, default=10, help="of an evaluation")
-    parser.add_argument("--out", type=Path, required=True, help="folder of results and checkpoints")
+    parser.add_argument("--out", type=Path, default=SCORES, help="folder of results and checkpoints")
     parser.add_argument("--concurrent", type=int, default=1, help="trials side by side, of one thread each")
     parser.add_argument("--input", nargs="+", default=[], metavar="TASK=DATA", help="another dataset for a task")
     parser.add_argument("--variant", nargs="+", default=[], metavar="NAME=METHOD:JSON", help="a method, set otherwise")
+    parser.add_argument("--report-only", action="store_true", help="run nothing; the table of what is there")
     parser.add_argument("--record", action="store_true", help="write the table into benchmarks/RESULTS.md")
     args = parser.parse_args(arguments)
     for name in ("steps", "eval_every", "episodes", "concurrent"):
@@ -191,7 +194,8 @@ def main() -> int:
     try:
         datasets = {task: describe(task, args.input.get(task, task)) for task in args.tasks}
         trials = make_trials(args, datasets)
-        run(trials, args.out, args.concurrent)
+        if not args.report_only:
+            run(trials, args.out, args.concurrent)
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

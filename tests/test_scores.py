@@ -186,3 +186,17 @@ def test_a_newer_option_at_its_default_does_not_part_results(trial: score_trials
     assert len(score_trials.read_rows(trial)) == 2
     with pytest.raises(ValueError, match="other policy_noise"):
         score_trials.read_rows(dataclasses.replace(trial, overrides={"policy_noise": 0.3}))
+
+
+def test_report_only_runs_nothing(
+    trial: score_trials.Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table of what is there, with what is missing counted; exit code 1 for the latter."""
+    monkeypatch.setattr(scores, "describe", lambda task, input_: dataclasses.replace(DATASET, fingerprint="f"))
+    monkeypatch.setattr(scores, "run", lambda *args: pytest.fail("something ran"))
+    extra = ["--methods", "td3bc", "--seeds", "0", "1", "--steps", "30", "--eval-every", "10", "--episodes", "2"]
+    small = ["--variant", 'td3bc=td3bc:{"rollout_freq": 10}', "--report-only"]
+    monkeypatch.setattr(sys, "argv", ["scores.py", "--tasks", "pendulum-mixed", "--out", str(tmp_path), *extra, *small])
+    write_results(dataclasses.replace(trial, overrides={"rollout_freq": 10}), rows(1, 2, 3))
+    assert scores.main() == 1
+    assert "1 (1 missing)" in capsys.readouterr().out
