@@ -1,6 +1,6 @@
 """DAMO on Walker2d-v5, from data of one medium policy.
 
-rllib train file tuned_examples/damo_walker2d.py  # 100,000 gradient steps; score 72, the data's 76
+rllib train file tuned_examples/damo_walker2d.py  # 100,000 gradient steps; scores 66 to 84, mean 78; the data's 76
 rllib train file tuned_examples/damo_walker2d.py --stop '{"num_gradient_steps_lifetime": 3e6}'  # the paper's length
 """
 
@@ -12,6 +12,7 @@ config = (
     .environment("Walker2d-v5")
     .offline_data(input_="walker2d-medium")  # made on this machine at the first run
     .training(eta=2.0, rollout_length=1)  # the paper's Table 4
+    .training(data_fraction=1.0)  # most episodes are alike; those that end by a fall show how one comes about
     .training(hidden_dims=(128, 128), rollout_batch_size=20_000)  # less than the paper, for a CPU
     .dynamics(dynamics_max_epochs=8)
     .evaluation(evaluation_interval=10, evaluation_duration=10)
