@@ -74,7 +74,7 @@ def make_batch(seed: int = 1) -> StepBatch:
         obs = torch.randn(num, OBS, generator=generator, dtype=torch.float64)
         return Batch(
             obs=obs,
-            actions=(torch.rand(num, ACT, generator=generator, dtype=torch.float64) * 2.2 - 1.1).clamp(-1, 1),
+            actions=torch.rand(num, ACT, generator=generator, dtype=torch.float64) * 2 - 1,
             next_obs=obs + shift + 0.1 * torch.randn(num, OBS, generator=generator, dtype=torch.float64),
             rewards=torch.randn(num, generator=generator, dtype=torch.float64),
             terminated=(torch.arange(num) % 4 == 0).double(),
