@@ -10,14 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import torch
 from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from score_settings import make_config
+from score_settings import environment, make_config
 
 from rllib_damo.algorithm import NUM_GRADIENT_STEPS
 from rllib_damo.config import DYNAMICS_OPTIONS, TRAINING_OPTIONS
 from rllib_damo.dynamics.cache import atomic_write
+from rllib_damo.evaluation import discounted_return, normalized_score
+from rllib_damo.policy import Policy
 
 #: Between checkpoints where no evaluation makes one (dynamics training, long intervals).
 CHECKPOINT_SECONDS = 300.0
@@ -109,7 +113,9 @@ def run_trial(job: dict[str, Any]) -> None:
         taken, steps = steps, int(result.get(NUM_GRADIENT_STEPS) or 0)
         seconds = before + time.monotonic() - start
         if steps > taken and (steps % trial.eval_every == 0 or steps >= trial.steps):
-            rows.append(_row(steps, algo.evaluate()["env_runners"], result, seconds))
+            rewards = play(_policy(algo), environment(trial.task), trial.episodes, seed=steps)
+            value = result["learners"]["default_policy"].get("initial_value_mean")
+            rows.append(_row(trial.task, steps, rewards, algo.config.gamma, value, seconds))
             _write(trial.folder / _ROWS, rows)  # before the checkpoint, which does not repeat the evaluation
             _save(algo, trial, steps, seconds)
             saved = time.monotonic()
@@ -120,14 +126,46 @@ def run_trial(job: dict[str, Any]) -> None:
     algo.stop()
 
 
-def _row(steps: int, evaluation: dict[str, Any], result: dict[str, Any], seconds: float) -> Row:
-    value = result["learners"]["default_policy"].get("initial_value_mean")
+def play(policy: Policy, env_id: str, episodes: int, seed: int) -> list[np.ndarray]:
+    """Plays episodes side by side, each from its own start, to its own end.
+
+    The policy gets all observations of a moment in one batch, which takes about a tenth of the time of RLlib's runners.
+
+    Returns:
+        The rewards ``(T,)`` of each episode.
+    """
+    envs: list[gym.Env[Any, Any]] = [gym.make(env_id) for _ in range(episodes)]
+    starts = np.random.SeedSequence(seed).generate_state(episodes)
+    observations = [env.reset(seed=int(start))[0] for env, start in zip(envs, starts, strict=True)]
+    rewards: list[list[float]] = [[] for _ in envs]
+    running = [*range(episodes)]
+    while running:
+        actions = policy(np.stack([observations[i] for i in running]))
+        still = []
+        for i, action in zip(running, actions, strict=True):
+            observations[i], reward, terminated, truncated, _ = envs[i].step(action)
+            rewards[i].append(float(reward))
+            if not (terminated or truncated):
+                still.append(i)
+        running = still
+    for env in envs:
+        env.close()
+    return [np.array(own) for own in rewards]
+
+
+def _policy(algo: Any) -> Policy:
+    """The policy as its Learner has it."""
+    return Policy(algo.learner_group._learner.module["default_policy"])
+
+
+def _row(task: str, steps: int, rewards: list[np.ndarray], gamma: float, value: float | None, seconds: float) -> Row:
+    returns = np.array([own.sum() for own in rewards])
     return {
         "steps": steps,
-        "return": float(evaluation["episode_return_mean"]),
-        "return_std": float(evaluation["episode_return_std"]),
-        "score": float(evaluation["normalized_score"]),
-        "discounted_return": float(evaluation["discounted_return_mean"]),
+        "return": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "score": normalized_score(environment(task), float(returns.mean())),
+        "discounted_return": float(np.mean([discounted_return(own, gamma) for own in rewards])),
         "value_estimate": None if value is None else float(value),
         "seconds": round(seconds, 1),
     }

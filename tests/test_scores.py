@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -20,6 +22,7 @@ import scores
 
 from rllib_damo.cli_inputs import UsageError
 from rllib_damo.data.behavior import ENVS
+from rllib_damo.evaluation import REFERENCE_RETURNS
 
 DATASET = score_tables.Dataset("hopper-medium", 200_000, 400, "0123456789abcdef", 1568.0, 48.8)
 
@@ -200,3 +203,34 @@ def test_report_only_runs_nothing(
     write_results(dataclasses.replace(trial, overrides={"rollout_freq": 10}), rows(1, 2, 3))
     assert scores.main() == 1
     assert "1 (1 missing)" in capsys.readouterr().out
+
+
+def test_episodes_are_played_each_to_its_own_end() -> None:
+    """With another number of episodes beside it, an episode is the same; a fall starts no second one."""
+
+    class Still:
+        def __call__(self, observations: np.ndarray) -> np.ndarray:
+            return np.zeros((len(observations), 3))
+
+    policy: Any = Still()
+    played = score_trials.play(policy, "Hopper-v5", 4, seed=7)
+    lengths = [len(rewards) for rewards in played]
+    assert len(played) == 4
+    assert len(set(lengths)) > 1
+    start = int(np.random.SeedSequence(7).generate_state(4)[2])
+    env = gym.make("Hopper-v5")
+    env.reset(seed=start)
+    alone, terminated = [], False
+    while not terminated:
+        _, reward, terminated, _, _ = env.step(np.zeros(3))
+        alone.append(reward)
+    np.testing.assert_array_equal(played[2], alone)
+
+
+def test_a_row_of_an_evaluation() -> None:
+    row = score_trials._row("hopper-medium", 10, [np.array([1.0, 2.0]), np.array([4.0])], 0.5, 3.0, 1.26)
+    low, high = REFERENCE_RETURNS["hopper"]
+    assert row == {
+        "steps": 10, "return": 3.5, "return_std": 0.5, "score": pytest.approx(100 * (3.5 - low) / (high - low)),
+        "discounted_return": 3.0, "value_estimate": 3.0, "seconds": 1.3,
+    }  # fmt: skip
