@@ -69,6 +69,7 @@ class FastUpdate(DAMOUpdate):
         self._alpha_gradient = gradient_of(module.log_alpha)
         self._inputs: dict[tuple[int, int], _Inputs] = {}
         self._classifier_inputs: dict[int, Tensor] = {}
+        self._unmeasured = torch.empty(0, device=module.log_alpha.device)
 
     @torch.no_grad()
     def step(self, batch: StepBatch) -> Tensor:
@@ -96,27 +97,22 @@ class FastUpdate(DAMOUpdate):
         next_q = self._targets.forward(inputs.targets)[..., 0].amin(0)
         target = losses.bellman_target(rewards, update.terminated, next_q, next_log_prob, alpha, o.gamma)
 
-        # Critic loss, and its gradient at the data; that at (s0,a0) is the same for all rows
+        # The critic loss's gradient at the data; that at (s0,a0) is the same for all rows
         delta = torch.ones_like(values)
         initial_delta = 0.0
         if o.behavior_alignment:
-            critic_loss = losses.critic_loss(q_data, target, q_initial, o.eta, o.gamma, self.divergence)
             slope = self.divergence.slope_at_zero
             dual_prime = self.divergence.conjugate_prime((target - q_data) / o.eta) - slope
             torch.mul(dual_prime, -o.eta / num, out=delta[:, num + num_initial :])
             initial_delta = o.eta * (1 - o.gamma) * (1 - slope) / num_initial
         else:
-            critic_loss = losses.td_loss(q_data, target)
             torch.mul(q_data - target, 1 / num, out=delta[:, num + num_initial :])
 
-        # Actor loss, and its gradient at the smallest critic of each row and at the log densities
+        # The actor loss's gradient at the smallest critic of each row and at the log densities
         smallest, index = values[:, : num + num_initial].min(0)
         value_delta, log_prob_delta = torch.zeros_like(smallest), torch.zeros_like(policy.log_prob)
         if inconsistent:
             weight = torch.ones_like(rewards)
-            own_log_prob = policy.log_prob[num : 2 * num]
-            value_loss = -smallest[:num].mean()
-            entropy_loss = alpha * own_log_prob.mean()
             value_delta[:num] = -1 / num
             log_prob_delta[num : 2 * num] = alpha / num
         else:
@@ -124,11 +120,7 @@ class FastUpdate(DAMOUpdate):
                 target - q_data.amin(0), o.actor_eta, self.actor_divergence, o.max_actor_weight,
                 o.normalize_actor_weight,
             )  # fmt: skip
-            value_loss = losses.consistent_actor_loss(
-                smallest[num:], smallest[:num], weight, update.terminated, o.gamma
-            )
             discount = weight * o.gamma * (1 - update.terminated)
-            entropy_loss = alpha * (discount * next_log_prob).mean()
             torch.mul(discount, -1 / num, out=value_delta[:num])
             value_delta[num:] = -(1 - o.gamma) / num_initial
             torch.mul(discount, alpha / num, out=log_prob_delta[:num])
@@ -148,11 +140,9 @@ class FastUpdate(DAMOUpdate):
             chosen = torch.zeros_like(values[:, : num + num_initial]).scatter_(0, index[None], value_delta[None])
             torch.sum(by_action * chosen[..., None], 0, out=action_delta[inputs.improved])
 
-        bc_loss = torch.zeros((), device=values.device)
+        error = policy.actions[inputs.initial] - initial.actions
         if o.bc_weight > 0:
             scale = 1 / q_data.abs().mean().clamp(min=1e-3)
-            error = policy.actions[inputs.initial] - initial.actions
-            bc_loss = error.square().mean()
             action_delta, log_prob_delta = action_delta * scale, log_prob_delta * scale
             action_delta[inputs.initial].add_(error, alpha=o.bc_weight * 2 / error.numel())
         actor_delta = policy.backward(action_delta, log_prob_delta)[None]
@@ -162,15 +152,31 @@ class FastUpdate(DAMOUpdate):
         alpha_loss = losses.alpha_loss(m.log_alpha, next_log_prob, o.target_entropy)
         self._alpha_gradient.copy_(alpha_loss)  # the exponential is its own derivative
         self._apply_gradients([name for name in self.params if name != "classifier" or o.data_alignment])
+        self._conclude()
+        if not self.measures:
+            return self._unmeasured
+        if o.behavior_alignment:
+            critic_loss = losses.critic_loss(q_data, target, q_initial, o.eta, o.gamma, self.divergence)
+        else:
+            critic_loss = losses.td_loss(q_data, target)
+        if inconsistent:
+            value_loss = -smallest[:num].mean()
+            entropy_loss = alpha * policy.log_prob[num : 2 * num].mean()
+        else:
+            value_loss = losses.consistent_actor_loss(
+                smallest[num:], smallest[:num], weight, update.terminated, o.gamma
+            )
+            entropy_loss = alpha * (discount * next_log_prob).mean()
+        bc_loss = error.square().mean() if o.bc_weight > 0 else torch.zeros_like(alpha)
         metrics = (
             value_loss + entropy_loss, critic_loss, alpha_loss, alpha, q_data.mean(), q_initial.mean(),
             (target - q_data).abs().mean(), weight.mean(), -next_log_prob.mean(), bc_loss, rewards.mean(),
         )  # fmt: skip
-        return self._conclude(metrics, classifier_metrics)
+        return self._metrics(metrics, classifier_metrics)
 
     @torch.no_grad()
     def classifier_step(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
-        """As `DAMOUpdate`'s, but the classifier's gradients are left for the end of the step."""
+        """As `DAMOUpdate`'s, but gradients are left for the step's end, and metrics out where they are not wanted."""
         o, standardize, net = self.opt, self.module.classifier.standardize, self._classifier
         groups = batch.offline, batch.synthetic, batch.update
         sizes = [len(group.obs) for group in groups]
@@ -191,9 +197,11 @@ class FastUpdate(DAMOUpdate):
         logits = net.forward(inputs)[0, :, 0]
         offline, synthetic, rows = logits.split(sizes)
         rewards = losses.modified_reward(batch.update.rewards, rows.clamp(-o.max_logit, o.max_logit), o.eta)
-        loss = losses.classifier_loss(offline, synthetic, o.label_smoothing)
-        accuracy = ((offline > 0).float().mean() + (synthetic < 0).float().mean()) / 2
-        metrics = torch.stack((loss, accuracy, offline.mean(), synthetic.mean()))
+        metrics = self._unmeasured
+        if self.measures:
+            loss = losses.classifier_loss(offline, synthetic, o.label_smoothing)
+            accuracy = ((offline > 0).float().mean() + (synthetic < 0).float().mean()) / 2
+            metrics = torch.stack((loss, accuracy, offline.mean(), synthetic.mean()))
         # The cross-entropy's gradient: sigmoid minus label, over the rows of a group and the two groups
         delta = logits[:num].sigmoid()
         delta[: sizes[0]].sub_(1 - o.label_smoothing).mul_(0.5 / sizes[0])

@@ -25,6 +25,8 @@ from rllib_damo.flat import flatten
 from rllib_damo.update import CLASSIFIER_METRICS, METRICS, StepBatch, Update, UpdateOptions
 
 COMPONENT_DAMO = "damo"
+#: Gradient steps between those whose metrics are taken, which costs up to a tenth of a step.
+METRICS_INTERVAL = 10
 
 ArrayOrRef: TypeAlias = "np.ndarray | ray.ObjectRef"
 
@@ -138,7 +140,8 @@ class DAMOTorchLearner(TorchLearner):
         """Takes ``num_steps`` gradient steps of every network.
 
         Returns:
-            The reduced metrics: means over the steps, under the module's id.
+            The reduced metrics: means over every ``METRICS_INTERVAL``-th step, the last included,
+            under the module's id.
 
         Raises:
             RuntimeError: a loss became infinite or NaN; the message names it.
@@ -166,19 +169,22 @@ class DAMOTorchLearner(TorchLearner):
         from_offline, from_synthetic = rows.split((num_update + half + num_real, num_model + half))
         module = self.module[DEFAULT_MODULE_ID]
         actor, averaged = ([p.data for p in net.parameters()] for net in (module.actor, module.averaged_actor))
-        totals = torch.zeros(len(self.metric_names), device=self._device)
+        totals, measured = torch.zeros(len(self.metric_names), device=self._device), 0
         groups = (update, initial, classifier_offline, classifier_synthetic)
         batch = StepBatch(*map(self._layout.unpack, groups))
         for step in range(num_steps):
             self._update.num_steps = self._num_steps + step
             torch.index_select(offline, 0, per_step_offline[step], out=from_offline)
             torch.index_select(self._synthetic.rows, 0, per_step_synthetic[step], out=from_synthetic)
-            totals += self._update.step(batch)
+            self._update.measures = (num_steps - 1 - step) % METRICS_INTERVAL == 0  # the last step's among them
+            metrics = self._update.step(batch)
+            if self._update.measures:
+                totals, measured = totals + metrics, measured + 1
             # An ordinary mean at first: nothing of the untrained policy stays in it.
             torch._foreach_lerp_(averaged, actor, max(cfg.policy_tau, 1 / (self._num_steps + step + 1)))
         self._num_steps += num_steps
         self._weights_seq_no += 1
-        return self._report(totals / num_steps, num_steps, timesteps or {})
+        return self._report(totals / measured, num_steps, timesteps or {})
 
     @override(TorchLearner)
     def compute_loss_for_module(self, **kwargs: Any) -> Any:

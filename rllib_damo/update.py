@@ -80,9 +80,12 @@ class Update:
 
     Attributes:
         num_steps: steps taken before the next one, as the Learner counts them.
+        measures: whether the next step's metrics are wanted; where they take time of their own, a step without them
+            returns an empty tensor.
     """
 
     num_steps = 0
+    measures = True
 
     def __init__(
         self,
@@ -222,13 +225,18 @@ class DAMOUpdate(Update):
             value_loss + entropy_loss, critic_loss, alpha_loss, alpha, q_data.mean(), q_initial.mean(),
             (target - q_data).abs().mean(), weight.mean(), -next_log_prob.mean(), bc_loss, rewards.mean(),
         )  # fmt: skip
-        return self._conclude(metrics, classifier_metrics)
+        self._conclude()
+        return self._metrics(metrics, classifier_metrics)
 
     @torch.no_grad()
-    def _conclude(self, metrics: Sequence[Tensor], classifier_metrics: Tensor | None) -> Tensor:
-        """Bounds α, moves the targets, and returns the ``METRICS``; those of a classifier that is not used are NaN."""
+    def _conclude(self) -> None:
+        """Bounds α and moves the targets."""
         self.module.log_alpha.clamp_(max=math.log(self.opt.max_alpha))
         torch._foreach_lerp_(self._target_params, self._critic_params, self.opt.tau)
+
+    @torch.no_grad()
+    def _metrics(self, metrics: Sequence[Tensor], classifier_metrics: Tensor | None) -> Tensor:
+        """The ``METRICS``; those of a classifier that is not used are NaN."""
         stacked = torch.stack(tuple(metrics))
         if classifier_metrics is None:
             classifier_metrics = torch.full((len(CLASSIFIER_METRICS),), float("nan"), device=stacked.device)

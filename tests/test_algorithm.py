@@ -15,6 +15,7 @@ from ray.tune.registry import get_trainable_cls
 
 from rllib_damo import DAMO, DAMOConfig
 from rllib_damo.data import behavior
+from rllib_damo.update import METRICS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -147,6 +148,25 @@ def test_optimisers_of_another_layout_are_named(config):
         optimizer["state"]["param_groups"][0]["params"] = [0, 1]  # one for each parameter, as before they were flat
     with pytest.raises(ValueError, match="optimisers are of another layout"):
         learner.set_state(state)
+    algo.stop()
+
+
+def test_metrics_are_means_over_every_tenth_step_and_the_last(config):
+    algo = config.training(rollout_freq=24).evaluation(evaluation_interval=None).build_algo()
+    learner = algo.learner_group._learner
+    update, taken = learner._update, []
+    original = update.step
+
+    def step(batch):
+        metrics = original(batch)
+        taken.append(metrics)
+        return metrics
+
+    update.step = step
+    reported = train_policy(algo, 1)["learners"][DEFAULT_MODULE_ID]
+    assert [len(metrics) > 0 for metrics in taken] == [i in (3, 13, 23) for i in range(24)]
+    means = dict(zip(METRICS, torch.stack([taken[i] for i in (3, 13, 23)]).mean(0).tolist(), strict=True))
+    assert {name: reported[name] for name in METRICS} == pytest.approx(means, rel=1e-5)
     algo.stop()
 
 

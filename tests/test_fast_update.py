@@ -102,6 +102,15 @@ def test_groups_of_other_sizes() -> None:
         torch.testing.assert_close(fast.step(part), reference.step(part), rtol=1e-7, atol=1e-9)
 
 
+def test_a_step_is_the_same_without_metrics() -> None:
+    measured, other = (build(FastUpdate, DEFAULTS, 1e-2, torch.float32) for _ in range(2))
+    other.measures = False
+    for batch in batches(3, torch.float32):
+        assert measured.step(batch).shape == (len(METRICS),)
+        assert other.step(batch).shape == (0,)
+    assert all(map(torch.equal, measured.module.parameters(), other.module.parameters()))
+
+
 def test_gradients_pass_through_the_reducer() -> None:
     def halve(group: Sequence[Tensor]) -> None:
         torch._foreach_div_(list(group), 2)
