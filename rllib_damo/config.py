@@ -12,7 +12,6 @@ from typing import Any
 import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.typing import LearningRateOrSchedule
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from rllib_damo.data.schema import Transitions
 from rllib_damo.divergences import DIVERGENCES
 from rllib_damo.evaluation import DAMOCallbacks
+from rllib_damo.evaluation_runner import EvaluationEnvRunner
 from rllib_damo.spaces import check_spaces
 
 TerminationFn = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -336,7 +336,7 @@ class DAMOConfig(AlgorithmConfig):
         """The evaluation workers act in the real environment, by the mean action, whatever else is overridden."""
         config = super().get_evaluation_config_object()
         if config is not None:
-            config.env_runner_cls = SingleAgentEnvRunner
+            config.env_runner_cls = EvaluationEnvRunner
             config.num_gpus_per_env_runner = 0
             config.explore = False
         return config

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rllib_damo import DAMOConfig
 from rllib_damo.evaluation import (
     REFERENCE_RETURNS,
     TASKS,
@@ -18,6 +19,7 @@ from rllib_damo.evaluation import (
     normalized_std,
     reference_returns,
 )
+from rllib_damo.evaluation_runner import EvaluationEnvRunner
 
 
 @pytest.mark.parametrize("env_id", sorted(TASKS))
@@ -121,3 +123,51 @@ def test_echo_of_an_evaluation_leaves_the_next_result() -> None:
     fresh = {"evaluation": {"env_runners": {"episode_return_mean": 1.0}, "num_healthy_workers": 0}}
     DAMOCallbacks().on_train_result(algorithm=None, result=fresh)
     assert fresh["evaluation"]["env_runners"] == {"episode_return_mean": 1.0}
+
+
+class Coin(gym.Env[np.ndarray, np.ndarray]):
+    """Episodes of 2 or of 50 steps, as likely; the return is the length."""
+
+    observation_space = action_space = gym.spaces.Box(-1.0, 1.0, (1,))
+
+    def __init__(self, config: Any = None) -> None:
+        self.length = self.left = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.length = self.left = int(self.np_random.choice([2, 50]))
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.left -= 1
+        return np.zeros(1, np.float32), 1.0, self.left == 0, False, {}
+
+
+def evaluation_runner(num_envs: int) -> EvaluationEnvRunner:
+    config = DAMOConfig().environment(Coin).offline_data(input_="unused").debugging(seed=0)
+    config.evaluation(evaluation_config={"num_envs_per_env_runner": num_envs})
+    evaluating: Any = config.get_evaluation_config_object()
+    assert evaluating.env_runner_cls is EvaluationEnvRunner
+    return EvaluationEnvRunner(config=evaluating)
+
+
+def test_short_episodes_are_no_more_likely_in_copies_side_by_side() -> None:
+    runner = evaluation_runner(100)
+    lengths = [len(episode) for episode in runner.sample(num_episodes=100)]
+    assert len(lengths) == 100
+    # All of the long ones that were begun. RLlib's own runner has 100 short ones together before a long one can end.
+    assert 35 <= lengths.count(50) <= 65
+    runner.stop()
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 8])
+def test_as_many_episodes_as_asked_for(num_envs: int) -> None:
+    """More than copies, and fewer; the metrics are of these alone."""
+    runner = evaluation_runner(num_envs)
+    episodes = runner.sample(num_episodes=5)
+    metrics = runner.get_metrics()
+    assert len(episodes) == 5
+    assert metrics["num_episodes"].peek() == 5
+    assert metrics["episode_return_mean"].peek() == np.mean([len(episode) for episode in episodes])
+    assert sum(map(len, runner.sample(num_timesteps=120))) >= 120
+    runner.stop()

@@ -14,7 +14,7 @@ config = (
     .training(eta=3.0, rollout_length=5)  # the paper's Table 4
     .training(hidden_dims=(128, 128), rollout_batch_size=20_000)  # less than the paper, for a CPU
     .dynamics(dynamics_max_epochs=8)
-    .evaluation(evaluation_interval=10, evaluation_duration=10)
+    .evaluation(evaluation_interval=10, evaluation_duration=10, evaluation_config={"num_envs_per_env_runner": 10})
     .debugging(seed=0)
 )
 

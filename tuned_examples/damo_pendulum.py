@@ -24,7 +24,7 @@ config = (
         policy_tau=0.01,  # a short run, in which the policy of 1,000 steps ago is another one
     )
     .dynamics(dynamics_hidden_dims=(64, 64), dynamics_weight_decay=(2.5e-5, 5e-5, 1e-4), dynamics_max_epochs=10)
-    .evaluation(evaluation_interval=5, evaluation_duration=20)
+    .evaluation(evaluation_interval=5, evaluation_duration=20, evaluation_config={"num_envs_per_env_runner": 20})
     .debugging(seed=0)
 )
 

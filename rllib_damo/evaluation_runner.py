@@ -1,0 +1,55 @@
+"""An EnvRunner that evaluates in copies of the environment side by side, without favouring short episodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.utils.annotations import override
+
+
+class EvaluationEnvRunner(SingleAgentEnvRunner):
+    """Plays as many episodes as asked for in ``num_envs_per_env_runner`` copies of the environment.
+
+    RLlib's runner stops when so many have ended anywhere. Short episodes end first and make room for others, so that a
+    policy that sometimes falls gets too low a mean. Here each copy plays its share, and what it does after it is left
+    out of all results (its steps are in ``num_env_steps_sampled``).
+    """
+
+    env: Any
+
+    @override(SingleAgentEnvRunner)
+    def make_env(self) -> None:
+        super().make_env()
+        self.env = _Shares(self.env)
+
+    @override(SingleAgentEnvRunner)
+    def sample(self, *, num_episodes: int | None = None, **kwargs: Any) -> list[Any]:
+        if self.env is not None:
+            self.env.set_total(num_episodes)
+        return super().sample(num_episodes=num_episodes, **kwargs)
+
+
+class _Shares(gym.vector.VectorWrapper):
+    """Copies of an environment that report the ends of their shares of episodes, and no further ones."""
+
+    def __init__(self, env: gym.vector.VectorEnv):
+        super().__init__(env)
+        self._left = np.full(env.num_envs, np.inf)
+
+    def set_total(self, num_episodes: int | None) -> None:
+        """Shares so many episodes among the copies, the first ones getting the rest; None: no limit."""
+        if num_episodes is None:
+            self._left[:] = np.inf
+        else:
+            share, rest = divmod(num_episodes, self.num_envs)
+            self._left[:] = share + (np.arange(self.num_envs) < rest)
+
+    def step(self, actions: Any) -> Any:
+        observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        counts = self._left > 0
+        terminations, truncations = terminations & counts, truncations & counts
+        self._left -= terminations | truncations
+        return observations, rewards, terminations, truncations, infos
