@@ -24,11 +24,14 @@ _PENDULUM_MODEL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _mujoco(eta: float, rollout_length: int, penalty_coef: float, **damo: Any) -> dict[str, dict[str, Any]]:
-    """DAMO with the paper's η and rollout length (Table 4), and options of its own."""
+def _mujoco(eta: float, rollout_length: int, mopo: tuple[float, int], **damo: Any) -> dict[str, dict[str, Any]]:
+    """DAMO with the paper's η and rollout length (Table 4), and options of its own.
+
+    MOPO has the penalty and rollout length that public implementations were tuned to on D4RL's task of the name.
+    """
     return {
         "damo": {**_MUJOCO_MODEL, "eta": eta, "rollout_length": rollout_length, **damo},
-        "mopo": {**_MUJOCO_MODEL, "penalty_coef": penalty_coef, "rollout_length": 5},
+        "mopo": {**_MUJOCO_MODEL, "penalty_coef": mopo[0], "rollout_length": mopo[1]},
         "td3bc": _MUJOCO,
         "bc": _MUJOCO,
     }
@@ -37,18 +40,18 @@ def _mujoco(eta: float, rollout_length: int, penalty_coef: float, **damo: Any) -
 #: Task -> method -> options over the method's defaults. A task of another level has its environment's ("hopper").
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     # Its episodes end by a fall after 272 to 1000 steps: the more selected, the better a clone.
-    "hopper": _mujoco(2.0, 5, 5.0, data_fraction=0.2),
-    "hopper-medium-replay": _mujoco(3.0, 5, 5.0),
-    "hopper-medium-expert": _mujoco(3.0, 5, 5.0),
-    "halfcheetah": _mujoco(0.5, 5, 0.5),
-    "halfcheetah-random": _mujoco(0.1, 5, 0.5),
-    "halfcheetah-medium-replay": _mujoco(0.1, 5, 0.5),
-    "halfcheetah-medium-expert": _mujoco(2.5, 5, 0.5),
+    "hopper": _mujoco(2.0, 5, (5.0, 5), data_fraction=0.2),
+    "hopper-medium-replay": _mujoco(3.0, 5, (2.5, 5)),
+    "hopper-medium-expert": _mujoco(3.0, 5, (5.0, 5)),
+    "halfcheetah": _mujoco(0.5, 5, (0.5, 5)),
+    "halfcheetah-random": _mujoco(0.1, 5, (0.5, 5)),
+    "halfcheetah-medium-replay": _mujoco(0.1, 5, (0.5, 5)),
+    "halfcheetah-medium-expert": _mujoco(2.5, 5, (2.5, 5)),
     # Nearly all of its episodes are alike; those that end by a fall show how one comes about.
-    "walker2d": _mujoco(2.0, 1, 0.5, data_fraction=1.0),
-    "walker2d-random": _mujoco(2.0, 5, 0.5),
-    "walker2d-medium-replay": _mujoco(1.5, 5, 0.5),
-    "walker2d-medium-expert": _mujoco(1.5, 3, 0.5),
+    "walker2d": _mujoco(2.0, 1, (0.5, 5), data_fraction=1.0),
+    "walker2d-random": _mujoco(2.0, 5, (0.5, 5)),
+    "walker2d-medium-replay": _mujoco(1.5, 5, (2.5, 1)),
+    "walker2d-medium-expert": _mujoco(1.5, 3, (2.5, 1)),
     "pendulum": {
         "damo": {
             **_PENDULUM_MODEL,
