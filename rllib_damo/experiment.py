@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
-import numbers
 import os
 import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -24,6 +21,7 @@ from rllib_damo.cli_inputs import UsageError, near
 from rllib_damo.config import DAMOConfig
 from rllib_damo.data.offline_data import DAMOOfflineData
 from rllib_damo.progress import ProgressTable
+from rllib_damo.results import with_flat_score, with_last_evaluation
 from rllib_damo.stopping import CheckedStopper
 
 if TYPE_CHECKING:
@@ -88,7 +86,8 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     if own_ray:
         _init_ray(options)
     try:
-        config = with_flat_score(_use_idle_cpus(config), _score_attr(config, options))
+        config = with_last_evaluation(_use_idle_cpus(config), stop)
+        config = with_flat_score(config, _score_attr(config, options))
         _check_resources(config)
         if to_resume is not None:
             console.print(f"Resuming {to_resume}, with its own config, stop and checkpoint options")
@@ -206,21 +205,6 @@ def _score_attr(config: AlgorithmConfig, options: RunOptions) -> str:
     return options.checkpoint_score_attr or (
         EVALUATION_RETURN if evaluated else f"{ENV_RUNNER_RESULTS}/{EPISODE_RETURN_MEAN}"
     )
-
-
-def with_flat_score(config: AlgorithmConfig, metric: str) -> AlgorithmConfig:
-    """Puts a nested metric into each result under its whole name, too: Tune keeps the best checkpoints by no other."""
-    given = config.callbacks_on_train_result or []
-    given = [given] if callable(given) else list(given)
-    return config.copy(copy_frozen=False).callbacks(on_train_result=[*given, partial(_flatten_score, metric)])
-
-
-def _flatten_score(metric: str, *, result: dict[str, Any], **kwargs: Any) -> None:
-    value: Any = result
-    for key in metric.split("/"):
-        value = value.get(key) if isinstance(value, dict) else None
-    if isinstance(value, numbers.Real) and math.isfinite(value):
-        result[metric] = float(value)
 
 
 def _checkpoint_config(config: AlgorithmConfig, options: RunOptions) -> tune.CheckpointConfig:

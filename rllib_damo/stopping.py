@@ -11,6 +11,11 @@ from ray.rllib.utils.metrics import EVALUATION_RESULTS, LEARNER_RESULTS
 from rllib_damo.cli_inputs import flatten, near
 
 
+def reached(stop: Mapping[str, float], flat: Mapping[str, Any]) -> bool:
+    """Whether any metric of a flat result has reached its value."""
+    return any(flat[key] >= value for key, value in stop.items() if flat.get(key) is not None)
+
+
 class CheckedStopper(tune.Stopper):
     """Stops a trial when any metric reaches its value; stops everything if a metric does not exist.
 
@@ -29,7 +34,7 @@ class CheckedStopper(tune.Stopper):
         flat = flatten(result)
         if not self.checked:
             self._check(flat)
-        return any(flat[key] >= value for key, value in self.stop.items() if flat.get(key) is not None)
+        return reached(self.stop, flat)
 
     def _check(self, flat: Mapping[str, Any]) -> None:
         self.known.update(key for key in flat if not key.startswith("config/"))

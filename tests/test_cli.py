@@ -22,6 +22,7 @@ from rllib_damo.cli_inputs import UsageError, apply_config, check_stop, flatten,
 from rllib_damo.experiment import FAILED, OK, USAGE, RunOptions, has_search_space
 from rllib_damo.policy import load_policy
 from rllib_damo.progress import ProgressTable
+from rllib_damo.results import with_flat_score, with_last_evaluation
 from rllib_damo.stopping import CheckedStopper
 
 PENDULUM_PPO = """
@@ -417,9 +418,44 @@ def test_more_cpus_than_ray_has(local_ray: None, ppo_file: Path, capfd: pytest.C
     assert "asks for 8 CPU, but Ray has 2" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("stop", "iteration", "evaluates"),
+    [
+        ({"training_iteration": 5}, 4, True),
+        ({"training_iteration": 6}, 4, False),
+        ({"num_gradient_steps_lifetime": 100, "training_iteration": 99}, 4, True),
+        ({"learners/default_policy/qf_mean": 7.5, "unknown": 1}, 4, False),
+    ],
+)
+def test_a_run_that_stops_is_evaluated(stop: dict[str, float], iteration: int, evaluates: bool) -> None:
+    class Fake:
+        def __init__(self) -> None:
+            self.iteration = iteration
+
+        def _run_one_evaluation(self) -> dict[str, Any]:
+            return {"evaluation": {"env_runners": {"episode_return_mean": 3.0}}}
+
+    config = with_last_evaluation(PPOConfig().evaluation(evaluation_interval=2), stop)
+    (callback,) = config.callbacks_on_train_result
+    result: dict[str, Any] = {
+        "num_gradient_steps_lifetime": 100, "learners": {"default_policy": {"qf_mean": 7.0}},
+    }  # fmt: skip
+    callback(algorithm=Fake(), metrics_logger=None, result=result)
+    assert ("evaluation" in result) == evaluates
+    made = {"evaluation": {"env_runners": {"episode_return_mean": 1.0}}}
+    callback(algorithm=Fake(), metrics_logger=None, result=made)  # one is enough
+    assert made["evaluation"]["env_runners"]["episode_return_mean"] == 1.0
+
+
+def test_without_evaluation_there_is_no_last_one() -> None:
+    config = with_last_evaluation(PPOConfig(), {"training_iteration": 5})
+    assert not config.callbacks_on_train_result
+    assert not with_last_evaluation(PPOConfig().evaluation(evaluation_interval=2), None).callbacks_on_train_result
+
+
 def test_the_best_checkpoint_is_kept_though_its_metric_is_nested(tmp_path: Path) -> None:
     metric = experiment.EVALUATION_RETURN
-    config = experiment.with_flat_score(PPOConfig().callbacks(on_train_result=lambda **kwargs: None), metric)
+    config = with_flat_score(PPOConfig().callbacks(on_train_result=lambda **kwargs: None), metric)
     callback = config.callbacks_on_train_result[-1]
     assert len(config.callbacks_on_train_result) == 2
     keeper = _CheckpointManager(CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=metric))
