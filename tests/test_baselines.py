@@ -306,3 +306,15 @@ def test_without_a_model_there_is_nothing_to_set_about_it() -> None:
 @pytest.mark.parametrize("config_class", [TD3BCConfig, BehaviorCloningConfig, MOPOConfig])
 def test_defaults_are_valid(config_class: type[BaselineConfig]) -> None:
     config_class().environment("Pendulum-v1").offline_data(input_="pendulum-mixed").validate()
+
+
+@pytest.mark.parametrize("config_class", [TD3BCConfig, MOPOConfig])
+def test_defaults_are_the_papers_and_not_damos(config_class: type[BaselineConfig]) -> None:
+    config = config_class()
+    shared = {"tau": 0.005, "gamma": 0.99, "critic_lr": 3e-4, "train_batch_size_per_learner": 256, "data_fraction": 1.0}
+    own = {
+        TD3BCConfig: {"actor_lr": 3e-4, "bc_alpha": 2.5, "policy_noise": 0.2, "noise_clip": 0.5, "policy_delay": 2},
+        MOPOConfig: {"actor_lr": 1e-4, "alpha_lr": 1e-4, "initial_alpha": 1.0, "real_ratio": 0.05},
+    }
+    expected = shared | own[config_class]
+    assert {name: getattr(config, name) for name in expected} == expected
