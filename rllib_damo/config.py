@@ -70,7 +70,7 @@ class DAMOConfig(AlgorithmConfig):
         # Networks and optimisation
         self.hidden_dims: tuple[int, ...] = (256, 256)
         self.twin_q = True
-        self.critic_layer_norm = False
+        self.critic_layer_norm = True
         self.normalize_observations = True
         self.actor_lr: LearningRateOrSchedule = 3e-4
         self.critic_lr: LearningRateOrSchedule = 3e-4
@@ -138,6 +138,7 @@ class DAMOConfig(AlgorithmConfig):
             actor_f_divergence="half_squared",
             max_actor_weight=float("inf"),
             normalize_observations=False,
+            critic_layer_norm=False,
             bc_weight=0.0,
             data_fraction=1.0,
             tau=0.005,
@@ -219,7 +220,8 @@ class DAMOConfig(AlgorithmConfig):
                 entropy) alone, while critics and classifier learn what it is worth.
             hidden_dims: widths of the hidden layers of actor, critics and classifier.
             twin_q: two critics, of which the smaller counts; False: one.
-            critic_layer_norm: layer normalisation in the critics.
+            critic_layer_norm: layer normalisation in the critics, which keeps their values from running away where
+                actions leave the data.
             normalize_observations: standardise the inputs of actor and critics by the dataset's statistics.
             actor_lr, critic_lr, alpha_lr, classifier_lr: Adam's learning rates (``lr`` stays None), or schedules in
                 gradient steps: [[0, 3e-4], [100_000, 0.0]] falls linearly to 0, set anew at each iteration's end.

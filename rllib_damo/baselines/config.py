@@ -28,6 +28,7 @@ class BaselineConfig(DAMOConfig):
         self.bc_weight = 0.0
         self.data_fraction = 1.0
         self.tau = 0.005  # TD3's and SAC's own
+        self.critic_layer_norm = False
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         return RLModuleSpec(module_class=self.module_class)
