@@ -20,6 +20,7 @@ import gymnasium as gym
 import numpy as np
 import ray
 import torch
+from playing import play
 from ray.rllib.core import DEFAULT_MODULE_ID
 from score_settings import environment, make_config
 from torch import Tensor
@@ -27,6 +28,7 @@ from torch import Tensor
 from rllib_damo.algorithm import NUM_GRADIENT_STEPS
 from rllib_damo.data.offline_data import DAMOOfflineData
 from rllib_damo.data.schema import Transitions
+from rllib_damo.evaluation import discounted_return
 
 SHIFTS = (0.05, 0.1, -0.1)
 LAST = 200  # steps of an episode before its end
@@ -45,21 +47,18 @@ def start_states(data: Transitions, num: int) -> np.ndarray:
     return data.observations[rows]
 
 
-def play(env_id: str, states: np.ndarray, policy: Policy, steps: int, gamma: float) -> np.ndarray:
+def returns_from(env_id: str, states: np.ndarray, policy: Policy, steps: int, gamma: float) -> np.ndarray:
     """Discounted returns ``(N,)`` from each state; unit actions must be the environment's own."""
     envs: list[Any] = [gym.make(env_id).unwrapped for _ in states]
     num_positions = envs[0].model.nq - 1  # without x, which no reward and no observation depends on
     for i, (env, state) in enumerate(zip(envs, states, strict=True)):
         env.reset(seed=i)
         env.set_state(np.concatenate(([0.0], state[:num_positions])), state[num_positions:])
-    obs, alive, returns = np.array(states), np.ones(len(states), bool), np.zeros(len(states))
-    for t in range(steps):
-        actions = policy(torch.from_numpy(obs).float()).clamp(-1, 1).numpy()
-        for i in np.flatnonzero(alive).tolist():
-            obs[i], reward, terminated, _, _ = envs[i].step(actions[i])
-            returns[i] += gamma**t * reward
-            alive[i] = not terminated
-    return returns
+
+    def act(obs: np.ndarray) -> np.ndarray:
+        return policy(torch.from_numpy(obs).float()).clamp(-1, 1).numpy()
+
+    return np.array([discounted_return(rewards, gamma) for rewards in play(envs, list(states), act, steps)])
 
 
 def shifted(policy: Policy, q: Callable[[Tensor, Tensor], Tensor], distance: float) -> Policy:
@@ -98,7 +97,7 @@ def main() -> None:
         return module.critics(obs, actions).min(0).values
 
     def returns(of: Policy) -> np.ndarray:
-        return play(environment(args.task), states, of, args.length, config.gamma)
+        return returns_from(environment(args.task), states, of, args.length, config.gamma)
 
     base, gains = returns(policy), {}
     for shift in SHIFTS:

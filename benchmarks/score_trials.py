@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from playing import play
 from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from score_settings import environment, make_config
@@ -113,7 +114,7 @@ def run_trial(job: dict[str, Any]) -> None:
         taken, steps = steps, int(result.get(NUM_GRADIENT_STEPS) or 0)
         seconds = before + time.monotonic() - start
         if steps > taken and (steps % trial.eval_every == 0 or steps >= trial.steps):
-            rewards = play(_policy(algo), environment(trial.task), trial.episodes, seed=steps)
+            rewards = play_episodes(_policy(algo), environment(trial.task), trial.episodes, seed=steps)
             value = result["learners"]["default_policy"].get("initial_value_mean")
             rows.append(_row(trial.task, steps, rewards, algo.config.gamma, value, seconds))
             _write(trial.folder / _ROWS, rows)  # before the checkpoint, which does not repeat the evaluation
@@ -126,36 +127,21 @@ def run_trial(job: dict[str, Any]) -> None:
     algo.stop()
 
 
-def play(policy: Policy, env_id: str, episodes: int, seed: int) -> list[np.ndarray]:
-    """Plays episodes side by side, each from its own start, to its own end.
-
-    The policy gets all observations of a moment in one batch, which takes about a tenth of the time of RLlib's runners.
-
-    Returns:
-        The rewards ``(T,)`` of each episode.
-    """
+def play_episodes(policy: Policy, env_id: str, episodes: int, seed: int) -> list[np.ndarray]:
+    """The rewards ``(T,)`` of so many whole episodes; takes about a quarter of the time of RLlib's runner."""
     envs: list[gym.Env[Any, Any]] = [gym.make(env_id) for _ in range(episodes)]
-    starts = np.random.SeedSequence(seed).generate_state(episodes)
-    observations = [env.reset(seed=int(start))[0] for env, start in zip(envs, starts, strict=True)]
-    rewards: list[list[float]] = [[] for _ in envs]
-    running = [*range(episodes)]
-    while running:
-        actions = policy(np.stack([observations[i] for i in running]))
-        still = []
-        for i, action in zip(running, actions, strict=True):
-            observations[i], reward, terminated, truncated, _ = envs[i].step(action)
-            rewards[i].append(float(reward))
-            if not (terminated or truncated):
-                still.append(i)
-        running = still
+    seeds = np.random.SeedSequence(seed).generate_state(episodes)
+    starts = [env.reset(seed=int(own))[0] for env, own in zip(envs, seeds, strict=True)]
+    rewards = play(envs, starts, policy)
     for env in envs:
         env.close()
-    return [np.array(own) for own in rewards]
+    return rewards
 
 
 def _policy(algo: Any) -> Policy:
-    """The policy as its Learner has it."""
-    return Policy(algo.learner_group._learner.module["default_policy"])
+    """The policy as its Learner has it, and where."""
+    learner = algo.learner_group._learner
+    return Policy(learner.module["default_policy"], learner._device)
 
 
 def _row(task: str, steps: int, rewards: list[np.ndarray], gamma: float, value: float | None, seconds: float) -> Row:

@@ -167,7 +167,8 @@ class _Rows:
         self.top = buffers.top[:, rows]
         self.bottom = self.deltas[0] if buffers.bottom is buffers.deltas[0] else buffers.bottom[:, rows]
         self.normalized = [(output[:, rows], scale[:, rows]) for output, scale in buffers.normalized]
-        self._unit: tuple[Tensor, Tensor] | None = None  # mean and reciprocal deviation of what is normalised already
+        # Mean and reciprocal deviation of what is normalised already
+        self._unit = [(torch.zeros_like(scale), torch.ones_like(scale)) for _, scale in self.normalized]
 
     def activation_backward(self, layer: int) -> None:
         """Carries the layer's gradient back through its ReLU and its normalisation, in place."""
@@ -175,10 +176,8 @@ class _Rows:
         _relu_backward(delta, self.hidden[layer], delta)
         if self.normalized:  # of y = (x - mean)/std: (dy - mean(dy) - y mean(dy y))/std
             y, scale = self.normalized[layer]
-            if self._unit is None:
-                self._unit = torch.zeros_like(scale), torch.ones_like(scale)
             centred = torch.ops.aten.native_layer_norm_backward(
-                delta, y, y.shape[-1:], *self._unit, None, None, [True, False, False]
+                delta, y, y.shape[-1:], *self._unit[layer], None, None, [True, False, False]
             )
             torch.mul(centred[0], scale, out=delta)
 

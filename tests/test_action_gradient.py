@@ -54,5 +54,5 @@ def test_play_goes_on_from_the_states() -> None:
     for t in range(10):
         _, reward, *_ = env.step(np.full(3, 0.2))
         expected += 0.9**t * reward
-    actual = action_gradient.play("Hopper-v5", start[None], lambda obs: torch.full((1, 3), 0.2), 10, 0.9)
+    actual = action_gradient.returns_from("Hopper-v5", start[None], lambda obs: torch.full((1, 3), 0.2), 10, 0.9)
     np.testing.assert_allclose(actual, [expected], rtol=1e-3)

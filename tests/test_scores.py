@@ -213,7 +213,7 @@ def test_episodes_are_played_each_to_its_own_end() -> None:
             return np.zeros((len(observations), 3))
 
     policy: Any = Still()
-    played = score_trials.play(policy, "Hopper-v5", 4, seed=7)
+    played = score_trials.play_episodes(policy, "Hopper-v5", 4, seed=7)
     lengths = [len(rewards) for rewards in played]
     assert len(played) == 4
     assert len(set(lengths)) > 1
