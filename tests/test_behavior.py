@@ -8,6 +8,7 @@ import pathlib
 import minari
 import numpy as np
 import pytest
+import torch
 
 from rllib_damo.data import behavior, minari_io, units
 from rllib_damo.data.behavior_policy import PolicyRecord
@@ -70,6 +71,17 @@ def test_made_bytes_depend_on_the_seed_alone(tmp_path: pathlib.Path) -> None:
     assert made[0] == made[1]
     assert made[0]["main_data.hdf5"] != made[2]["main_data.hdf5"]
     assert [p.suffix for p in (tmp_path / "cache" / "behavior").iterdir()] == [".lock"] * 2  # no units are left
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="needs a processor whose BLAS has two ways to round"
+)
+def test_processors_with_newer_instructions_play_as_those_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprints = set()
+    for kernels in ("Haswell", "SkylakeX"):
+        monkeypatch.setenv("OPENBLAS_CORETYPE", kernels)
+        fingerprints.add(behavior.generate("hopper-medium", 800, workers=1).fingerprint())
+    assert len(fingerprints) == 1
 
 
 def test_minari_opens_what_was_made() -> None:

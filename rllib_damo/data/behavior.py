@@ -182,8 +182,8 @@ def make(
     """Makes dataset ``name`` as a local Minari dataset, unless the same one is there already.
 
     A dataset of another size or seed under the same id is replaced once the new one is complete. Equal arguments and
-    package versions give equal bytes, with any number of workers. What was played before an interruption is used by
-    the next call.
+    package versions give equal bytes, with any number of workers, and on all x86 processors since AVX2; others round
+    and so play otherwise. What was played before an interruption is used by the next call.
 
     Args:
         name: one of ``NAMES``, e.g. ``hopper-medium``.

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 
 from rllib_damo.data.collect import FIELDS
 from rllib_damo.data.worker import ANSWER, run_unit
@@ -114,7 +115,7 @@ def play_units(
         streams: what is wanted; a cut of the last unit is left to ``join``.
         folder: of the units' files.
         seed: the dataset's.
-        workers: processes to use; 0 plays in this process (its BLAS threads may then change the last bits).
+        workers: processes to use; 0 plays in this process (its BLAS may then round in other ways).
         report: called with the number of wanted transitions played so far.
 
     Raises:
@@ -170,6 +171,8 @@ def _worker_pool(num: int, folder: pathlib.Path) -> Iterator[tuple[Send, Answers
     paths = [os.path.abspath(path) for path in sys.path if path]
     env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     env |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        env["OPENBLAS_CORETYPE"] = "Haswell"  # the kernels of AVX2, so that both round, and play, alike
     logs = [folder / f"worker-{i}.log" for i in range(num)]
     processes: list[subprocess.Popen[str]] = []
 
