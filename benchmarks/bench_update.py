@@ -1,8 +1,8 @@
-"""One gradient step of DAMO at Hopper's sizes: the readable update, the fast one, and the fast one in bfloat16.
+"""One gradient step of DAMO at Hopper's sizes: readable, fast, fast without layer normalisation, fast in bfloat16.
 
     python benchmarks/bench_update.py --threads 2
 
-The three take turns in one process. Prints one JSON line for each: the fastest round's steps a second, its share of
+They take turns in one process. Prints one JSON line for each: the fastest round's steps a second, its share of
 this run's best 256x256x256 sgemm, and the median over rounds of its speed against the readable update's.
 """
 
@@ -30,7 +30,7 @@ from rllib_damo.update import DAMOUpdate, StepBatch, UpdateOptions
 ROWS = 256
 
 
-def make(precision: str | None) -> DAMOUpdate:
+def make(precision: str | None, width: int, layer_norm: bool = True) -> DAMOUpdate:
     """An update of fresh networks under the default options; None for the readable one."""
     config = DAMOConfig()
     torch.manual_seed(0)
@@ -38,8 +38,8 @@ def make(precision: str | None) -> DAMOUpdate:
         observation_space=gym.spaces.Box(-np.inf, np.inf, (OBS_DIM,)),
         action_space=gym.spaces.Box(-1, 1, (ACT_DIM,)),
         model_config={
-            "hidden_dims": (256, 256), "twin_q": True, "critic_layer_norm": False, "classifier_spectral_norm": False,
-            "initial_alpha": 0.05,
+            "hidden_dims": (width, width), "twin_q": True, "critic_layer_norm": layer_norm,
+            "classifier_spectral_norm": False, "initial_alpha": 0.05,
         },
     )  # fmt: skip
     flat = {name: flatten(params) for name, params in module.trainable().items()}
@@ -70,9 +70,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--width", type=int, default=256, help="units of each of the two hidden layers")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    updates = {"readable": make(None), "fp32": make("fp32"), "bf16": make("bf16")}
+    updates = {
+        "readable": make(None, args.width),
+        "fp32": make("fp32", args.width),
+        "fp32, no layer normalisation": make("fp32", args.width, layer_norm=False),
+        "bf16": make("bf16", args.width),
+    }
     batches = [make_batch(seed) for seed in range(10)]
     seconds: dict[str, list[float]] = {name: [] for name in updates}
     peak = 0.0
@@ -93,9 +99,9 @@ def main() -> None:
                     "update": name,
                     "steps_per_second": round(rate, 1),
                     "speed_to_readable": round(statistics.median(ratios), 2),
-                    "gflop_per_step": round(flop_per_step() / 1e9, 3),
+                    "gflop_per_step": round(flop_per_step(width=args.width) / 1e9, 3),
                     "gflops_peak": round(peak, 1),
-                    "peak_fraction": round(rate * flop_per_step() / 1e9 / peak, 3),
+                    "peak_fraction": round(rate * flop_per_step(width=args.width) / 1e9 / peak, 3),
                     "threads": args.threads,
                 }
             )

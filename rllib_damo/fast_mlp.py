@@ -2,6 +2,10 @@
 
 No autograd graph is built, and activations and gradients live in buffers that are kept from step to step: fresh large
 temporaries cost page faults, about as much as the elementwise work in them. Only rows that a loss sees are propagated.
+
+Layer normalisation takes the mean out of the weights instead of the rows. From weights and biases less their mean over
+a layer's units come sums z whose mean over the units is zero, and y = z / std, std² = mean(z²) + ε, is the normalised
+layer. Backwards, dz = (dy - y mean(dy y)) / std, and the gradients of weights and biases lose their mean, too.
 """
 
 from __future__ import annotations
@@ -45,14 +49,32 @@ class FastMLP:
         self._last_weight, self._last_bias = self._weights[-1].mT, self._biases[-1].mT
         self._last = len(weights) - 1
         self._dtype = None if dtype == weights[0].dtype else dtype
-        # What the products between hidden layers read and write: weights and gradients, or copies of them in ``dtype``
-        inner, inner_grads = self._weights[1 : self._last], self._weight_grads[1 : self._last]
-        self._inner = [torch.empty_like(w, dtype=self._dtype) for w in inner] if self._dtype else inner
-        self._inner_grads = [torch.empty_like(w) for w in self._inner] if self._dtype else inner_grads
-        self._inner_transposed = [w.mT for w in self._inner]
+        # What the products of the hidden layers read: parameters, or copies of them, centred or in ``dtype``
+        self._copies: list[tuple[Tensor, Tensor]] = []
+        self._read_weights, self._read_biases = (self._read(part[:-1]) for part in (self._weights, self._biases))
+        self._transposed = [w.mT for w in self._read_weights]
+        # What those between hidden layers write: gradients, or copies of them in ``dtype``
+        inner_grads = self._weight_grads[1 : self._last]
+        self._inner_grads = (
+            [torch.empty_like(g, dtype=self._dtype) for g in inner_grads] if self._dtype else inner_grads
+        )
         self._buffers: dict[int, _Buffers] = {}
         self._x: Tensor
         self._now: _Buffers
+        self._outputs: Tensor
+
+    def _read(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """Hidden layers' weights or biases, or empty copies that ``forward`` fills."""
+        read = []
+        for i, own in enumerate(params):
+            is_cast = self._dtype is not None and i > 0
+            if is_cast or self._layer_norm:
+                copy = torch.empty_like(own, dtype=self._dtype if is_cast else None)
+                self._copies.append((own, copy))
+                read.append(copy)
+            else:
+                read.append(own)
+        return read
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``(C, B, out)`` for inputs ``x (B, in)``, which must stay as they are until the gradients are taken.
@@ -63,19 +85,20 @@ class FastMLP:
             self._buffers[len(x)] = _Buffers(self._weights, len(x), self._dtype, self._layer_norm)
         now = self._now = self._buffers[len(x)]
         self._x = x.expand(len(self._weights[0]), *x.shape)
-        biases = self._biases
-        if self._dtype is not None:
-            biases = [bias.to(self._dtype) for bias in biases]
-            for own, copy in zip(self._weights[1 : self._last], self._inner, strict=True):
+        for own, copy in self._copies:
+            if self._layer_norm:
+                torch.sub(own, own.mean(-1, keepdim=True), out=copy)
+            else:
                 copy.copy_(own)
-        now.activate(torch.baddbmm(self._biases[0], self._x, self._weights[0], out=now.first), 0)
-        if now.first is not now.hidden[0]:
-            now.hidden[0].copy_(now.first)
-        for i, weight in enumerate(self._inner, 1):
-            now.activate(torch.baddbmm(biases[i], now.hidden[i - 1], weight, out=now.hidden[i]), i)
+        inputs = self._x
+        for i, (weight, bias) in enumerate(zip(self._read_weights, self._read_biases, strict=True)):
+            torch.baddbmm(bias, inputs, weight, out=now.sums[i])
+            now.activate(i)
+            inputs = now.hidden[i]
         if now.top is not now.hidden[-1]:
             now.top.copy_(now.hidden[-1])
-        return torch.baddbmm(self._last_bias, self._last_weight, now.top_transposed).mT
+        self._outputs = torch.baddbmm(self._last_bias, self._last_weight, now.top_transposed).mT
+        return self._outputs
 
     def backward(self, delta: Tensor, rows: slice = slice(None)) -> None:
         """Carries a gradient with respect to the outputs of the last ``forward`` back to all hidden layers.
@@ -93,14 +116,14 @@ class FastMLP:
             torch.bmm(delta, weight, out=deltas[-1])
         part.activation_backward(self._last - 1)
         for i in range(self._last - 1, 0, -1):
-            torch.bmm(deltas[i], self._inner_transposed[i - 1], out=deltas[i - 1])
+            torch.bmm(deltas[i], self._transposed[i], out=deltas[i - 1])
             part.activation_backward(i - 1)
         if part.bottom is not deltas[0]:
             part.bottom.copy_(deltas[0])
 
     def input_gradients(self, rows: slice, columns: slice) -> Tensor:
         """Gradients ``(C, R, columns)`` with respect to some columns of the inputs."""
-        return torch.bmm(self._weights[0][:, columns], self._now.at(rows).bottom.mT).mT
+        return torch.bmm(self._read_weights[0][:, columns], self._now.at(rows).bottom.mT).mT
 
     def parameter_gradients(self, delta: Tensor, rows: slice = slice(None)) -> None:
         """Sets the parameters' gradients, from ``delta (C, R, out)`` and what ``backward`` left at the same rows."""
@@ -114,6 +137,9 @@ class FastMLP:
             else:
                 weights[i].copy_(grad)
                 biases[i].copy_(part.deltas[i].sum(1, keepdim=True))
+        if self._layer_norm:
+            for hidden_grad in (*weights[:-1], *biases[:-1]):
+                hidden_grad.sub_(hidden_grad.mean(-1, keepdim=True))
         torch.bmm(delta.mT, part.top, out=weights[-1].mT)
         torch.sum(delta, 1, keepdim=True, out=biases[-1])
 
@@ -121,9 +147,9 @@ class FastMLP:
 class _Buffers:
     """``hidden`` and ``deltas``, ``(C, B, width)`` each: activations of the hidden layers, and gradients before ReLUs.
 
-    ``first``, ``top`` and ``bottom`` are the first and last of ``hidden`` and the first of ``deltas``, or copies of
-    them in the parameters' dtype where that differs. ``normalized`` holds, where layers are normalised, what their
-    ReLUs get and the reciprocal standard deviations that made it.
+    ``sums`` are what the ReLUs get, in the memory of ``hidden`` unless layers are normalised; ``scales (C, B, 1)`` is
+    then what they were normalised by. ``top`` and ``bottom`` are the last of ``hidden`` and the first of ``deltas``;
+    these two, and the first of ``sums``, are in the parameters' dtype, as copies where that differs.
     """
 
     def __init__(self, weights: Sequence[Tensor], batch: int, dtype: torch.dtype | None, layer_norm: bool):
@@ -132,23 +158,27 @@ class _Buffers:
             dtype = None
         self.hidden = [weights[0].new_zeros(shape, dtype=dtype) for shape in shapes]
         self.deltas = [torch.zeros_like(h) for h in self.hidden]
-        self.first, self.top, self.bottom = self.hidden[0], self.hidden[-1], self.deltas[0]
+        self.sums = [torch.zeros_like(h) for h in self.hidden] if layer_norm else [*self.hidden]
+        self.top, self.bottom = self.hidden[-1], self.deltas[0]
         if dtype is not None:
-            self.first, self.top, self.bottom = (weights[0].new_zeros(shapes[i]) for i in (0, -1, 0))
+            self.sums[0], self.top, self.bottom = (weights[0].new_zeros(shapes[i]) for i in (0, -1, 0))
         self.top_transposed = self.top.mT
-        self.normalized = [(torch.zeros_like(h), h.new_zeros(*h.shape[:2], 1)) for h in self.hidden if layer_norm]
+        self.scales = [weights[0].new_zeros(*shape[:2], 1) for shape in shapes if layer_norm]
+        scratch = {h.shape: torch.zeros_like(h) for h in self.hidden if layer_norm}
+        self.products = [scratch[h.shape] for h in self.hidden if layer_norm]
         self._parts: dict[tuple[int | None, int | None], _Rows] = {}
 
-    def activate(self, x: Tensor, layer: int) -> None:
-        """The layer's normalisation, if it has one, and ReLU, in place."""
-        if not self.normalized:
-            x.relu_()
-            return
-        output, scale = self.normalized[layer]
-        normalized, _, reciprocal = torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)
-        output.copy_(normalized)
-        scale.copy_(reciprocal)
-        torch.clamp_min(normalized, 0, out=x)
+    def activate(self, layer: int) -> None:
+        """From the layer's sums, which are normalised in place where it has that, to what is after its ReLU."""
+        sums, hidden = self.sums[layer], self.hidden[layer]
+        if self.scales:
+            torch.mul(sums, sums, out=self.products[layer])
+            scale = torch.mean(self.products[layer], -1, keepdim=True, out=self.scales[layer])
+            sums.mul_(scale.add_(1e-5).rsqrt_())
+        if sums.dtype == hidden.dtype:
+            torch.clamp_min(sums, 0, out=hidden)
+        else:
+            hidden.copy_(sums).relu_()
 
     def at(self, rows: slice) -> _Rows:
         """The buffers at some rows; the views are kept, for making them takes time in every step."""
@@ -166,20 +196,19 @@ class _Rows:
         self.hidden_transposed = [h.mT for h in self.hidden]
         self.top = buffers.top[:, rows]
         self.bottom = self.deltas[0] if buffers.bottom is buffers.deltas[0] else buffers.bottom[:, rows]
-        self.normalized = [(output[:, rows], scale[:, rows]) for output, scale in buffers.normalized]
-        # Mean and reciprocal deviation of what is normalised already
-        self._unit = [(torch.zeros_like(scale), torch.ones_like(scale)) for _, scale in self.normalized]
+        self.normalized = [
+            (sums[:, rows], scale[:, rows], products[:, rows])
+            for sums, scale, products in zip(buffers.sums, buffers.scales, buffers.products, strict=False)
+        ]
 
     def activation_backward(self, layer: int) -> None:
         """Carries the layer's gradient back through its ReLU and its normalisation, in place."""
         delta = self.deltas[layer]
         _relu_backward(delta, self.hidden[layer], delta)
-        if self.normalized:  # of y = (x - mean)/std: (dy - mean(dy) - y mean(dy y))/std
-            y, scale = self.normalized[layer]
-            centred = torch.ops.aten.native_layer_norm_backward(
-                delta, y, y.shape[-1:], *self._unit[layer], None, None, [True, False, False]
-            )
-            torch.mul(centred[0], scale, out=delta)
+        if self.normalized:
+            y, scale, products = self.normalized[layer]
+            dots = torch.mul(delta, y, out=products).mean(-1, keepdim=True)
+            torch.addcmul(delta, y, dots, value=-1, out=delta).mul_(scale)
 
 
 def _stacked(param: Tensor) -> Tensor:
