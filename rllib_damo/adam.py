@@ -11,7 +11,7 @@ import torch
 class FusedAdam(torch.optim.Adam):
     """``torch.optim.Adam(fused=True)``, bit for bit, without the bookkeeping of its ``step``.
 
-    On networks of a few hundred units that takes longer than the arithmetic.
+    On networks of a few hundred units that takes longer than the arithmetic. Hooks on its ``step`` are not called.
 
     Args:
         params: parameters, or groups of them with a ``weight_decay`` of their own.
@@ -38,3 +38,5 @@ class FusedAdam(torch.optim.Adam):
                 eps=group["eps"], amsgrad=False, maximize=False,
             )  # fmt: skip
         return None
+
+    step.hooked = True  # type: ignore[attr-defined]  # says that torch has wrapped it already, for profiler and hooks
