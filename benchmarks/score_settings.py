@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -12,7 +12,14 @@ from rllib_damo.baselines import BehaviorCloningConfig, MOPOConfig, TD3BCConfig
 from rllib_damo.cli_inputs import UsageError, apply_config, near
 from rllib_damo.data.behavior import ENVS
 
-METHODS = {"damo": DAMOConfig, "mopo": MOPOConfig, "td3bc": TD3BCConfig, "bc": BehaviorCloningConfig}
+#: What the settings of a method start from. "damo-paper" has the paper's; networks, rounds and model are the others'.
+METHODS: dict[str, Callable[[], AlgorithmConfig]] = {
+    "damo": DAMOConfig,
+    "damo-paper": DAMOConfig.paper,
+    "mopo": MOPOConfig,
+    "td3bc": TD3BCConfig,
+    "bc": BehaviorCloningConfig,
+}
 
 # All methods alike: small networks, for a small budget.
 _MUJOCO: dict[str, Any] = {"hidden_dims": (128, 128)}
@@ -29,8 +36,10 @@ def _mujoco(eta: float, rollout_length: int, mopo: tuple[float, int], **damo: An
 
     MOPO has the penalty and rollout length that public implementations were tuned to on D4RL's task of the name.
     """
+    paper = {**_MUJOCO_MODEL, "eta": eta, "rollout_length": rollout_length}
     return {
-        "damo": {**_MUJOCO_MODEL, "eta": eta, "rollout_length": rollout_length, **damo},
+        "damo": {**paper, **damo},
+        "damo-paper": {**paper, "dynamics_lr": 2e-3},
         "mopo": {**_MUJOCO_MODEL, "penalty_coef": mopo[0], "rollout_length": mopo[1]},
         "td3bc": _MUJOCO,
         "bc": _MUJOCO,

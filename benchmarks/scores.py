@@ -42,7 +42,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, its numbers and variants checked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", nargs="+", required=True, help="datasets by short name: hopper-medium ...")
-    parser.add_argument("--methods", nargs="+", default=[*METHODS], help=f"of {', '.join(METHODS)}, and variants")
+    parser.add_argument(
+        "--methods", nargs="+", default=["damo", "mopo", "td3bc", "bc"], help=f"of {', '.join(METHODS)}, and variants"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100_000, help="gradient steps of a trial")
     parser.add_argument("--eval-every", type=int, default=10_000, help="gradient steps between evaluations")
