@@ -79,7 +79,7 @@ class FastMLP:
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``(C, B, out)`` for inputs ``x (B, in)``, which must stay as they are until the gradients are taken.
 
-        The outputs are a new tensor, with the rows innermost in memory.
+        The outputs are a new tensor, with the rows innermost in memory, which must stay as it is, too.
         """
         if len(x) not in self._buffers:
             self._buffers[len(x)] = _Buffers(self._weights, len(x), self._dtype, self._layer_norm)
@@ -87,7 +87,7 @@ class FastMLP:
         self._x = x.expand(len(self._weights[0]), *x.shape)
         for own, copy in self._copies:
             if self._layer_norm:
-                torch.sub(own, own.mean(-1, keepdim=True), out=copy)
+                _centre(own, out=copy)
             else:
                 copy.copy_(own)
         inputs = self._x
@@ -109,12 +109,14 @@ class FastMLP:
         """
         part = self._now.at(rows)
         hidden, deltas = part.hidden, part.deltas
+        # Over the last hidden layer, the sum of gradient times activation is that of gradient times output
+        dots = ((self._outputs[:, rows] - self._biases[-1]) * delta).sum(-1, keepdim=True) if self._layer_norm else None
         weight, delta = self._last_weight.to(hidden[-1].dtype), delta.to(hidden[-1].dtype)
         if weight.shape[1] == 1:
             torch.mul(delta, weight, out=deltas[-1])
         else:
             torch.bmm(delta, weight, out=deltas[-1])
-        part.activation_backward(self._last - 1)
+        part.activation_backward(self._last - 1, dots)
         for i in range(self._last - 1, 0, -1):
             torch.bmm(deltas[i], self._transposed[i], out=deltas[i - 1])
             part.activation_backward(i - 1)
@@ -139,7 +141,7 @@ class FastMLP:
                 biases[i].copy_(part.deltas[i].sum(1, keepdim=True))
         if self._layer_norm:
             for hidden_grad in (*weights[:-1], *biases[:-1]):
-                hidden_grad.sub_(hidden_grad.mean(-1, keepdim=True))
+                _centre(hidden_grad, out=hidden_grad)
         torch.bmm(delta.mT, part.top, out=weights[-1].mT)
         torch.sum(delta, 1, keepdim=True, out=biases[-1])
 
@@ -201,14 +203,25 @@ class _Rows:
             for sums, scale, products in zip(buffers.sums, buffers.scales, buffers.products, strict=False)
         ]
 
-    def activation_backward(self, layer: int) -> None:
-        """Carries the layer's gradient back through its ReLU and its normalisation, in place."""
+    def activation_backward(self, layer: int, dots: Tensor | None = None) -> None:
+        """Carries the layer's gradient back through its ReLU and its normalisation, in place.
+
+        Args:
+            layer: number of the hidden layer.
+            dots: ``(C, R, 1)`` sums of gradient times activation, where they are known already.
+        """
         delta = self.deltas[layer]
         _relu_backward(delta, self.hidden[layer], delta)
         if self.normalized:
             y, scale, products = self.normalized[layer]
-            dots = torch.mul(delta, y, out=products).mean(-1, keepdim=True)
-            torch.addcmul(delta, y, dots, value=-1, out=delta).mul_(scale)
+            if dots is None:
+                dots = torch.mul(delta, y, out=products).sum(-1, keepdim=True)
+            torch.addcmul(delta, y, dots, value=-1 / y.shape[-1], out=delta).mul_(scale)
+
+
+def _centre(x: Tensor, out: Tensor) -> None:
+    """``x`` less its mean over the last dimension; in two calls, where ``mean`` alone is a sum and a division."""
+    torch.sub(x, x.sum(-1, keepdim=True), alpha=1 / x.shape[-1], out=out)
 
 
 def _stacked(param: Tensor) -> Tensor:
