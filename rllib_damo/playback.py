@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +32,22 @@ def check_out(out: Path | None) -> None:
 
 
 def check_display() -> None:
-    """Refuses to render where there is no window system: MuJoCo's window would end the process without a word."""
-    displays = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
-    if sys.platform.startswith("linux") and not any(map(os.environ.get, displays)):
-        raise UsageError(
-            "--render: there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set). Play on a machine with a "
-            "screen, or write the episodes with --out."
-        )
+    """Refuses to render where no window system answers: MuJoCo's window would end the process without a word."""
+    if not sys.platform.startswith("linux") or os.environ.get("SDL_VIDEODRIVER"):
+        return
+    import glfw  # what MuJoCo opens its window with
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        answers = glfw.init()
+    if answers:
+        glfw.terminate()
+        return
+    given = [f"{name}={value}" for name in ("DISPLAY", "WAYLAND_DISPLAY") if (value := os.environ.get(name))]
+    found = f"{' and '.join(given)} cannot be opened" if given else "neither DISPLAY nor WAYLAND_DISPLAY is set"
+    raise UsageError(
+        f"--render: there is no display ({found}). Play on a machine with a screen, or write the episodes with --out."
+    )
 
 
 def summary(episodes: Sequence[SingleAgentEpisode], env_id: Any) -> list[str]:

@@ -206,6 +206,17 @@ def test_bad_command(
     assert "_validate_config=False" not in error  # RLlib's advice to look away
 
 
+def test_a_display_that_does_not_answer(
+    ppo_file: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DISPLAY", ":987")
+    monkeypatch.setattr("sys.platform", "linux")
+    assert cli.invoke(["evaluate", str(ppo_file.parent), "--render"]) == USAGE
+    assert "DISPLAY=:987 cannot be opened" in capfd.readouterr().err
+
+
 def test_stop_on_evaluation_that_never_happens(ppo_file: Path, capfd: pytest.CaptureFixture) -> None:
     stop = '{"evaluation/env_runners/episode_return_mean": 1}'
     arguments = ["train", "file", str(ppo_file), "--config", '{"evaluation_interval": null}', "--stop", stop]
@@ -355,7 +366,7 @@ def test_a_simulator_that_is_not_installed(
     trained: tuple[Path, int], capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = sorted(trained[0].glob("results/*/*/checkpoint_*"))[-1]
-    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     monkeypatch.setitem(sys.modules, "pygame", None)
     assert cli.invoke(["evaluate", str(checkpoint), "--render"]) == USAGE
     error = capfd.readouterr().err
