@@ -97,11 +97,11 @@ class DAMOTorchLearner(TorchLearner):
         """Gradients are averaged by ``_average_gradients``; the losses do not pass through DDP's forward."""
 
     def _average_gradients(self, gradients: Sequence[Tensor]) -> None:
-        """Replaces each by its mean over all learners; flat tensors, one a network, so few all-reduces."""
-        works = [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]
-        for work in works:
-            work.wait()
-        torch._foreach_div_(list(gradients), self.config.num_learners)
+        """Replaces each, all flat, by its mean over all learners; in one all-reduce, which is mostly latency."""
+        together = torch.cat(list(gradients))
+        torch.distributed.all_reduce(together)
+        together.div_(self.config.num_learners)
+        torch._foreach_copy_(list(gradients), list(together.split([len(gradient) for gradient in gradients])))
 
     # -- data ----------------------------------------------------------------------------------------------------
 
