@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -149,6 +150,9 @@ class DAMOTorchLearner(TorchLearner):
         offline = self._offline
         if offline is None or (self.config.uses_model and not len(self._synthetic)):
             raise RuntimeError("update_many needs set_dataset and add_rollouts to be called first.")
+        # A Ray Dataset that was read leaves reference cycles, which keep its blocks in the object store for many
+        # rounds. Just after `add_rollouts` they are young, and to look at the young takes a millisecond.
+        gc.collect(1)
         cfg = self.config
         num_update = cfg.train_batch_size_per_learner
         num_real = int(num_update * cfg.real_ratio)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import ray
@@ -278,6 +280,21 @@ def test_two_learners_hold_the_same_networks_and_half_of_the_rollouts_each(confi
     algo.stop()
     assert first == second
     assert first["rows"] == 200
+
+
+def test_a_round_that_is_in_the_model_buffer_leaves_the_object_store(config):
+    """The Ray Dataset that brought it is gone, executor and all, without waiting for Python's garbage collection."""
+    algo = config.evaluation(evaluation_interval=None).build_algo()
+    train_policy(algo, 1)
+    gc.collect()
+    gc.disable()
+    try:
+        train_policy(algo, 2)
+        left = [type(o).__name__ for o in gc.get_objects()]
+    finally:
+        gc.enable()
+    algo.stop()
+    assert left.count("StreamingExecutor") == 0
 
 
 def _parameter_sums(learner) -> dict[str, float]:
