@@ -16,7 +16,7 @@ import torch
 from playing import play
 from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from score_settings import environment, make_config
+from score_settings import METHODS, environment, make_config
 
 from rllib_damo.algorithm import NUM_GRADIENT_STEPS
 from rllib_damo.config import DYNAMICS_OPTIONS, TRAINING_OPTIONS
@@ -79,7 +79,7 @@ def read_rows(trial: Trial) -> list[Row]:
         return []
     found, wanted = json.loads((trial.folder / _IDENTITY).read_text()), trial.identity()
     # An option that is newer than the results does not part them, so long as it is left at its default.
-    known = {**options(type(trial.config())()), **found}
+    known = {**options(METHODS[trial.method]()), **found}
     changed = sorted(key for key in {*found, *wanted} if known.get(key) != wanted.get(key))
     if changed:
         raise ValueError(f"{trial.folder} has results of other {', '.join(changed)}: give another --out, or remove it.")
