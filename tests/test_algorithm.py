@@ -100,6 +100,16 @@ def test_trains_dynamics_first_then_policy_and_evaluates(config, tmp_path):
     algo.stop()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_trains_on_a_gpu(config):
+    algo = config.learners(num_gpus_per_learner=1).build_algo()
+    learner = train_policy(algo, 2)["learners"][DEFAULT_MODULE_ID]
+    assert np.isfinite([learner[k] for k in ("policy_loss", "qf_loss", "classifier_loss", "initial_value_mean")]).all()
+    assert algo.learner_group._learner._offline.is_cuda
+    algo.stop()
+
+
 def test_second_run_takes_the_model_from_the_cache(config):
     algo = config.build_algo()
     train_policy(algo, 1)
