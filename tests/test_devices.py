@@ -27,23 +27,17 @@ from tests.test_update import DEFAULTS, VARIANTS
 
 
 def take_steps(rule: Callable[..., Update], module: DAMOTorchRLModule, batch: StepBatch, **parts: Any) -> Tensor:
-    """Three steps on the meta device, the last one without metrics; returns those of the second."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor.float().to("meta")
-
+    """Three steps on the meta device, the first one without metrics; returns those of the last."""
     module = module.float().to("meta")
     optimizers = {
         name: torch.optim.SGD([flatten(params)], lr=0.1, foreach=True) for name, params in module.trainable().items()
     }
     update = rule(module, optimizers=optimizers, generator=None, **parts)
-    batch = test_update.convert(batch, moved)
+    batch = test_update.convert(batch, lambda tensor: tensor.float().to("meta"))
     for update.num_steps in range(3):
-        update.measures = update.num_steps < 2
+        update.measures = update.num_steps > 0
         metrics = update.step(batch)
-        if update.measures:
-            measured = metrics
-    return measured
+    return metrics
 
 
 @pytest.mark.parametrize("variant", test_fast_update.SUPPORTED)
