@@ -44,6 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument(
+        "--seed", type=int, help="with one, RLlib makes torch deterministic, which imports its compiler"
+    )
     args = parser.parse_args()
     width = Layout(OBS_DIM, ACT_DIM).width
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +62,7 @@ def main() -> None:
             .dynamics(dynamics_max_epochs=1, num_ensemble=2, num_elites=1, dynamics_hidden_dims=(16,) * 4)
             .dynamics(dynamics_cache_dir=folder)
             .evaluation(evaluation_interval=None)
-            .debugging(seed=0, log_level="ERROR")
+            .debugging(seed=args.seed, log_level="ERROR")
         )
         algo = config.build_algo()
         while algo.train()["phase"] != "policy":
@@ -73,7 +76,17 @@ def main() -> None:
         }
         sizes["rest"] = sizes["resident"] - sizes["dataset"] - sizes["model_buffer"]
         megabytes = {name: round(size / 1e6) for name, size in sizes.items()}
-        print(json.dumps({"benchmark": "memory", **megabytes, "rows": args.rows, "gflops_peak": round(sgemm_gflops())}))
+        print(
+            json.dumps(
+                {
+                    "benchmark": "memory",
+                    **megabytes,
+                    "rows": args.rows,
+                    "seed": args.seed,
+                    "gflops_peak": round(sgemm_gflops()),
+                }
+            )
+        )
         algo.stop()
         ray.shutdown()
 

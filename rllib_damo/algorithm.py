@@ -81,8 +81,9 @@ class DAMO(Algorithm):
             self._foreach_learner("set_dataset", rows, starts, used, fit)
         columns = layout.unpack(rows)
         # Kept here, and not only by the runners, since a runner that died comes back without them.
-        start_states = columns.obs if len(used) == len(rows) else columns.obs[used]
-        self._start_states = ray.put(start_states) if self.config.num_env_runners > 0 else start_states
+        self._starts = {"start_states": columns.obs, "start_rows": used if len(used) < len(rows) else None}
+        if self.config.num_env_runners > 0:
+            self._starts = {"start_states": ray.put(columns.obs[used])}
         return columns
 
     @override(Algorithm)
@@ -152,7 +153,7 @@ class DAMO(Algorithm):
         return {
             "weights": weights,
             "dynamics_path": str(self.dynamics.path),
-            "start_states": self._start_states,
+            **self._starts,
             "iteration": iteration,
         }
 

@@ -60,7 +60,8 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         self._iteration = 0
         self._weights_seq_no = 0
         self._starts: Tensor | None = None
-        self._starts_source: Any = None
+        self._start_rows: Tensor | None = None
+        self._starts_source: tuple[Any, Any] = None, None
         self._dynamics: DynamicsEnsemble | None = None
         self._dynamics_path: str | None = None
         self._termination_fn: TerminationFn | None = None
@@ -118,15 +119,21 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         """What a round is rolled out in: the dynamics themselves, unless a subclass changes their rewards."""
         return dynamics
 
-    def set_start_states(self, states: np.ndarray | Tensor | ray.ObjectRef) -> None:
+    def set_start_states(
+        self, states: np.ndarray | Tensor | ray.ObjectRef, rows: np.ndarray | Tensor | None = None
+    ) -> None:
         """The states ``(N, obs)`` to branch from, or a reference to them; known ones are not fetched again.
+
+        Args:
+            states: in this process they are not copied.
+            rows: indices of those that are meant, where not all are.
 
         Raises:
             ValueError: not a matrix of this environment's observations, or an empty one.
         """
-        if self._starts is not None and states is self._starts_source:
-            return
-        if isinstance(states, ray.ObjectRef) and states == self._starts_source:
+        known, known_rows = self._starts_source
+        same = states == known if isinstance(states, ray.ObjectRef) else states is known
+        if self._starts is not None and same and rows is known_rows:
             return
         array = ray.get(states) if isinstance(states, ray.ObjectRef) else states
         width = self.get_spaces()[DEFAULT_MODULE_ID][0].shape[0]
@@ -135,7 +142,9 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
                 f"Start states must be a matrix (N, {width}) of observations with N >= 1, but found "
                 f"{type(array).__name__} of shape {getattr(array, 'shape', None)}."
             )
-        self._starts, self._starts_source = as_constant(array).to(self._device, torch.float32), states
+        self._starts = as_constant(array).to(self._device, torch.float32)
+        self._start_rows = None if rows is None else as_constant(rows).to(self._device)
+        self._starts_source = states, rows
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 
@@ -189,7 +198,10 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
             self._iteration = iteration
         self._seed_generator()
         num_starts = self._share() if num_starts is None else num_starts
-        picks = torch.randint(len(self._starts), (num_starts,), generator=self._generator, device=self._device)
+        among = len(self._starts if self._start_rows is None else self._start_rows)
+        picks = torch.randint(among, (num_starts,), generator=self._generator, device=self._device)
+        if self._start_rows is not None:
+            picks = self._start_rows[picks]
         batch = rollout(
             lambda obs, generator: self.module.sample_actions(obs, generator)[0],
             self.model(self._dynamics),
@@ -208,6 +220,7 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         weights: Any = None,
         dynamics_path: str | None = None,
         start_states: Any = None,
+        start_rows: Any = None,
         num_starts: int | None = None,
         iteration: int | None = None,
     ) -> tuple[list[Any], dict[str, Any]]:
@@ -218,7 +231,7 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         if dynamics_path is not None:
             self.set_dynamics(dynamics_path)
         if start_states is not None:
-            self.set_start_states(start_states)
+            self.set_start_states(start_states, start_rows)
         tables = self.sample(num_starts=num_starts, weights=weights, iteration=iteration)
         return tables, self.get_metrics()
 

@@ -319,7 +319,10 @@ def test_batches_and_rollouts_start_from_the_best_share_of_the_data(config):
     assert 0 < len(best) < len(transitions)
     learner = algo.learner_group._learner
     np.testing.assert_array_equal(learner._used, best)
-    np.testing.assert_array_equal(algo._start_states, transitions.observations[best])
+    start_states = {tuple(state) for state in transitions.observations[best].tolist()}
+    train_policy(algo, 1)
+    branched = algo.env_runner.sample_tensors(num_starts=200, length=1)["obs"]
+    assert {tuple(state) for state in branched.tolist()} <= start_states
     drawn = learner._draw(learner._used, 50, 20)
     assert set(drawn.flatten().tolist()) <= set(best.tolist())
     algo.stop()

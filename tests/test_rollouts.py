@@ -229,6 +229,19 @@ def test_iteration_and_weights_fix_a_round(tmp_path):
     assert not a.equals(c)
 
 
+def test_rows_of_the_start_states_stand_for_their_copy():
+    runner, starts, rows = make_runner(), marked_starts(30), np.array([3, 17, 4])
+    runner.set_start_states(starts, rows)
+    by_rows = runner.sample_tensors(num_starts=50, iteration=0)
+    runner.set_start_states(starts[rows])
+    for name, column in runner.sample_tensors(num_starts=50, iteration=0).items():
+        assert torch.equal(column, by_rows[name])
+    assert set(row_of(by_rows).tolist()) == {3.0, 17.0, 4.0}
+    runner.set_start_states(starts, rows[:1])
+    runner.set_start_states(starts)
+    assert len(set(row_of(runner.sample_tensors(num_starts=200, iteration=0)).tolist())) > 3
+
+
 def test_workers_share_the_batch_and_differ():
     config = make_config(num_env_runners=3)
     runners = [ModelRolloutEnvRunner(config=config, worker_index=index) for index in (1, 2, 3)]
