@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import ray
 from bench_rollouts import ACT_DIM, OBS_DIM, sgemm_gflops
+from bench_steps import ready
 
 from rllib_damo import DAMOConfig
 from rllib_damo.buffers import Layout
@@ -64,9 +65,7 @@ def main() -> None:
             .evaluation(evaluation_interval=None)
             .debugging(seed=args.seed, log_level="ERROR")
         )
-        algo = config.build_algo()
-        while algo.train()["phase"] != "policy":
-            pass
+        algo = ready(config)
         for _ in range(args.iterations):
             algo.train()
         sizes = {
