@@ -7,6 +7,7 @@ import logging
 from operator import methodcaller
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -52,12 +53,24 @@ class DAMO(Algorithm):
         self._num_gradient_steps = 0
         self._pending_round: dict[str, Any] = {}  # what was asked of the runners, and not yet awaited
         transitions = self.offline_data.transitions
+        if self.config.data_alignment:
+            self._warn_of_small_rewards(transitions)
         columns = self._set_dataset(transitions, fit=True)
         self.dynamics: DynamicsComponent | None = None
         if self.config.uses_model:
             self.dynamics = DynamicsComponent(self.config, columns, transitions.name, transitions.fingerprint())
         del transitions
         self.offline_data.release()
+
+    def _warn_of_small_rewards(self, transitions: Transitions) -> None:
+        """η is in units of a step's reward: where the classifier's part of r + η logit is the larger, Q says little."""
+        typical = float(np.abs(transitions.rewards).mean())
+        if self.config.eta > typical > 0:
+            logger.warning(
+                f"eta={self.config.eta:g} is larger than the rewards of {transitions.name} ({typical:.3g} in the mean "
+                "of absolute values), and the classifier's logit that it multiplies is about -1 to 1: the policy will "
+                f"learn little of the reward. Set eta to a third of that ({typical / 3:.2g}), or scale the rewards."
+            )
 
     def _set_dataset(self, transitions: Transitions, fit: bool) -> Batch:
         """Hands the dataset to the learners, and its states to the rollout runners.

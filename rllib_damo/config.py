@@ -201,7 +201,7 @@ class DAMOConfig(AlgorithmConfig):
         """Sets the options of DAMO's objective, networks, classifier and model rollouts.
 
         Args:
-            eta: η > 0, the one coefficient of the objective; larger is more conservative.
+            eta: η > 0, the one coefficient of the objective, in units of a step's reward; larger is more conservative.
             actor_eta: the coefficient inside the actor's density ratio (paper C.2: 1.0); None takes ``eta``.
             f_divergence: the critic's f, "half_squared" or "chi_squared" (damo.md 7).
             actor_f_divergence: the f whose f*' turns Bellman residuals into the actor's density ratio (damo.md 10).

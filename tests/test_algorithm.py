@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 
 import numpy as np
 import pytest
@@ -326,6 +327,16 @@ def test_batches_and_rollouts_start_from_the_best_share_of_the_data(config):
     drawn = learner._draw(learner._used, 50, 20)
     assert set(drawn.flatten().tolist()) <= set(best.tolist())
     algo.stop()
+
+
+@pytest.mark.parametrize("options", [{"eta": 1.0}, {"eta": 50.0}, {"eta": 50.0, "data_alignment": False}])
+def test_an_eta_above_the_rewards_is_warned_of(config, options, caplog):
+    """Pendulum's rewards are about -5 a step."""
+    config.training(**options).evaluation(evaluation_interval=None).build_algo().stop()
+    warned = [message for message in caplog.messages if message.startswith("eta=50 is larger than the rewards of ")]
+    assert len(warned) == (options == {"eta": 50.0})
+    if warned:
+        assert re.search(r"pendulum.*\(\d\.\d+ in the mean.*Set eta to a third of that \([12]\.\d\)", warned[0])
 
 
 def test_a_dataset_above_the_cap_streams_through(config):
