@@ -94,9 +94,11 @@ class DAMO(Algorithm):
             self._foreach_learner("set_dataset", rows, starts, used, fit)
         columns = layout.unpack(rows)
         # Kept here, and not only by the runners, since a runner that died comes back without them.
-        self._starts = {"start_states": columns.obs, "start_rows": used if len(used) < len(rows) else None}
+        selected = used if len(used) < len(rows) else None
         if self.config.num_env_runners > 0:
-            self._starts = {"start_states": ray.put(columns.obs[used])}
+            self._branching = {"start_states": ray.put(columns.obs if selected is None else columns.obs[selected])}
+        else:
+            self._branching = {"start_states": columns.obs, "start_rows": selected}
         return columns
 
     @override(Algorithm)
@@ -166,7 +168,7 @@ class DAMO(Algorithm):
         return {
             "weights": weights,
             "dynamics_path": str(self.dynamics.path),
-            **self._starts,
+            **self._branching,
             "iteration": iteration,
         }
 
