@@ -71,6 +71,7 @@ def test_table_names_steps_dataset_and_behaviour() -> None:
     summaries = [
         score_tables.summarise("hopper-medium", "damo", [rows(40, 50, 60), rows(60, 60, 60)], steps=30),
         score_tables.summarise("hopper-medium", "bc", [rows(20, value=None), []], steps=10),
+        score_tables.summarise("hopper-medium", "mopo", [rows(20), []], steps=30),
     ]
     table = score_tables.markdown(summaries, {"hopper-medium": DATASET}, 30, 10, "python scores.py")
     assert "after 30 gradient steps" in table
@@ -78,6 +79,8 @@ def test_table_names_steps_dataset_and_behaviour() -> None:
     assert "| hopper-medium | 200,000 | 400 | `0123456789ab` | 1568.0 | 48.8 |" in table
     assert "| hopper-medium | damo | 55.0 ± 7.1 | 50.0 | 48.8 | 5.0 | 5.5 | 2 | 60.0 |" in table
     assert "| hopper-medium | bc | 20.0 | 20.0 | 48.8 | - | 2.0 | 1 (1 missing) | 20.0 |" in table
+    assert "| mopo |" not in table
+    assert "Without a finished seed: mopo on hopper-medium." in table
 
 
 def test_the_table_goes_between_the_markers() -> None:
