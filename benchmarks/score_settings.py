@@ -32,14 +32,14 @@ _PENDULUM_MODEL: dict[str, Any] = {
 
 
 def _mujoco(eta: float, rollout_length: int, mopo: tuple[float, int], **damo: Any) -> dict[str, dict[str, Any]]:
-    """DAMO with the paper's η and rollout length (Table 4), and options of its own.
+    """DAMO's defaults with some options of its own, and the paper's DAMO with its η and rollout length (Table 4).
 
     MOPO has the penalty and rollout length that public implementations were tuned to on D4RL's task of the name.
     """
-    paper = {**_MUJOCO_MODEL, "eta": eta, "rollout_length": rollout_length}
+    paper = {"eta": eta, "rollout_length": rollout_length, "dynamics_lr": 2e-3}
     return {
-        "damo": {**paper, **damo},
-        "damo-paper": {**paper, "dynamics_lr": 2e-3},
+        "damo": {**_MUJOCO_MODEL, **damo},
+        "damo-paper": {**_MUJOCO_MODEL, **paper},
         "mopo": {**_MUJOCO_MODEL, "penalty_coef": mopo[0], "rollout_length": mopo[1]},
         "td3bc": _MUJOCO,
         "bc": _MUJOCO,

@@ -64,7 +64,7 @@ class DAMOConfig(AlgorithmConfig):
         self.behavior_alignment = True
         self.target_networks = True
         self.initial_states = "dataset"
-        self.bc_weight = 4.0
+        self.bc_weight = 1.0
         self.data_fraction = 0.5
         self.actor_warmup_steps = 10_000
         # Networks and optimisation
@@ -213,7 +213,8 @@ class DAMOConfig(AlgorithmConfig):
             target_networks: False takes the critic's full residual gradient, without target networks.
             initial_states: where s0 comes from: "dataset", any state of it (the paper's), or "episode_start".
             bc_weight: weight of an anchor to the dataset's actions, the mean of (π(s) - a)² over the rows of s0 and the
-                action's coordinates, against a value term scaled to unit size; 0 is the paper's, 0.4 TD3+BC's balance.
+                action's coordinates, against a value term in units of (mean |r| + η) / (1-γ), about the largest a
+                return can be; 0 is the paper's, which has no unit either. TD3+BC's balance is 0.4, in units of mean |Q|.
             data_fraction: share of the dataset that policy, critics and classifier learn from and rollouts branch from:
                 the episodes of highest return. The dynamics model learns from all of it. 1 is the paper's.
             actor_warmup_steps: with ``bc_weight``, first gradient steps in which the policy follows its anchor (and its

@@ -142,8 +142,8 @@ class FastUpdate(DAMOUpdate):
 
         error = policy.actions[inputs.initial] - initial.actions
         if o.bc_weight > 0:
-            scale = 1 / q_data.abs().mean().clamp(min=1e-3)
-            action_delta, log_prob_delta = action_delta * scale, log_prob_delta * scale
+            action_delta /= self.return_size
+            log_prob_delta /= self.return_size
             action_delta[inputs.initial].add_(error, alpha=o.bc_weight * 2 / error.numel())
         actor_delta = policy.backward(action_delta, log_prob_delta)[None]
         self._actor.backward(actor_delta)

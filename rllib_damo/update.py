@@ -82,10 +82,13 @@ class Update:
         num_steps: steps taken before the next one, as the Learner counts them.
         measures: whether the next step's metrics are wanted; where they take time of their own, a step without them
             returns an empty tensor.
+        return_size: (mean |r| of the dataset + η) / (1-γ), about the largest a modified return can be, which the Learner
+            sets: a unit for values that does not shrink where the classifier takes most of the reward.
     """
 
     num_steps = 0
     measures = True
+    return_size = 1.0
 
     def __init__(
         self,
@@ -212,10 +215,9 @@ class DAMOUpdate(Update):
         (action_gradient,) = torch.autograd.grad(value_loss, cut, retain_graph=True)
         actor_loss = entropy_loss + self.value_weight * (action_gradient * sampled).sum()
         bc_loss = torch.zeros((), device=cut.device)
-        if o.bc_weight > 0:  # the value part is scaled to unit size, as in TD3+BC; the anchor has its own weight
-            scale = 1 / q_data.detach().abs().mean().clamp(min=1e-3)
+        if o.bc_weight > 0:  # the value part in units of a return; the anchor has its own weight
             bc_loss = (sampled[num : num + num_initial] - batch.initial.actions).square().mean()
-            actor_loss = scale * actor_loss + o.bc_weight * bc_loss
+            actor_loss = actor_loss / self.return_size + o.bc_weight * bc_loss
         alpha_loss = losses.alpha_loss(m.log_alpha, next_log_prob, o.target_entropy)
 
         self._apply("critic", critic_loss)

@@ -320,6 +320,8 @@ def test_batches_and_rollouts_start_from_the_best_share_of_the_data(config):
     assert 0 < len(best) < len(transitions)
     learner = algo.learner_group._learner
     np.testing.assert_array_equal(learner._used, best)
+    reward_size = np.abs(transitions.rewards[best]).mean()
+    assert learner._update.return_size == pytest.approx((reward_size + config.eta) / (1 - config.gamma), rel=1e-5)
     start_states = {tuple(state) for state in transitions.observations[best].tolist()}
     train_policy(algo, 1)
     branched = algo.env_runner.sample_tensors(num_starts=200, length=1)["obs"]

@@ -18,7 +18,7 @@ from rllib_damo.fast_update import FastUpdate, fastest_update, unsupported
 from rllib_damo.networks import LOG_STD_MAX, LOG_STD_MIN, StackedMLP, mlp
 from rllib_damo.rl_module import DAMOTorchRLModule
 from rllib_damo.update import METRICS, DAMOUpdate, StepBatch, UpdateOptions
-from tests.test_update import ACT, DEFAULTS, SEED, VARIANTS, convert, make_batch, make_module
+from tests.test_update import ACT, DEFAULTS, RETURN_SIZE, SEED, VARIANTS, convert, make_batch, make_module
 
 REFERENCE_ONLY: dict[str, dict[str, Any]] = {name: v for name, v in VARIANTS.items() if "target_networks" in v}
 SUPPORTED: dict[str, dict[str, Any]] = {name: v for name, v in VARIANTS.items() if name not in REFERENCE_ONLY} | {
@@ -41,7 +41,10 @@ def build(
     module = module.to(dtype)
     parts = {} if precision == "fp32" else {"precision": precision}
     optimizers = {name: torch.optim.Adam(params, lr=lr, fused=True) for name, params in module.trainable().items()}
-    return kind(module, optimizers=optimizers, options=options, generator=torch.Generator().manual_seed(SEED), **parts)
+    generator = torch.Generator().manual_seed(SEED)
+    update = kind(module, optimizers=optimizers, options=options, generator=generator, **parts)
+    update.return_size = RETURN_SIZE
+    return update
 
 
 def batches(num: int, dtype: torch.dtype) -> list[StepBatch]:

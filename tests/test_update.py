@@ -21,6 +21,7 @@ from rllib_damo.update import METRICS, DAMOUpdate, StepBatch, UpdateOptions
 OBS, ACT, ROWS, STARTS = 3, 2, 12, 8
 NETWORKS = ("actor", "critic", "classifier", "alpha")
 SEED = 7
+RETURN_SIZE = 3.7
 DEFAULTS = UpdateOptions(
     eta=0.7,
     actor_eta=1.3,
@@ -97,7 +98,9 @@ def make_update(module: DAMOTorchRLModule, options: UpdateOptions, lr: float = 0
         "alpha": [module.log_alpha],
     }
     optimizers = {name: torch.optim.SGD(params[name], lr=lrs.get(name, lr)) for name in NETWORKS}
-    return DAMOUpdate(module, optimizers, options, torch.Generator().manual_seed(SEED))
+    update = DAMOUpdate(module, optimizers, options, torch.Generator().manual_seed(SEED))
+    update.return_size = RETURN_SIZE
+    return update
 
 
 def gradients(module: nn.Module) -> list[Tensor]:
@@ -210,7 +213,7 @@ def plain_gradients(
         actor_loss = actor_loss - (w * o.gamma * (1 - u.terminated) * soft_value).mean()
     if o.bc_weight > 0:
         anchor = (a_initial - batch.initial.actions).square().mean()
-        actor_loss = actor_loss / q.abs().mean().detach() + o.bc_weight * anchor
+        actor_loss = actor_loss / RETURN_SIZE + o.bc_weight * anchor
 
     # 11: the entropy coefficient
     alpha_loss = -m.log_alpha.exp() * (log_prob_next.detach() + o.target_entropy).mean()
