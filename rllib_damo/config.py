@@ -214,7 +214,7 @@ class DAMOConfig(AlgorithmConfig):
             initial_states: where s0 comes from: "dataset", any state of it (the paper's), or "episode_start".
             bc_weight: weight of an anchor to the dataset's actions, the mean of (π(s) - a)² over the rows of s0 and the
                 action's coordinates, against a value term in units of (mean |r| + η) / (1-γ), about the largest a
-                return can be; 0 is the paper's, which has no unit either. TD3+BC's balance is 0.4, in units of mean |Q|.
+                modified return can be. 0 is the paper's, without units; TD3+BC's is 0.4 in units of mean |Q|.
             data_fraction: share of the dataset that policy, critics and classifier learn from and rollouts branch from:
                 the episodes of highest return. The dynamics model learns from all of it. 1 is the paper's.
             actor_warmup_steps: with ``bc_weight``, first gradient steps in which the policy follows its anchor (and its

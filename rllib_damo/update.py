@@ -82,8 +82,8 @@ class Update:
         num_steps: steps taken before the next one, as the Learner counts them.
         measures: whether the next step's metrics are wanted; where they take time of their own, a step without them
             returns an empty tensor.
-        return_size: (mean |r| of the dataset + η) / (1-γ), about the largest a modified return can be, which the Learner
-            sets: a unit for values that does not shrink where the classifier takes most of the reward.
+        return_size: (mean |r| of the dataset + η) / (1-γ), about the largest a modified return can be, set by the
+            Learner: a unit for values that does not shrink where the classifier takes most of the reward.
     """
 
     num_steps = 0

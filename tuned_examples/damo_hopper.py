@@ -11,7 +11,6 @@ config = (
     DAMOConfig()
     .environment("Hopper-v5")
     .offline_data(input_="hopper-medium-expert")  # made on this machine at the first run
-    .training(eta=3.0, rollout_length=5)  # the paper's Table 4
     .training(hidden_dims=(128, 128), rollout_batch_size=20_000)  # less than the paper, for a CPU
     .dynamics(dynamics_max_epochs=8)
     .evaluation(evaluation_interval=10, evaluation_duration=10, evaluation_config={"num_envs_per_env_runner": 10})

@@ -11,7 +11,6 @@ config = (
     DAMOConfig()
     .environment("Walker2d-v5")
     .offline_data(input_="walker2d-medium")  # made on this machine at the first run
-    .training(eta=2.0, rollout_length=1)  # the paper's Table 4
     .training(data_fraction=1.0)  # most episodes are alike; those that end by a fall show how one comes about
     .training(hidden_dims=(128, 128), rollout_batch_size=20_000)  # less than the paper, for a CPU
     .dynamics(dynamics_max_epochs=8)
