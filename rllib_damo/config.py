@@ -64,7 +64,7 @@ class DAMOConfig(AlgorithmConfig):
         self.behavior_alignment = True
         self.target_networks = True
         self.initial_states = "dataset"
-        self.bc_weight = 1.0
+        self.bc_weight = 2.0
         self.data_fraction = 0.5
         self.actor_warmup_steps = 10_000
         # Networks and optimisation
