@@ -121,7 +121,8 @@ def markdown(
         "| task | method | score | worst seed | behaviour | estimated value | real value | seeds | best so far |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for s in (summary for summary in summaries if summary.seeds):
+    finished = [s for s in summaries if s.seeds]
+    for s in finished:
         spread = "" if s.score_std is None else f" ± {s.score_std:.1f}"
         seeds = f"{s.seeds}" + (f" ({s.missing} missing)" if s.missing else "")
         lines.append(
@@ -129,9 +130,9 @@ def markdown(
             f"{_figure(datasets[s.task].behavior_score)} | {_figure(s.value)} | {_figure(s.discounted_return)} | "
             f"{seeds} | {_figure(s.best)} |"
         )
-    if not all(s.seeds for s in summaries):
-        unfinished = ", ".join(f"{s.method} on {s.task}" for s in summaries if not s.seeds)
-        lines += ["", f"Without a finished seed: {unfinished}."]
+    unfinished = [f"{s.method} on {s.task}" for s in summaries if not s.seeds]
+    if unfinished:
+        lines += ["", f"Without a finished seed: {', '.join(unfinished)}."]
     return "\n".join(lines)
 
 

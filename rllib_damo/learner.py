@@ -120,10 +120,10 @@ class DAMOTorchLearner(TorchLearner):
         self._offline = as_constant(rows).to(self._device)
         self._episode_starts = torch.from_numpy(np.array(starts)).to(self._device)
         self._used = torch.from_numpy(np.array(used)).to(self._device)
-        reward_size = float(self._layout.unpack(self._offline).rewards[self._used].abs().mean())
+        batch = self._layout.unpack(self._offline)
+        reward_size = float(batch.rewards[self._used].abs().mean())
         self._update.return_size = (reward_size + self.config.eta) / (1 - self.config.gamma)
         if fit:
-            batch = self._layout.unpack(self._offline)
             self.module[DEFAULT_MODULE_ID].fit_standardizers(
                 batch.obs, batch.actions, batch.next_obs, self.config.normalize_observations
             )
