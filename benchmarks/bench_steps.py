@@ -1,11 +1,13 @@
 """Gradient steps a second of full DAMO at Hopper's sizes, through ``algo.train()`` end to end.
 
     python benchmarks/bench_steps.py --threads 2
+    python benchmarks/bench_steps.py --gpu graphs --iterations 20
 
 Prints one JSON line: ``steps_per_second`` counts whole iterations (rollouts, hand-over, gradient steps, metrics),
 ``learner_steps_per_second`` the gradient steps alone, ``overhead`` the share of an iteration that is neither rollouts
 nor gradient steps. ``gflops_peak`` is the median of 256x256x256 sgemm, measured before each iteration;
-``peak_fraction`` is the median share that the gradient steps have of it, ``whole_fraction`` that of whole iterations.
+``peak_fraction`` is the median share that the gradient steps have of it, ``whole_fraction`` that of whole iterations;
+both are of the CPU's peak, on a GPU too.
 """
 
 import argparse
@@ -72,9 +74,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--rows", type=int, default=20_000, help="of the dataset")
+    parser.add_argument("--gpu", choices=("none", "plain", "graphs"), default="none", help="where the learner runs")
     args = parser.parse_args()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    algo = ready(hopper_sized(args.rows))
+    has_gpu = args.gpu != "none"
+    if has_gpu and not torch.cuda.is_available():
+        parser.error(f"--gpu {args.gpu}: no CUDA device here.")
+    ray.init(num_cpus=2, num_gpus=int(has_gpu), include_dashboard=False, log_to_driver=False)
+    config = hopper_sized(args.rows).learners(num_gpus_per_learner=int(has_gpu))
+    algo = ready(config.training(cuda_graphs=args.gpu == "graphs"))
     torch.set_num_threads(args.threads)
     learner, spent = algo.learner_group._learner, {"update_many": 0.0, "rollouts": 0.0}
     timed(learner, "update_many", spent, "update_many")
@@ -104,6 +111,8 @@ def main() -> None:
                 "peak_fraction": round(median(fractions), 3),
                 "whole_fraction": round(median(whole_fractions), 3),
                 "threads": args.threads,
+                "gpu": torch.cuda.get_device_name() if has_gpu else None,
+                "cuda_graphs": algo.config.cuda_graphs,
             }
         )
     )

@@ -86,6 +86,7 @@ class DAMOConfig(AlgorithmConfig):
         self.grad_clip = None
         self.train_batch_size_per_learner = 256
         self.precision = "fp32"
+        self.cuda_graphs = False
         # Classifier
         self.label_smoothing = 0.1
         self.classifier_gradient_penalty = 0.0
@@ -185,6 +186,7 @@ class DAMOConfig(AlgorithmConfig):
         initial_alpha: float | None = NotProvided,
         max_alpha: float | None = NotProvided,
         precision: str | None = NotProvided,
+        cuda_graphs: bool | None = NotProvided,
         label_smoothing: float | None = NotProvided,
         classifier_gradient_penalty: float | None = NotProvided,
         classifier_noise: float | None = NotProvided,
@@ -234,6 +236,8 @@ class DAMOConfig(AlgorithmConfig):
             precision: "fp32", or "bf16": products between hidden layers of the policy phase's networks in bfloat16, and
                 all else (parameters, first and last layers, losses, Adam, targets) in float32; faster on CPUs with
                 bfloat16 instructions.
+            cuda_graphs: record gradient steps as CUDA graphs and replay these: the same operations, launched at once.
+                For one learner on a GPU. Off by default, since it has not been run on one so far.
             label_smoothing: ε of the classifier's labels; its best logit then lies within ± log((1-ε)/ε).
             classifier_gradient_penalty: weight of a one-sided penalty on the classifier's input gradient.
             classifier_noise: standard deviation of the noise on the classifier's standardised training inputs.
@@ -431,6 +435,13 @@ class DAMOConfig(AlgorithmConfig):
         others = [f"{name}={getattr(self, name)!r}" for name, value in plain.items() if getattr(self, name) != value]
         if self.precision == "bf16" and others:
             self._value_error(f"`precision`='bf16' does not go with {', '.join(others)}: set precision='fp32'.")
+        if not (self.num_learners <= 1 and self.num_gpus_per_learner > 0):
+            others += [f"num_learners={self.num_learners}", f"num_gpus_per_learner={self.num_gpus_per_learner}"]
+        if self.cuda_graphs and others:
+            self._value_error(
+                "`cuda_graphs`=True is for one learner on a GPU, `.learners(num_gpus_per_learner=1)`, and does not go "
+                f"with {', '.join(others)}: set cuda_graphs=False."
+            )
         if self.grad_clip_by != "global_norm":
             self._value_error(
                 f"`grad_clip_by` must be 'global_norm' (of each network's gradient); found {self.grad_clip_by!r}."
@@ -581,7 +592,7 @@ def _spaces_of(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space]:
 
 _SWITCHES = (
     "data_alignment", "behavior_alignment", "target_networks", "twin_q", "critic_layer_norm", "normalize_observations",
-    "normalize_actor_weight", "classifier_spectral_norm", "overlap_rollouts",
+    "normalize_actor_weight", "classifier_spectral_norm", "overlap_rollouts", "cuda_graphs",
 )  # fmt: skip
 TRAINING_OPTIONS = frozenset(inspect.signature(DAMOConfig.training).parameters) - {"self", "kwargs"}
 DYNAMICS_OPTIONS = frozenset(inspect.signature(DAMOConfig.dynamics).parameters) - {"self"}

@@ -8,6 +8,7 @@ pin this one to it.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -70,6 +71,10 @@ class FastUpdate(DAMOUpdate):
         self._inputs: dict[tuple[int, int], _Inputs] = {}
         self._classifier_inputs: dict[int, Tensor] = {}
         self._unmeasured = torch.empty(0, device=module.log_alpha.device)
+
+    def constants(self) -> Hashable:
+        rates = [group["lr"] for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        return self.value_weight, self.return_size, *rates
 
     @torch.no_grad()
     def step(self, batch: StepBatch) -> Tensor:

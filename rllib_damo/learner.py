@@ -23,6 +23,7 @@ from rllib_damo.buffers import Layout, RingBuffer, as_constant
 from rllib_damo.dynamics.rollout import from_arrow
 from rllib_damo.fast_update import fastest_update
 from rllib_damo.flat import flatten
+from rllib_damo.recorded_steps import RecordedSteps
 from rllib_damo.update import CLASSIFIER_METRICS, METRICS, StepBatch, Update, UpdateOptions
 
 COMPONENT_DAMO = "damo"
@@ -66,6 +67,14 @@ class DAMOTorchLearner(TorchLearner):
             generator=self._generator,
             reduce_gradients=self._average_gradients if cfg.num_learners > 1 else None,
         )
+        self._recorded = RecordedSteps(self._update) if cfg.cuda_graphs else None
+        # A step's rows lie here, always: [initial states | classifier, offline | update | classifier, synthetic]
+        num_update = cfg.train_batch_size_per_learner
+        half = num_update if cfg.data_alignment else 0
+        self._rows = torch.empty((2 * (num_update + half), self._layout.width), device=self._device)
+        initial, classifier_offline, update, classifier_synthetic = self._rows.split((num_update, half) * 2)
+        groups = (update, initial, classifier_offline, classifier_synthetic)
+        self._batch = StepBatch(*map(self._layout.unpack, groups))
         if cfg.num_learners > 1:
             for tensor in module.state_dict().values():
                 torch.distributed.broadcast(tensor, src=0)
@@ -169,21 +178,17 @@ class DAMOTorchLearner(TorchLearner):
         per_step_offline = torch.cat((per_step_initial, self._draw(self._used, num_steps, half + num_real)), dim=1)
         per_step_synthetic = self._randint(len(self._synthetic), num_steps, num_model + half)
 
-        # A step's rows in one place: [initial states | classifier, offline | update rows | classifier, synthetic]
-        rows = torch.empty((2 * (num_update + half), self._layout.width), device=self._device)
-        initial, classifier_offline, update, classifier_synthetic = rows.split((num_update, half, num_update, half))
-        from_offline, from_synthetic = rows.split((num_update + half + num_real, num_model + half))
+        from_offline, from_synthetic = self._rows.split((num_update + half + num_real, num_model + half))
+        take_step = (self._recorded or self._update).step
         module = self.module[DEFAULT_MODULE_ID]
         actor, averaged = ([p.data for p in net.parameters()] for net in (module.actor, module.averaged_actor))
         totals, measured = torch.zeros(len(self.metric_names), device=self._device), 0
-        groups = (update, initial, classifier_offline, classifier_synthetic)
-        batch = StepBatch(*map(self._layout.unpack, groups))
         for step in range(num_steps):
             self._update.num_steps = self._num_steps + step
             torch.index_select(offline, 0, per_step_offline[step], out=from_offline)
             torch.index_select(self._synthetic.rows, 0, per_step_synthetic[step], out=from_synthetic)
             self._update.measures = (num_steps - 1 - step) % METRICS_INTERVAL == 0  # the last step's among them
-            metrics = self._update.step(batch)
+            metrics = take_step(self._batch)
             if self._update.measures:
                 totals, measured = totals + metrics, measured + 1
             # An ordinary mean at first: nothing of the untrained policy stays in it.
@@ -262,3 +267,5 @@ class DAMOTorchLearner(TorchLearner):
             damo = state[COMPONENT_DAMO]
             self._synthetic.set_state(damo["synthetic"])
             self._num_steps, self._base_seed = damo["num_steps"], damo["base_seed"]
+        if self._recorded is not None:  # the optimisers' states are new tensors
+            self._recorded = RecordedSteps(self._update)

@@ -7,7 +7,7 @@ gradients at (s,a) and (s0,a0), the actor loss the actions' gradients at (s0,a0)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,6 +105,14 @@ class Update:
     def step(self, batch: StepBatch) -> Tensor:
         """One gradient step; returns the rule's metrics on the device, in the order of the Learner's `metric_names`."""
         raise NotImplementedError
+
+    def constants(self) -> Hashable:
+        """Python's numbers, other than options and `measures`, that the next step puts into its operations.
+
+        Raises:
+            NotImplementedError: the rule can't be recorded (`RecordedSteps`).
+        """
+        raise NotImplementedError(f"{type(self).__name__} can't be recorded: set cuda_graphs=False.")
 
     def _apply(self, name: str, loss: Tensor) -> None:
         """One optimiser step on ``loss`` with the parameters of one network alone."""

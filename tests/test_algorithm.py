@@ -18,7 +18,9 @@ from ray.tune.registry import get_trainable_cls
 
 from rllib_damo import DAMO, DAMOConfig
 from rllib_damo.data import behavior
+from rllib_damo.recorded_steps import RecordedSteps
 from rllib_damo.update import METRICS
+from tests.recording import record_on_cpu
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,6 +111,43 @@ def test_trains_on_a_gpu(config):
     assert np.isfinite([learner[k] for k in ("policy_loss", "qf_loss", "classifier_loss", "initial_value_mean")]).all()
     assert algo.learner_group._learner._offline.is_cuda
     algo.stop()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_trains_by_cuda_graphs_as_without(config, cache_dir):
+    states = []
+    for cuda_graphs in (False, True):
+        one = config.copy(copy_frozen=False).learners(num_gpus_per_learner=1).training(cuda_graphs=cuda_graphs)
+        algo = one.evaluation(evaluation_interval=None).build_algo()
+        train_policy(algo, 3)
+        states.append(module_state(algo))
+        algo.stop()
+    check(*states, rtol=1e-3)  # matrix products' sums may be in another order
+
+
+def test_recorded_steps_train_as_steps_do(config, tmp_path):
+    """Through iterations, learning rates that change, more rollouts and a restore in place; but for rounding."""
+    config.training(actor_warmup_steps=30, actor_lr=[[0, 3e-4], [100, 0.0]]).evaluation(evaluation_interval=None)
+    states = []
+    for is_recorded in (False, True):
+        algo = config.copy(copy_frozen=False).build_algo()
+        learner = algo.learner_group._learner
+        if is_recorded:
+            learner._recorded = RecordedSteps(learner._update, record_on_cpu)
+        train_policy(algo, 3)
+        path = algo.save_to_path(str(tmp_path / f"checkpoint{is_recorded}"))
+        train_policy(algo, 1)
+        algo.restore_from_path(path)
+        if is_recorded:
+            assert learner._recorded.num_recorded == 0  # the restore dropped what was recorded
+            learner._recorded = RecordedSteps(learner._update, record_on_cpu)
+        train_policy(algo, 2)
+        if is_recorded:
+            assert learner._recorded.num_recorded > 0
+        states.append(module_state(algo))
+        algo.stop()
+    check(*states, rtol=1e-5, atol=1e-6)
 
 
 def test_second_run_takes_the_model_from_the_cache(config):

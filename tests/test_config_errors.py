@@ -56,7 +56,7 @@ OPTIONAL_COUNTS = ("dynamics_max_epochs", "max_dataset_rows")
 CHOICES = ("f_divergence", "actor_f_divergence", "policy_improvement", "initial_states", "precision")
 SWITCHES = (
     "data_alignment", "behavior_alignment", "target_networks", "twin_q", "critic_layer_norm",
-    "normalize_observations", "normalize_actor_weight", "classifier_spectral_norm", "overlap_rollouts",
+    "normalize_observations", "normalize_actor_weight", "classifier_spectral_norm", "overlap_rollouts", "cuda_graphs",
 )  # fmt: skip
 
 BAD_VALUES: list[tuple[str, Any]] = [
@@ -208,6 +208,14 @@ BAD_CONFIGS: dict[str, tuple[Change, tuple[str, ...]]] = {
     "bfloat16 with options of the plain step alone": (
         lambda c: c.training(precision="bf16", target_networks=False, classifier_gradient_penalty=1.0),
         ("`precision`='bf16'", "target_networks=False", "classifier_gradient_penalty=1.0", "precision='fp32'"),
+    ),
+    "CUDA graphs without a GPU": (
+        lambda c: c.training(cuda_graphs=True),
+        ("`cuda_graphs`=True", "num_gpus_per_learner=1", "num_gpus_per_learner=0", "cuda_graphs=False"),
+    ),
+    "CUDA graphs for several learners and with options of the plain step alone": (
+        lambda c: c.learners(num_learners=2, num_gpus_per_learner=1).training(cuda_graphs=True, target_networks=False),
+        ("`cuda_graphs`=True", "target_networks=False", "num_learners=2", "cuda_graphs=False"),
     ),
     "overlapped rollouts without runners": (
         lambda c: c.training(overlap_rollouts=True), ("`overlap_rollouts`", "num_env_runners=0", "num_env_runners=1"),
