@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import re
 
 import numpy as np
 import pytest
 import ray
 import torch
+from ray import cloudpickle
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.registry import ALGORITHMS, _get_algorithm_class
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -268,6 +270,23 @@ def test_interrupted_dynamics_training_resumes(config, tmp_path):
     algo.stop()
     restored = DAMO.from_checkpoint(path)
     assert restored.train()["dynamics"]["epoch"] == 2
+    restored.stop()
+
+
+def test_a_checkpoint_that_is_older_than_an_option_goes_on_with_its_default(config, tmp_path):
+    algo = config.evaluation(evaluation_interval=None).build_algo()
+    train_policy(algo, 1)
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    algo.stop()
+    file = tmp_path / "checkpoint" / "class_and_ctor_args.pkl"
+    stored = pickle.loads(file.read_bytes())
+    older = stored["ctor_args_and_kwargs"][0][0]
+    del older["cuda_graphs"]
+    file.write_bytes(cloudpickle.dumps(stored))
+    restored = DAMO.from_checkpoint(path)
+    assert restored.config.cuda_graphs is False
+    assert restored.config.hidden_dims == (32, 32)  # what it does have stays
+    assert train_policy(restored, 1)["num_gradient_steps_lifetime"] == 40
     restored.stop()
 
 
