@@ -86,6 +86,11 @@ class DAMO(Algorithm):
         )  # fmt: skip
         starts = transitions.episode_bounds()[:, 0]
         used = transitions.best_rows(self.config.data_fraction)
+        is_used = np.isin(starts, used)
+        self._dataset_metrics = {
+            "episode_return_mean": float(transitions.episode_returns()[is_used].mean()),
+            "discounted_return_mean": float(transitions.episode_returns(self.config.gamma)[is_used].mean()),
+        }
         if self.learner_group.is_remote:
             shared = ray.put(rows)
             rows = ray.get(shared)  # the same memory
@@ -112,6 +117,8 @@ class DAMO(Algorithm):
         window = self.offline_data.refresh()  # of a dataset larger than `max_dataset_rows`
         if window is not None:
             self._set_dataset(window, fit=False)
+        for key, value in self._dataset_metrics.items():
+            self.metrics.log_value(("dataset", key), value, window=1)
 
         if self.dynamics is not None:
             with self.metrics.log_time((TIMERS, "rollouts")):

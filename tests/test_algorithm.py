@@ -105,6 +105,18 @@ def test_trains_dynamics_first_then_policy_and_evaluates(config, tmp_path):
     algo.stop()
 
 
+def test_results_have_the_returns_of_the_episodes_that_the_policy_learns_from(config):
+    algo = config.training(data_fraction=0.3, gamma=0.9).evaluation(evaluation_interval=None).build_algo()
+    found = train_policy(algo, 1)["dataset"]
+    data = algo.offline_data.transitions
+    algo.stop()
+    used = data.best_rows(0.3)
+    best = data.rewards.astype(float)[used].reshape(-1, 200)  # Pendulum's episodes are of 200 steps
+    assert 0 < len(best) < len(data) / 200
+    assert found["episode_return_mean"] == pytest.approx(best.sum(1).mean())
+    assert found["discounted_return_mean"] == pytest.approx((best @ 0.9 ** np.arange(200)).mean())
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_trains_on_a_gpu(config):

@@ -16,6 +16,8 @@ def test_episode_facts_follow_from_the_flags() -> None:
     assert data.episode_bounds().dtype == np.int64
     expected = [data.rewards[a:b].sum(dtype=np.float64) for a, b in data.episode_bounds()]
     np.testing.assert_allclose(data.episode_returns(), expected)
+    discounted = [sum(0.9**t * float(r) for t, r in enumerate(data.rewards[a:b])) for a, b in data.episode_bounds()]
+    np.testing.assert_allclose(data.episode_returns(0.9), discounted)
     np.testing.assert_array_equal(data.start_observations(), data.observations[[0, 4, 5]])
 
 

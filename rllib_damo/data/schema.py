@@ -70,12 +70,15 @@ class Transitions:
         stops = np.flatnonzero(self.terminations | self.truncations).astype(np.int64) + 1
         return np.stack([np.concatenate([[0], stops[:-1]]).astype(np.int64)[: len(stops)], stops], axis=1)
 
-    def episode_returns(self) -> np.ndarray:
-        """Undiscounted return of every episode: (E,) float64."""
+    def episode_returns(self, gamma: float = 1.0) -> np.ndarray:
+        """Return of every episode, the sum over t of gamma^t r_t: (E,) float64. A cut one's counts as far as it goes."""
         bounds = self.episode_bounds()
         if not len(bounds):
             return np.zeros(0)
-        return np.add.reduceat(self.rewards.astype(np.float64), bounds[:, 0])
+        rewards, (starts, stops) = self.rewards.astype(np.float64), bounds.T
+        if gamma != 1.0:
+            rewards *= gamma ** (np.arange(len(rewards)) - np.repeat(starts, stops - starts))
+        return np.add.reduceat(rewards, starts)
 
     def best_rows(self, fraction: float) -> np.ndarray:
         """Indices of the rows of the episodes with the highest returns, in order: (M,) int64, M >= fraction * N.
