@@ -71,7 +71,7 @@ class Transitions:
         return np.stack([np.concatenate([[0], stops[:-1]]).astype(np.int64)[: len(stops)], stops], axis=1)
 
     def episode_returns(self, gamma: float = 1.0) -> np.ndarray:
-        """Return of every episode, the sum over t of gamma^t r_t: (E,) float64. A cut one's counts as far as it goes."""
+        """Return of every episode, the sum over t of gamma^t r_t: (E,) float64. A cut one counts as far as it goes."""
         bounds = self.episode_bounds()
         if not len(bounds):
             return np.zeros(0)
