@@ -114,7 +114,7 @@ def run_trial(job: dict[str, Any]) -> None:
         taken, steps = steps, int(result.get(NUM_GRADIENT_STEPS) or 0)
         seconds = before + time.monotonic() - start
         if steps > taken and (steps % trial.eval_every == 0 or steps >= trial.steps):
-            rewards = play_episodes(_policy(algo), environment(trial.task), trial.episodes, seed=steps)
+            rewards = play_episodes(learned_policy(algo), environment(trial.task), trial.episodes, seed=steps)
             value = result["learners"]["default_policy"].get("initial_value_mean")
             rows.append(_row(trial.task, steps, rewards, algo.config.gamma, value, seconds))
             _write(trial.folder / _ROWS, rows)  # before the checkpoint, which does not repeat the evaluation
