@@ -138,7 +138,7 @@ def play_episodes(policy: Policy, env_id: str, episodes: int, seed: int) -> list
     return rewards
 
 
-def _policy(algo: Any) -> Policy:
+def learned_policy(algo: Any) -> Policy:
     """The policy as its Learner has it, and where."""
     learner = algo.learner_group._learner
     return Policy(learner.module["default_policy"], learner._device)
