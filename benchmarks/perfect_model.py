@@ -79,7 +79,7 @@ def main() -> None:
         if steps > taken and steps % args.eval_every == 0:
             rewards = play_episodes(learned_policy(algo), environment(args.task), 10, seed=steps)
             scores.append(normalized_score(config.env, float(np.mean([own.sum() for own in rewards]))))
-            values.append(float(result["learners"]["defaultlearned_policy"]["initial_value_mean"]))
+            values.append(float(result["learners"]["default_policy"]["initial_value_mean"]))
             print(f"{steps:>9,} steps  score {scores[-1]:6.1f}  value {values[-1]:8.1f}", flush=True)
     row = {"benchmark": "perfect_model", "task": args.task, "method": args.method, "options": args.options}
     print(json.dumps({**row, "scores": [round(s, 1) for s in scores], "values": [round(v) for v in values]}))
