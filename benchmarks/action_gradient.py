@@ -20,7 +20,7 @@ import gymnasium as gym
 import numpy as np
 import ray
 import torch
-from playing import play
+from playing import play, set_observed_state
 from ray.rllib.core import DEFAULT_MODULE_ID
 from score_settings import environment, make_config
 from torch import Tensor
@@ -50,10 +50,9 @@ def start_states(data: Transitions, num: int) -> np.ndarray:
 def returns_from(env_id: str, states: np.ndarray, policy: Policy, steps: int, gamma: float) -> np.ndarray:
     """Discounted returns ``(N,)`` from each state; unit actions must be the environment's own."""
     envs: list[Any] = [gym.make(env_id).unwrapped for _ in states]
-    num_positions = envs[0].model.nq - 1  # without x, which no reward and no observation depends on
     for i, (env, state) in enumerate(zip(envs, states, strict=True)):
         env.reset(seed=i)
-        env.set_state(np.concatenate(([0.0], state[:num_positions])), state[num_positions:])
+        set_observed_state(env, state)
 
     def act(obs: np.ndarray) -> np.ndarray:
         return policy(torch.from_numpy(obs).float()).clamp(-1, 1).numpy()

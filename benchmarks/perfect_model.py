@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 import ray
 import torch
+from playing import set_observed_state
 from score_settings import environment, make_config
 from score_trials import learned_policy, play_episodes
 from torch import Tensor
@@ -35,16 +36,14 @@ class Simulator:
         env: Any = gym.make(env_id).unwrapped
         env.reset(seed=0)
         self._env, self.act_dim = env, env.action_space.shape[0]
-        self._num_positions = env.model.nq - 1  # without x, which no reward and no observation depends on
 
     def sampler(self) -> Sampler:
         return self._step
 
     def _step(self, obs: Tensor, unit_actions: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         next_obs, rewards = np.empty(obs.shape, np.float32), np.empty(len(obs), np.float32)
-        n = self._num_positions
         for i, (state, action) in enumerate(zip(obs.double().numpy(), unit_actions.numpy(), strict=True)):
-            self._env.set_state(np.concatenate(([0.0], state[:n])), state[n:])
+            set_observed_state(self._env, state)
             next_obs[i], rewards[i], *_ = self._env.step(action)
         return torch.from_numpy(next_obs), torch.from_numpy(rewards)
 

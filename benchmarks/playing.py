@@ -35,3 +35,14 @@ def play(
                 still.append(i)
         running, step = still, step + 1
     return [np.array(own) for own in rewards]
+
+
+def set_observed_state(env: Any, observation: np.ndarray) -> None:
+    """Puts an unwrapped MuJoCo environment into the state that it was observed in.
+
+    Args:
+        env: Hopper, HalfCheetah or Walker2d, whose observations leave out x: no reward and none of them depends on it.
+        observation: ``(obs,)``.
+    """
+    num_positions = env.model.nq - 1
+    env.set_state(np.concatenate(([0.0], observation[:num_positions])), observation[num_positions:])
