@@ -281,8 +281,8 @@ class DAMOConfig(AlgorithmConfig):
             num_ensemble: networks in the ensemble.
             num_elites: how many of them, the best on the hold-out rows, generate rollouts.
             dynamics_hidden_dims: widths of their hidden layers.
-            dynamics_lr: Adam's learning rate; with ``dynamics_max_epochs`` the first one, which falls to 0 over these (half
-                a cosine wave) and may be twice as high.
+            dynamics_lr: Adam's learning rate. With ``dynamics_max_epochs`` it falls from there to 0 over these (half a
+                cosine wave), and may be twice as high.
             dynamics_weight_decay: one value for each layer, hidden ones and output.
             dynamics_batch_size: rows of a minibatch, drawn for each member by itself.
             dynamics_max_epochs: stop after so many epochs at the latest; None: when no member improves, at a learning
