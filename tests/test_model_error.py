@@ -53,13 +53,19 @@ def test_distances_are_in_standard_deviations_of_the_data() -> None:
     assert result["error"] == pytest.approx({h: h * STEP for h in model_error.STEPS}, abs=1e-3)
 
 
-def test_a_gaussian_covers_nine_tenths_of_its_own_draws() -> None:
+def test_a_gaussian_covers_nine_tenths_of_its_own_draws_and_has_its_own_error_and_likelihood() -> None:
     data = line(200)
     noise = np.random.default_rng(1).normal(size=data.observations.shape).astype(np.float32)
     data.next_observations[:] = data.observations + 0.5 * noise
     data.rewards[:] = 0.5 * noise[:, 0]
 
-    def gaussian(obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros(7, len(obs), 3), torch.full((7, len(obs), 3), 2 * float(np.log(0.5)))
+    class Gaussian:
+        target_std = torch.full((3,), 2.0)
 
-    assert model_error.coverage(gaussian, data, data.actions) == pytest.approx(0.9, abs=0.01)  # type: ignore[arg-type]
+        def __call__(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.zeros(7, len(obs), 3), torch.full((7, len(obs), 3), 2 * float(np.log(0.5)))
+
+    result = model_error.one_step(Gaussian(), data, data.actions)  # type: ignore[arg-type]
+    assert result["coverage"] == pytest.approx(0.9, abs=0.01)
+    assert result["squared_error"] == pytest.approx(0.25**2, rel=0.03)
+    assert result["likelihood_loss"] == pytest.approx(1 + 2 * np.log(0.25), abs=0.03)
