@@ -281,12 +281,10 @@ class DAMOConfig(AlgorithmConfig):
             num_ensemble: networks in the ensemble.
             num_elites: how many of them, the best on the hold-out rows, generate rollouts.
             dynamics_hidden_dims: widths of their hidden layers.
-            dynamics_lr: Adam's learning rate. With ``dynamics_max_epochs`` it falls from there to 0 over these (half a
-                cosine wave), and may be twice as high.
+            dynamics_lr: Adam's learning rate.
             dynamics_weight_decay: one value for each layer, hidden ones and output.
             dynamics_batch_size: rows of a minibatch, drawn for each member by itself.
-            dynamics_max_epochs: stop after so many epochs at the latest; None: when no member improves, at a learning
-                rate that stays.
+            dynamics_max_epochs: stop after so many epochs at the latest; None: when no member improves.
             max_epochs_since_update: stop when no member improved by 1 % for so many epochs.
             holdout_size: rows that are held out of training.
             logvar_loss_coef: weight of the loss that tightens the bounds of the log-variance.

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_damo.adam import FusedAdam
 from rllib_damo.dynamics import DynamicsEnsemble, DynamicsTrainer
 from rllib_damo.dynamics.gradients import Gradients, reference_loss
 
@@ -152,32 +151,6 @@ def test_stops_at_max_epochs():
     assert trainer.done
     with pytest.raises(RuntimeError, match="finish"):
         trainer.train_epoch()
-
-
-def test_the_learning_rate_falls_to_zero_over_max_epochs_and_goes_on_from_a_state(monkeypatch):
-    rates = []
-
-    def record(optimizer):
-        rates.append({group["lr"] for group in optimizer.param_groups})
-
-    monkeypatch.setattr(FusedAdam, "step", record)
-    trainer = make_trainer(500, batch_size=128, max_epochs=3, lr=0.1)
-    for _ in range(2):
-        trainer._since_update[:] = 0
-        trainer.train_epoch()
-    resumed = make_trainer(500, batch_size=128, max_epochs=3, lr=0.1)
-    resumed._epoch = trainer.state_dict()["epoch"]
-    resumed.train_epoch()
-    assert len(rates) == 3 * 4  # 400 rows, 128 a step
-    assert all(len(rate) == 1 for rate in rates)  # of all layers
-    expected = 0.1 * (1 + np.cos(np.pi * np.arange(12) / 12)) / 2
-    np.testing.assert_allclose([rate.pop() for rate in rates], expected, rtol=1e-6)
-
-
-def test_without_max_epochs_the_learning_rate_stays():
-    trainer = make_trainer(lr=0.01)
-    trainer.train_epoch()
-    assert {group["lr"] for group in trainer._optimizer.param_groups} == {0.01}
 
 
 @pytest.mark.parametrize("learn_terminations", [False, True])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Timeout", "atomic_write", "directory", "key", "lock", "path", "save", "write"]
 
 #: Part of every key; raise it when training changes so that old files no longer stand for the same settings.
-_VERSION = 2
+_VERSION = 1
 
 
 def key(fingerprint: str, settings: Mapping[str, Any], seed: int | None) -> str:

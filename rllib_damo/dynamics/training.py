@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +38,7 @@ class DynamicsTrainer:
         next_observations: ``(N, obs)``.
         rewards: ``(N,)``.
         terminations: ``(N,)`` bool.
-        lr: Adam's learning rate. With ``max_epochs`` it falls to 0 along half a cosine wave over these, else it stays.
+        lr: Adam's learning rate.
         weight_decay: one coefficient a layer, first to last; None for the paper's, stretched to the number of layers.
         batch_size: rows a step, drawn separately for each member.
         max_epochs: stop after this many at the latest; None for no limit.
@@ -126,7 +125,7 @@ class DynamicsTrainer:
         self._optimizer = FusedAdam(
             [{"params": [p], "weight_decay": d} for p, d in zip(self._params, decay, strict=True)], lr=lr
         )
-        self._lr, self._epoch = lr, 0
+        self._epoch = 0
         self._best = np.full(ensemble.num_ensemble, np.inf, np.float32)  # hold-out MSE of the best weights
         self._since_update = np.zeros(ensemble.num_ensemble, np.int64)
 
@@ -153,17 +152,16 @@ class DynamicsTrainer:
         members = torch.tensor(self._active, device=self.device)
         bootstrap = self._bootstrap[members] if len(self._active) < len(self._bootstrap) else self._bootstrap
         order = self._randperm(self._bootstrap.shape[1])
-        total = torch.zeros((), device=self.device)
+        total, steps = torch.zeros((), device=self.device), 0
         gradients = Gradients(self._params, self._logvar_loss_coef)
-        batches = order.split(self._batch_size)
-        for step, columns in enumerate(batches):
-            self._set_learning_rate(self._epoch + step / len(batches))
+        for columns in order.split(self._batch_size):
             rows = bootstrap[:, columns]  # (A, B)
             total += gradients.compute(self._inputs[rows], self._targets[rows]) * len(columns)
             self._optimizer.step()
-        result: dict[str, float] = {"train_loss": float(total) / len(order) / len(self._active)}
+            steps += len(columns)
+        result: dict[str, float] = {"train_loss": float(total) / steps / len(self._active)}
         if self._termination is not None:
-            result["termination_loss"] = self._termination.train(len(batches))
+            result["termination_loss"] = self._termination.train(-(-len(order) // self._batch_size))
         losses, mse = self._evaluate()
         result |= losses
         self._epoch += 1
@@ -242,11 +240,6 @@ class DynamicsTrainer:
             std_, mean_ = torch.std_mean(data, dim=0)
             mean.copy_(mean_)
             std.copy_(torch.where(std_ > 1e-6, std_, 1.0))  # a constant column stays as it is
-
-    def _set_learning_rate(self, epoch: float) -> None:
-        if self._max_epochs is not None:
-            for group in self._optimizer.param_groups:
-                group["lr"] = self._lr * (1 + math.cos(math.pi * epoch / self._max_epochs)) / 2
 
     def _randperm(self, n: int) -> Tensor:
         return torch.randperm(n, generator=self._generator, device=self.device)
