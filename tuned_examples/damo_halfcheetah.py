@@ -1,6 +1,6 @@
 """DAMO on HalfCheetah-v5, from data of one medium policy.
 
-rllib train file tuned_examples/damo_halfcheetah.py  # 100,000 gradient steps; score 47, the data's 45
+rllib train file tuned_examples/damo_halfcheetah.py  # 100,000 gradient steps; score 50, the data's 45
 rllib train file tuned_examples/damo_halfcheetah.py --stop '{"num_gradient_steps_lifetime": 3e6}'  # the paper's length
 """
 
