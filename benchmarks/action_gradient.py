@@ -22,7 +22,7 @@ import ray
 import torch
 from playing import play, set_observed_state
 from ray.rllib.core import DEFAULT_MODULE_ID
-from score_settings import environment, make_config
+from score_settings import add_options, environment, make_config
 from torch import Tensor
 
 from rllib_damo.algorithm import NUM_GRADIENT_STEPS
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15_000, help="gradient steps before the question")
     parser.add_argument("--states", type=int, default=300)
     parser.add_argument("--length", type=int, default=150, help="environment steps from each state")
-    parser.add_argument("--options", type=json.loads, default={}, help="over those of score_settings.py, JSON")
+    add_options(parser)
     args = parser.parse_args()
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     config = make_config(args.task, "damo", 0, args.task, {"actor_warmup_steps": args.steps, **args.options}, 1)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from score_settings import make_config
+from score_settings import add_options, make_config
 
 from rllib_damo.algorithm import DAMO
 from rllib_damo.data.behavior import generate
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", required=True)
     parser.add_argument("--transitions", type=int, default=10_000, help="of the new episodes")
     parser.add_argument("--rows", type=int, default=2000, help="start states")
-    parser.add_argument("--options", type=json.loads, default={}, help="over those of score_settings.py, JSON")
+    add_options(parser)
     args = parser.parse_args()
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     for task in args.tasks:

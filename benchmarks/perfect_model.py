@@ -18,7 +18,7 @@ import numpy as np
 import ray
 import torch
 from playing import set_observed_state
-from score_settings import environment, make_config
+from score_settings import add_options, environment, make_config
 from score_trials import learned_policy, play_episodes
 from torch import Tensor
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--task", required=True, help="of Hopper, HalfCheetah or Walker2d")
     parser.add_argument("--method", choices=("damo", "mopo"), default="damo")
-    parser.add_argument("--options", type=json.loads, default={}, help="over those of score_settings.py, JSON")
+    add_options(parser)
     parser.add_argument("--steps", type=int, default=50_000)
     parser.add_argument("--eval-every", type=int, default=5_000)
     parser.add_argument("--starts", type=int, default=4_000, help="start states of a round, each 1,000 gradient steps")

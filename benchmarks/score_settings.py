@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_damo import DAMOConfig
 from rllib_damo.baselines import BehaviorCloningConfig, MOPOConfig, TD3BCConfig
-from rllib_damo.cli_inputs import UsageError, apply_config, near
+from rllib_damo.cli_inputs import UsageError, apply_config, near, parse_json
 from rllib_damo.data.behavior import ENVS
 
 #: What the settings of a method start from. "damo-paper" has the paper's; networks, rounds and model are the others'.
@@ -24,7 +25,7 @@ METHODS: dict[str, Callable[[], AlgorithmConfig]] = {
 # All methods alike: small networks, for a small budget.
 _MUJOCO: dict[str, Any] = {"hidden_dims": (128, 128)}
 _MUJOCO_MODEL: dict[str, Any] = {**_MUJOCO, "rollout_batch_size": 20_000}
-# Near the paper's DAMO. It needs a model of many epochs, and fails on Walker2d with any.
+# Near the paper's DAMO. It needs a model of many epochs, and did not learn Walker2d in one.
 _NO_ANCHOR: dict[str, Any] = {
     "eta": 0.5, "bc_weight": 0.0, "data_fraction": 1.0, "tau": 0.005, "initial_alpha": 0.1, "max_alpha": 1.0,
 }  # fmt: skip
@@ -84,6 +85,18 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "bc": _PENDULUM,
     },
 }
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--options``, a JSON object of options over a method's."""
+
+    def parse(text: str) -> dict[str, Any]:
+        try:
+            return parse_json("--options", text) or {}
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    parser.add_argument("--options", type=parse, default={}, help="over those of score_settings.py, JSON")
 
 
 def environment(task: str) -> str:

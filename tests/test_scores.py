@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -237,3 +238,14 @@ def test_a_row_of_an_evaluation() -> None:
         "steps": 10, "return": 3.5, "return_std": 0.5, "score": pytest.approx(100 * (3.5 - low) / (high - low)),
         "discounted_return": 3.0, "value_estimate": 3.0, "seconds": 1.3,
     }  # fmt: skip
+
+
+def test_options_are_a_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    score_settings.add_options(parser)
+    assert parser.parse_args([]).options == {}
+    assert parser.parse_args(["--options", '{"tau": 0.005}']).options == {"tau": 0.005}
+    for wrong, message in (("[1]", "must be a JSON object"), ("{tau: 1}", "not valid JSON")):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--options", wrong])
+        assert message in capsys.readouterr().err
