@@ -7,10 +7,11 @@ Prints one JSON line in MB: ``resident`` after some iterations, ``dataset`` and 
 """
 
 import argparse
-import gc
 import json
 import resource
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,9 @@ def main() -> None:
     width = Layout(OBS_DIM, ACT_DIM).width
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.hdf5"
-        write_dataset(path, args.rows)
-        gc.collect()
+        # In a process of its own: what it leaves behind in the heap is not the training's.
+        with ProcessPoolExecutor(1, get_context("spawn")) as other:
+            other.submit(write_dataset, path, args.rows).result()
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         config = (
             DAMOConfig()
