@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from operator import methodcaller
 from typing import Any
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 COMPONENT_DYNAMICS = "dynamics"
 NUM_GRADIENT_STEPS = "num_gradient_steps_lifetime"
 PENDING_ROUND = "pending_round"
+DATA_WINDOW = "data_window"
 PHASE = "phase"
 
 
@@ -52,7 +54,14 @@ class DAMO(Algorithm):
         super().setup(config)
         self._num_gradient_steps = 0
         self._pending_round: dict[str, Any] = {}  # what was asked of the runners, and not yet awaited
+        self._rounds_missed = 0  # the last ones, to which no runner answered
         transitions = self.offline_data.transitions
+        if self.offline_data.is_capped and self.config.uses_model and self.config.dynamics_path is None:
+            logger.warning(
+                f"{transitions.name} is larger than max_dataset_rows={self.config.max_dataset_rows}: the dynamics "
+                "model and the networks' input statistics are of its first window alone. Where its parts differ, "
+                "shuffle the episodes or raise max_dataset_rows."
+            )
         if self.config.data_alignment:
             self._warn_of_small_rewards(transitions)
         columns = self._set_dataset(transitions, fit=True)
@@ -124,10 +133,10 @@ class DAMO(Algorithm):
             with self.metrics.log_time((TIMERS, "rollouts")):
                 tables = self._roll_out()
             if not tables and not self._num_gradient_steps:
-                logger.warning("No rollout runner answered; trying again in the next iteration.")
                 return
-            with self.metrics.log_time((TIMERS, "model_buffer")):
-                self._fill_model_buffers(tables)
+            if tables:
+                with self.metrics.log_time((TIMERS, "model_buffer")):
+                    self._fill_model_buffers(tables)
         with self.metrics.log_time((TIMERS, "learner_update")):
             timesteps = {NUM_GRADIENT_STEPS: self._num_gradient_steps}
             results = self._foreach_learner("update_many", self.config.rollout_freq, timesteps)
@@ -135,8 +144,8 @@ class DAMO(Algorithm):
         self._num_gradient_steps += self.config.rollout_freq
         self.metrics.log_value(NUM_GRADIENT_STEPS, self._num_gradient_steps, reduce="max", window=1)
 
-    def _roll_out(self) -> list[Any]:
-        """A round of rollouts for this iteration: Arrow tables, or references to them from remote runners.
+    def _roll_out(self) -> list[pa.Table]:
+        """A round of rollouts for this iteration.
 
         It is rolled out now, under the current policy; with ``overlap_rollouts`` it was asked for an iteration ago,
         and the next one is asked for.
@@ -160,15 +169,38 @@ class DAMO(Algorithm):
         self._pending_round = {"weights": weights, "iteration": iteration}
         if self.config.num_env_runners > 0:
             job = self._job(ray.put(weights), iteration)
-            self.env_runner_group.foreach_env_runner_async("sample_round", tag=PENDING_ROUND, kwargs=job)
+            self.env_runner_group.foreach_env_runner_async("try_round", tag=PENDING_ROUND, kwargs=job)
 
     def _await_round(self) -> list[tuple[list[Any], dict[str, Any]]]:
-        """The parts of the pending round, as ``sample_round`` returns them; a runner that died has none."""
+        """The parts of the pending round, as ``sample_round`` returns them; a runner that died has none.
+
+        Raises:
+            RuntimeError: a runner failed otherwise, or none answered for too many rounds.
+        """
         request, self._pending_round = self._pending_round, {}
         if self.config.num_env_runners == 0:
             return [self.env_runner.sample_round(**self._job(**request))]
-        parts = self.env_runner_group.fetch_ready_async_reqs(tags=PENDING_ROUND, timeout_seconds=None)
-        return [part for _, part in parts]
+        parts = [
+            part for _, part in self.env_runner_group.fetch_ready_async_reqs(tags=PENDING_ROUND, timeout_seconds=None)
+        ]
+        errors = [part for part in parts if isinstance(part, str)]
+        if errors:
+            raise RuntimeError(f"A rollout runner failed, and would again:\n{errors[0]}")
+        self._rounds_missed = 0 if parts else self._rounds_missed + 1
+        if not parts:
+            self._bear_missed_round()
+        return parts
+
+    def _bear_missed_round(self) -> None:
+        tolerance = self.config.num_consecutive_env_runner_failures_tolerance
+        if self._rounds_missed > tolerance:
+            raise RuntimeError(
+                f"No rollout runner answered for {self._rounds_missed} rounds "
+                f"(`num_consecutive_env_runner_failures_tolerance`={tolerance}): all died, and their logs say why. "
+                "Restore the last checkpoint, perhaps with num_env_runners=0, which rolls out in this process."
+            )
+        logger.warning("No rollout runner answered; this iteration goes on without a new round.")
+        time.sleep(1.0)  # a runner takes seconds to start again
 
     def _job(self, weights: Any, iteration: int) -> dict[str, Any]:
         assert self.dynamics is not None  # what has no model asks for no rollouts
@@ -179,13 +211,13 @@ class DAMO(Algorithm):
             "iteration": iteration,
         }
 
-    def _fill_model_buffers(self, tables: list[Any]) -> None:
+    def _fill_model_buffers(self, tables: list[pa.Table]) -> None:
         """Passes the round to the learners' model buffers as Ray Datasets; several learners get an equal part each.
 
         ``from_blocks`` and not ``from_arrow_refs``: the latter starts a task to look at each table, which never gets a
         CPU where learners and runners hold them all.
         """
-        round_ = pa.concat_tables([ray.get(t) if isinstance(t, ray.ObjectRef) else t for t in tables])
+        round_ = pa.concat_tables(tables)
         if not self.learner_group.is_remote:
             self.learner_group._learner.add_rollouts(ray.data.from_blocks([round_]))
             return
@@ -222,6 +254,7 @@ class DAMO(Algorithm):
             state[COMPONENT_DYNAMICS] = self.dynamics.get_state() if self.dynamics is not None else None
             state[NUM_GRADIENT_STEPS] = self._num_gradient_steps
             state[PENDING_ROUND] = self._pending_round
+            state[DATA_WINDOW] = self.offline_data.window
         return state
 
     @override(Algorithm)
@@ -231,6 +264,8 @@ class DAMO(Algorithm):
             if self.dynamics is not None:
                 self.dynamics.set_state(state[COMPONENT_DYNAMICS])
             self._num_gradient_steps = state[NUM_GRADIENT_STEPS]
+            if self.offline_data.is_capped:
+                self._set_dataset(self.offline_data.skip_to(state.get(DATA_WINDOW, 1)), fit=False)
             if self._pending_round:  # not of the restored run
                 self._await_round()
             if state.get(PENDING_ROUND):  # the same request has the same answer

@@ -88,7 +88,7 @@ class RingBuffer:
         if state["capacity"] != self.capacity:
             raise ValueError(
                 f"The checkpoint's model buffer holds {state['capacity']} rows, this configuration's {self.capacity}: "
-                "restore with the same rollout_batch_size, rollout_length and model_retain_epochs."
+                "restore with the same rollout_batch_size, rollout_length, model_retain_epochs and num_learners."
             )
         self.size, self._next = len(state["rows"]), state["next"]
         self.rows[: self.size].copy_(torch.from_numpy(np.array(state["rows"])))

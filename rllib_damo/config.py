@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import inspect
 import math
 import numbers
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -289,13 +291,24 @@ class DAMOConfig(AlgorithmConfig):
             holdout_size: rows that are held out of training.
             logvar_loss_coef: weight of the loss that tightens the bounds of the log-variance.
             dynamics_path: a trained model's file, which is then used as it is.
-            dynamics_cache_dir: where trained models are kept, for all runs on the same data and settings.
+            dynamics_cache_dir: where trained models are kept, for all runs on the same data and settings. Of both,
+                relative ones are made absolute: trials of Tune work in folders of their own.
             termination_fn: (obs, env actions, next_obs) → bool ``(B,)``; None: known for MuJoCo's environments by
                 their exact id, learned from the dataset's terminals for all others.
         """
         for name, value in list(locals().items()):
             if name in DYNAMICS_OPTIONS and value is not NotProvided:
-                setattr(self, name, value)
+                is_place = name in ("dynamics_path", "dynamics_cache_dir") and isinstance(value, (str, Path))
+                setattr(self, name, str(Path(value).expanduser().absolute()) if is_place else value)
+        return self
+
+    @override(AlgorithmConfig)
+    def environment(self, env: Any = NotProvided, *, env_config: Any = NotProvided, **kwargs: Any) -> DAMOConfig:
+        """As RLlib's. Spaces that belong to the environment before are forgotten when another one is set."""
+        changed = (env is not NotProvided and env != self.env) or env_config is not NotProvided
+        if self.env is not None and changed and not self.in_evaluation:
+            kwargs = {"observation_space": None, "action_space": None, **kwargs}
+        super().environment(env, env_config=env_config, **kwargs)
         return self
 
     @override(AlgorithmConfig)
@@ -303,10 +316,16 @@ class DAMOConfig(AlgorithmConfig):
         """Sets the dataset.
 
         Args:
-            max_dataset_rows: at most so many rows are held in memory; a larger dataset streams through in windows.
+            max_dataset_rows: at most so many rows are held in memory; a larger dataset streams through in windows. The
+                dynamics model and the networks' input statistics are those of the first window.
             kwargs: RLlib's own options; above all ``input_``: a short name ("hopper-medium"), ``minari://ID``, an
-                HDF5 file in D4RL's format, Parquet files, or a folder of episodes recorded by RLlib.
+                HDF5 file in D4RL's format, Parquet files, or a folder of episodes recorded by RLlib. Relative paths
+                are made absolute.
         """
+        if "input_" in kwargs:
+            several = isinstance(kwargs["input_"], (list, tuple))
+            places = [_absolute(place) for place in (kwargs["input_"] if several else [kwargs["input_"]])]
+            kwargs["input_"] = places if several else places[0]
         super().offline_data(**kwargs)
         if max_dataset_rows is not NotProvided:
             self.max_dataset_rows = max_dataset_rows
@@ -346,6 +365,7 @@ class DAMOConfig(AlgorithmConfig):
             config.env_runner_cls = EvaluationEnvRunner
             config.num_gpus_per_env_runner = 0
             config.explore = False
+            config.normalize_actions = True
         return config
 
     def resolve_target_entropy(self, action_space: gym.spaces.Box) -> float:
@@ -363,6 +383,7 @@ class DAMOConfig(AlgorithmConfig):
         if self.in_evaluation:
             return
         self._validate_input()
+        self._validate_unread()
         self._validate_choices()
         self._validate_numbers()
         self._validate_spaces()
@@ -393,6 +414,18 @@ class DAMOConfig(AlgorithmConfig):
             self._value_error(
                 f"DAMO has `actor_lr`, `critic_lr`, `alpha_lr` and `classifier_lr`: leave `lr` None; found {self.lr!r}."
             )
+
+    def _validate_unread(self) -> None:
+        """RLlib's options that would change nothing, or not what they say."""
+        for name, value, why in (
+            ("normalize_actions", True, "the policy's actions lie in [-1, 1]"),
+            ("min_sample_timesteps_per_iteration", 0, "set `rollout_freq`, the gradient steps of an iteration"),
+            ("min_train_timesteps_per_iteration", 0, "set `rollout_freq`, the gradient steps of an iteration"),
+            ("train_batch_size", 32, "set `train_batch_size_per_learner`"),
+            ("offline_evaluation_interval", None, "`initial_value_mean` is in every result"),
+        ):
+            if getattr(self, name) != value:
+                self._value_error(f"`{name}`={getattr(self, name)!r} is not for {self._name}: leave it {value}; {why}.")
 
     def _validate_choices(self) -> None:
         for name, choices in (
@@ -475,6 +508,11 @@ class DAMOConfig(AlgorithmConfig):
             value = getattr(self, name)
             if value is not None and not _is_count(value):
                 self._value_error(f"`{name}` must be None or a whole number >= 1; found {value!r}.")
+        if self.rollout_batch_size < self.num_env_runners:
+            self._value_error(
+                f"`rollout_batch_size` must give each of num_env_runners={self.num_env_runners} runners a start; found "
+                f"{self.rollout_batch_size!r}."
+            )
         if self.max_dataset_rows is not None and self.max_dataset_rows < self.train_batch_size_per_learner:
             self._value_error(
                 f"`max_dataset_rows` must hold a batch, `train_batch_size_per_learner`="
@@ -570,12 +608,21 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
+def _absolute(place: Any) -> Any:
+    """A path that is there, or a pattern of such, as absolute text; anything else as it is."""
+    if isinstance(place, Path) or (isinstance(place, str) and place and glob.glob(os.path.expanduser(place))):
+        return os.path.abspath(os.path.expanduser(place))
+    return place
+
+
 def _spaces_of(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space]:
     """Builds the environment once to read its spaces."""
+    from ray.rllib.env.env_context import EnvContext
     from ray.tune.registry import ENV_CREATOR, _global_registry
 
+    context = EnvContext(config.env_config, worker_index=0)
     if isinstance(config.env, str) and _global_registry.contains(ENV_CREATOR, config.env):
-        env = _global_registry.get(ENV_CREATOR, config.env)(config.env_config)
+        env = _global_registry.get(ENV_CREATOR, config.env)(context)
     elif isinstance(config.env, str):
         try:
             env = gym.make(config.env, **config.env_config)
@@ -584,7 +631,7 @@ def _spaces_of(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space]:
                 f"`config.environment(env={config.env!r}, env_config={dict(config.env_config)!r})`: {error}"
             ) from error
     else:
-        env = config.env(config.env_config)
+        env = config.env(context)
     spaces = env.observation_space, env.action_space
     env.close()
     return spaces

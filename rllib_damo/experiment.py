@@ -116,7 +116,7 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
         if isinstance(stopper, CheckedStopper) and stopper.error:
             err.print(f"[red]Error:[/red] {stopper.error}")
             return USAGE
-        return _report(results, options, place)
+        return _report(results, options, place, _score_attr(config, options))
     finally:
         if own_ray:
             ray.shutdown()
@@ -261,7 +261,7 @@ def _check_resources(config: AlgorithmConfig) -> None:
             )
 
 
-def _report(results: ResultGrid, options: RunOptions, place: str) -> int:
+def _report(results: ResultGrid, options: RunOptions, place: str, score_attr: str) -> int:
     """Prints errors, and the checkpoints' paths with the command that evaluates them; returns the exit code."""
     code = OK
     for index in range(len(results)):
@@ -279,7 +279,7 @@ def _report(results: ResultGrid, options: RunOptions, place: str) -> int:
             console.print(f"Interrupted. Go on: the same command with --resume (looks in {place}).")
         if result.checkpoint is None:
             continue
-        key = (options.checkpoint_score_attr or EVALUATION_RETURN).split("/")
+        key = score_attr.split("/")
         best = result.checkpoint
         scored = [(_nested(metrics, key), found) for found, metrics in result.best_checkpoints or []]
         if scores := [(score, found) for score, found in scored if score is not None]:

@@ -267,5 +267,7 @@ class DAMOTorchLearner(TorchLearner):
             damo = state[COMPONENT_DAMO]
             self._synthetic.set_state(damo["synthetic"])
             self._num_steps, self._base_seed = damo["num_steps"], damo["base_seed"]
+        for optimizer, schedule in self._optimizer_lr_schedules.items():  # the configuration's, not the checkpoint's
+            self._set_optimizer_lr(optimizer, lr=schedule.update(timestep=self._num_steps))
         if self._recorded is not None:  # the optimisers' states are new tensors
             self._recorded = RecordedSteps(self._update)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -119,10 +120,8 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         """What a round is rolled out in: the dynamics themselves, unless a subclass changes their rewards."""
         return dynamics
 
-    def set_start_states(
-        self, states: np.ndarray | Tensor | ray.ObjectRef, rows: np.ndarray | Tensor | None = None
-    ) -> None:
-        """The states ``(N, obs)`` to branch from, or a reference to them; known ones are not fetched again.
+    def set_start_states(self, states: np.ndarray | Tensor, rows: np.ndarray | Tensor | None = None) -> None:
+        """The states ``(N, obs)`` to branch from.
 
         Args:
             states: in this process they are not copied.
@@ -132,17 +131,15 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
             ValueError: not a matrix of this environment's observations, or an empty one.
         """
         known, known_rows = self._starts_source
-        same = states == known if isinstance(states, ray.ObjectRef) else states is known
-        if self._starts is not None and same and rows is known_rows:
+        if self._starts is not None and states is known and rows is known_rows:
             return
-        array = ray.get(states) if isinstance(states, ray.ObjectRef) else states
         width = self.get_spaces()[DEFAULT_MODULE_ID][0].shape[0]
-        if getattr(array, "ndim", None) != 2 or array.shape[1] != width or not len(array):
+        if getattr(states, "ndim", None) != 2 or states.shape[1] != width or not len(states):
             raise ValueError(
                 f"Start states must be a matrix (N, {width}) of observations with N >= 1, but found "
-                f"{type(array).__name__} of shape {getattr(array, 'shape', None)}."
+                f"{type(states).__name__} of shape {getattr(states, 'shape', None)}."
             )
-        self._starts = as_constant(array).to(self._device, torch.float32)
+        self._starts = as_constant(states).to(self._device, torch.float32)
         self._start_rows = None if rows is None else as_constant(rows).to(self._device)
         self._starts_source = states, rows
 
@@ -163,19 +160,18 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         Args:
             num_starts: start states, drawn from those set; default: this runner's share of ``rollout_batch_size``.
             length: steps; default ``rollout_length``.
-            weights: the policy's state to take first (or a reference); None keeps the present one.
+            weights: the policy's state to take first; None keeps the present one.
             iteration: fixes the random numbers, with seed and worker index; default: a count of the calls.
 
         Returns:
-            Arrow tables with the columns of `rollout`; references to them if this is a remote actor.
+            Arrow tables with the columns of `rollout`.
 
         Raises:
             RuntimeError: dynamics or start states have not been set.
         """
-        table = to_arrow(
-            self.sample_tensors(num_starts=num_starts, length=length, weights=weights, iteration=iteration)
-        )
-        return [ray.put(table) if self.worker_index > 0 else table]
+        return [
+            to_arrow(self.sample_tensors(num_starts=num_starts, length=length, weights=weights, iteration=iteration))
+        ]
 
     def sample_tensors(
         self,
@@ -235,6 +231,13 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         tables = self.sample(num_starts=num_starts, weights=weights, iteration=iteration)
         return tables, self.get_metrics()
 
+    def try_round(self, **job: Any) -> tuple[list[Any], dict[str, Any]] | str:
+        """As `sample_round`, but an error is returned, as its traceback: RLlib drops what a remote runner raises."""
+        try:
+            return self.sample_round(**job)
+        except Exception:
+            return traceback.format_exc()
+
     def _share(self) -> int:
         """The runner's part of ``rollout_batch_size``; the parts of all runners add up to it."""
         total, runners = self.config.rollout_batch_size, max(1, self.config.num_env_runners)
@@ -254,7 +257,7 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
             self.metrics.log_value(("rollout", "terminated_frac"), terminated, window=1)
 
     def _set_weights(self, weights: Any) -> None:
-        if isinstance(weights, ray.ObjectRef):
+        if isinstance(weights, ray.ObjectRef):  # within the state that RLlib sends
             weights = ray.get(weights)
         self.module.set_state(weights.get(DEFAULT_MODULE_ID, weights))
 

@@ -6,6 +6,7 @@ import gc
 import pickle
 import re
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import ray
@@ -16,10 +17,11 @@ from ray.rllib.algorithms.registry import ALGORITHMS, _get_algorithm_class
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module import RLModule
 from ray.rllib.utils.test_utils import check
-from ray.tune.registry import get_trainable_cls
+from ray.tune.registry import get_trainable_cls, register_env
 
 from rllib_damo import DAMO, DAMOConfig
 from rllib_damo.data import behavior
+from rllib_damo.dynamics import DynamicsEnsemble
 from rllib_damo.recorded_steps import RecordedSteps
 from rllib_damo.update import METRICS
 from tests.recording import record_on_cpu
@@ -322,6 +324,81 @@ def test_remote_rollout_runners_survive_a_killed_one(config, overlap):
     for steps in (40, 60, 80):
         assert train_policy(algo, 1)["num_gradient_steps_lifetime"] == steps
     algo.stop()
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapped"])
+def test_a_runner_that_dies_after_its_round_is_no_loss_nor_is_the_only_one(config, overlap):
+    config.env_runners(num_env_runners=1).evaluation(evaluation_interval=None).training(overlap_rollouts=overlap)
+    algo = config.build_algo()
+    train_policy(algo, 1)
+    manager = algo.env_runner_group._worker_manager
+    if overlap:  # until the round that was asked for is there
+        ray.get(manager.actors()[1].ping.remote())
+    ray.kill(manager.actors()[1], no_restart=False)
+    for steps in (40, 60):
+        assert train_policy(algo, 1)["num_gradient_steps_lifetime"] == steps
+    algo.stop()
+
+
+def _faulty_rule(obs, actions, next_obs):
+    raise ArithmeticError("a fault of the user's rule")
+
+
+def test_an_error_in_a_rollout_runner_is_raised(config):
+    config.env_runners(num_env_runners=1).evaluation(evaluation_interval=None)
+    algo = config.dynamics(termination_fn=_faulty_rule).build_algo()
+    with pytest.raises(RuntimeError, match="a fault of the user's rule"):
+        train_policy(algo, 1)
+    algo.stop()
+
+
+def test_runners_that_never_answer_end_training(config, monkeypatch):
+    monkeypatch.setattr("rllib_damo.algorithm.time.sleep", lambda seconds: None)
+    config.env_runners(num_env_runners=1).evaluation(evaluation_interval=None)
+    algo = config.fault_tolerance(num_consecutive_env_runner_failures_tolerance=2).build_algo()
+    monkeypatch.setattr(algo.env_runner_group, "fetch_ready_async_reqs", lambda **kwargs: [])
+    with pytest.raises(RuntimeError, match=r"for 3 rounds.*num_env_runners=0"):
+        train_policy(algo, 10)
+    algo.stop()
+
+
+def test_a_restored_stream_of_windows_goes_on(config, tmp_path):
+    config.offline_data(max_dataset_rows=800).evaluation(evaluation_interval=None)
+    algo = config.build_algo()
+    train_policy(algo, 1)
+    assert algo.offline_data.window == 2
+    saved = algo.save_to_path(str(tmp_path / "checkpoint"))
+    third = train_policy(algo, 1)
+    algo.stop()
+    restored = Algorithm.from_checkpoint(saved)
+    assert restored.offline_data.window == 2
+    again = train_policy(restored, 1)
+    assert again["dataset"] == third["dataset"]
+    assert again["learners"][DEFAULT_MODULE_ID]["qf_loss"] == third["learners"][DEFAULT_MODULE_ID]["qf_loss"]
+    restored.stop()
+
+
+def test_a_restore_takes_the_learning_rate_of_the_configuration(config, tmp_path):
+    config.evaluation(evaluation_interval=None)
+    algo = config.build_algo()
+    train_policy(algo, 1)
+    saved = algo.save_to_path(str(tmp_path / "checkpoint"))
+    algo.stop()
+    slower = config.copy(copy_frozen=False).training(actor_lr=1e-6).build_algo()
+    slower.restore_from_path(saved)
+    rates = {name: group["lr"] for name, o in slower.learner_group._learner._update.optimizers.items()
+             for group in o.param_groups}  # fmt: skip
+    assert rates["actor"] == 1e-6
+    assert rates["critic"] == 3e-4
+    slower.stop()
+
+
+def test_a_model_without_terminations_is_refused_where_they_are_needed(config, tmp_path):
+    path = DynamicsEnsemble(3, 1, hidden_dims=(4,)).save(tmp_path / "model.pt")
+    register_env("no-known-rule", lambda context: gym.make("Pendulum-v1"))
+    config.environment("no-known-rule").dynamics(dynamics_path=path)
+    with pytest.raises(ValueError, match=r"dynamics_path.*no-known-rule.*termination_fn"):
+        config.build_algo()
 
 
 def test_overlapped_rounds_follow_the_policy_of_the_iteration_before(config):

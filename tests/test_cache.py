@@ -1,5 +1,6 @@
 """Keys, folders, locks and atomic files of the dynamics cache."""
 
+import numpy as np
 import pytest
 
 from rllib_damo.dynamics import DynamicsEnsemble, cache
@@ -8,6 +9,7 @@ from rllib_damo.dynamics import DynamicsEnsemble, cache
 def test_key_depends_on_all_of_its_parts():
     base = cache.key("data", {"lr": 1e-3, "hidden_dims": (200, 200)}, 0)
     assert base == cache.key("data", {"hidden_dims": [200, 200], "lr": 1e-3}, 0)
+    assert base == cache.key("data", {"hidden_dims": [np.int64(200), 200], "lr": np.float64(1e-3)}, 0)
     others = [
         cache.key("other", {"lr": 1e-3, "hidden_dims": (200, 200)}, 0),
         cache.key("data", {"lr": 2e-3, "hidden_dims": (200, 200)}, 0),

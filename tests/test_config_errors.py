@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from ray.tune.registry import register_env
 
 from rllib_damo import DAMOConfig
 from rllib_damo.divergences import DIVERGENCES
@@ -114,6 +116,11 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("grad_clip", 0.0),
     ("grad_clip", "yes"),
     ("lr", 1e-3),
+    ("normalize_actions", False),
+    ("min_sample_timesteps_per_iteration", 10),
+    ("min_train_timesteps_per_iteration", 10),
+    ("train_batch_size", 512),
+    ("offline_evaluation_interval", 1),
 ]
 
 
@@ -124,6 +131,49 @@ def test_bad_value(option: str, value: Any) -> None:
     message = error_of(config)
     assert f"`{option}`" in message
     assert repr(value) in message
+
+
+def test_every_runner_needs_a_start() -> None:
+    message = error_of(good().training(rollout_batch_size=3).env_runners(num_env_runners=4))
+    assert "`rollout_batch_size`" in message
+    assert "num_env_runners=4" in message
+
+
+def test_relative_places_become_absolute(tmp_path, monkeypatch) -> None:
+    """A trial of Tune works in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.parquet").touch()
+    config = good().dynamics(dynamics_cache_dir="cache", dynamics_path=Path("model.pt"))
+    assert config.dynamics_cache_dir == str(tmp_path / "cache")
+    assert config.dynamics_path == str(tmp_path / "model.pt")
+    for given in ("mine.parquet", Path("mine.parquet")):
+        assert config.offline_data(input_=given).input_ == str(tmp_path / "mine.parquet")
+    mixed = ["*.parquet", "hopper-medium", "minari://a/b-v0", "s3://bucket/x"]
+    assert config.offline_data(input_=mixed).input_ == [str(tmp_path / "*.parquet"), *mixed[1:]]
+    assert config.dynamics(dynamics_cache_dir=None).dynamics_cache_dir is None
+
+
+def test_another_environment_has_spaces_of_its_own() -> None:
+    config = good().environment("Pendulum-v1", observation_space=None, action_space=None)
+    config.validate()
+    assert config.observation_space.shape == (3,)
+    config.environment("MountainCarContinuous-v0").validate()
+    assert config.observation_space.shape == (2,)
+    given = gym.spaces.Box(-2, 2, (2,))
+    config.environment("MountainCarContinuous-v0", observation_space=given)
+    assert config.observation_space is given
+
+
+def test_environments_of_ones_own_are_made_with_rllibs_context() -> None:
+    def make(context: Any) -> gym.Env:
+        assert context.worker_index == 0
+        return gym.make("Pendulum-v1", g=context["g"])
+
+    register_env("needs-context", make)
+    for env in ("needs-context", make):
+        config = good().environment(env, env_config={"g": 9.0}, observation_space=None, action_space=None)
+        config.validate()
+        assert config.observation_space.shape == (3,)
 
 
 def test_a_learning_rate_may_be_a_schedule() -> None:

@@ -118,6 +118,11 @@ def test_capped_data_comes_in_windows_and_starts_again(path) -> None:
     again = offline.refresh()
     assert again is not None
     assert_equal(again, found[0])
+    assert offline.window == 1
+    assert_equal(offline.skip_to(3), found[2])
+    assert_equal(offline.transitions, found[2])
+    assert offline.window == 3
+    assert_equal(offline.refresh(), found[0])
     assert _offline(path, max_dataset_rows=100).refresh() is None
 
 

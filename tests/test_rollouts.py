@@ -289,7 +289,7 @@ def test_an_environment_without_a_rule_needs_a_learned_one():
     assert batch["terminated"].all()
 
 
-def test_remote_actor_hands_over_a_reference(tmp_path):
+def test_remote_actor_hands_over_tables_and_errors(tmp_path):
     path = counting_model().save(tmp_path / "dynamics.pt")
     started = not ray.is_initialized()
     if started:
@@ -297,14 +297,14 @@ def test_remote_actor_hands_over_a_reference(tmp_path):
     try:
         actor = ray.remote(ModelRolloutEnvRunner).remote(config=make_config(num_env_runners=1), worker_index=1)
         states = ray.put(marked_starts(30).numpy())
-        (reference,), metrics = ray.get(
-            actor.sample_round.remote(dynamics_path=path, start_states=states, num_starts=10, iteration=0)
-        )
-        assert isinstance(reference, ray.ObjectRef)
+        job = {"dynamics_path": path, "start_states": states, "num_starts": 10, "iteration": 0}
+        (table,), metrics = ray.get(actor.try_round.remote(**job))
         assert "rollout" in metrics
-        dataset = ray.data.from_arrow_refs([reference])
+        dataset = ray.data.from_blocks([table])
         assert dataset.schema().types[0].shape == (OBS,)
         assert dataset.count() == 30
+        error = ray.get(actor.try_round.remote(**(job | {"dynamics_path": str(tmp_path / "none.pt")})))
+        assert "No dynamics file" in error
     finally:
         if started:
             ray.shutdown()

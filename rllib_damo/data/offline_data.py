@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import numbers
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +44,8 @@ class DAMOOfflineData(OfflineData):
         self.is_multi_agent = config.is_multi_agent
         self.path: Any = config.input_
         self.max_rows: int | None = getattr(config, "max_dataset_rows", None)
-        if self.max_rows is not None and (type(self.max_rows) is not int or self.max_rows < 1):
+        is_count = isinstance(self.max_rows, numbers.Integral) and not isinstance(self.max_rows, bool)
+        if self.max_rows is not None and not (is_count and self.max_rows >= 1):
             raise DataError(f"max_dataset_rows={self.max_rows!r}: must be None (no cap) or an integer of at least 1.")
         # Set by Algorithm.setup.
         self.learner_handles: Any = None
@@ -53,14 +56,14 @@ class DAMOOfflineData(OfflineData):
         self._dataset: Dataset | None = None
         self._readers: list[Reader] | None = None
         self._windows: Generator[Transitions] | None = None
+        self.window = 0  # number of the present one in its pass, from 1
 
     @property
     def transitions(self) -> Transitions:
         """All transitions, checked; the first window of them where the data is larger than the cap."""
         if self._transitions is None:
             if self.is_capped:
-                self._windows = self._stream()
-                self._transitions = next(self._windows)
+                self._transitions = self.skip_to(1)
             else:
                 self._transitions = load(
                     self.config.input_,
@@ -121,10 +124,21 @@ class DAMOOfflineData(OfflineData):
         self._windows = self._windows or self._stream()
         window = next(self._windows, None)
         if window is None:
-            self._windows = self._stream()
-            window = next(self._windows)
+            return self.skip_to(1)
+        self.window += 1
         self._transitions = window
         return window
+
+    def skip_to(self, number: int) -> Transitions:
+        """The window of this number, from 1, of a new pass; of the last one where there are fewer."""
+        self.close()
+        self._windows = self._stream()
+        self.window = 0
+        for window in itertools.islice(self._windows, max(1, number)):
+            self.window += 1
+            self._transitions = window
+        assert self._transitions is not None  # an empty stream raises
+        return self._transitions
 
     def _stream(self) -> Generator[Transitions]:
         """One pass over the data in checked windows, through Ray Data where Ray runs, else in this process."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
@@ -34,10 +35,17 @@ def key(fingerprint: str, settings: Mapping[str, Any], seed: int | None) -> str:
         ValueError: a setting that is not a plain value.
     """
     try:
-        text = json.dumps([_VERSION, fingerprint, dict(settings), seed], sort_keys=True, allow_nan=True)
+        text = json.dumps([_VERSION, fingerprint, dict(settings), seed], sort_keys=True, default=_plain)
     except TypeError as error:
         raise ValueError(f"The dynamics settings must be plain numbers, strings and lists: {error}.") from error
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} is none of these")
 
 
 def directory(cache_dir: str | os.PathLike[str] | None = None) -> Path:

@@ -35,19 +35,22 @@ class DynamicsComponent:
     """
 
     def __init__(self, config: AlgorithmConfig, columns: Batch, name: str, fingerprint: str):
-        self.config, self.columns, self.name, self.fingerprint = config, columns, name, fingerprint
+        self.config, self.name, self.fingerprint = config, name, fingerprint
+        self.columns: Batch | None = columns  # until the model is trained
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.learn_terminations = resolve_termination(config.env, config.termination_fn, config.env_config) is None
         self._trainer: DynamicsTrainer | None = None
         self._lock: Any = None
         if config.dynamics_path is not None:
             self.path = Path(config.dynamics_path).expanduser()
-            self._check(self.path)
-            self.ready = True
+            self._check(self.path, columns)
+            self._finish()
         else:
             self.key = cache.key(self.fingerprint, self._settings(), config.seed or 0)
             self.path = cache.path(self.key, config.dynamics_cache_dir)
-            self.ready = self.path.exists()
+            self.ready = False
+            if self.path.exists():
+                self._finish()
 
     def _settings(self) -> dict[str, Any]:
         c = self.config
@@ -66,15 +69,20 @@ class DynamicsComponent:
             "action_bounds": [c.action_space.low.tolist(), c.action_space.high.tolist()],
         }
 
-    def _check(self, path: Path) -> None:
-        """Raises ValueError unless ``path`` holds a model of the dataset's widths."""
+    def _check(self, path: Path, columns: Batch) -> None:
+        """Raises ValueError unless ``path`` holds a model of the dataset's widths, and of terminations if need be."""
         ensemble = DynamicsEnsemble.load(path, "cpu")
         found = ensemble.obs_dim, ensemble.act_dim
-        wanted = self.columns.obs.shape[1], self.columns.actions.shape[1]
+        wanted = columns.obs.shape[1], columns.actions.shape[1]
         if found != wanted:
             raise ValueError(
                 f"`dynamics_path` {path}: a model of {found[0]} observations and {found[1]} actions, but the dataset "
                 f"{self.name} has {wanted[0]} and {wanted[1]}: name a model that was trained on it."
+            )
+        if self.learn_terminations and ensemble.termination is None:
+            raise ValueError(
+                f"`dynamics_path` {path}: this model learned no terminations, and there is no known rule for env="
+                f"{self.config.env!r}. Set `.dynamics(termination_fn=...)`, or train a model for this environment."
             )
 
     def train_epoch(self) -> dict[str, float]:
@@ -105,6 +113,7 @@ class DynamicsComponent:
 
     def _make_trainer(self) -> DynamicsTrainer:
         c, rows = self.config, self.columns
+        assert rows is not None  # it is not trained yet
         torch.manual_seed(c.seed or 0)
         ensemble = DynamicsEnsemble(
             rows.obs.shape[1],
@@ -134,7 +143,7 @@ class DynamicsComponent:
 
     def _finish(self) -> None:
         self.ready = True
-        self._trainer = None
+        self._trainer = self.columns = None
         self.close()
 
     def close(self) -> None:
