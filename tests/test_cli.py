@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -483,3 +484,19 @@ def test_the_best_checkpoint_is_kept_though_its_metric_is_nested(tmp_path: Path)
     missing: dict[str, Any] = {"evaluation": None}
     callback(algorithm=None, metrics_logger=None, result=missing)
     assert missing == {"evaluation": None}
+
+
+def test_the_report_ranks_checkpoints_by_the_score_they_were_kept_by(capsys) -> None:
+    def checkpoint(score: float) -> tuple[Any, Any]:
+        found = SimpleNamespace(path=f"/r/{score:g}")
+        return found, {"env_runners": {"episode_return_mean": score}}
+
+    kept = [checkpoint(100.0), checkpoint(-5.0)]
+    result = SimpleNamespace(
+        path="/r", error=None, metrics={"done": True}, checkpoint=kept[-1][0], best_checkpoints=kept
+    )
+    code = experiment._report([result], RunOptions(), "/r", "env_runners/episode_return_mean")  # type: ignore[arg-type]
+    printed = capsys.readouterr().out
+    assert code == OK
+    assert "Best checkpoint: /r/100" in printed
+    assert "rllib evaluate /r/100 " in printed
