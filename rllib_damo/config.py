@@ -171,7 +171,7 @@ class DAMOConfig(AlgorithmConfig):
         behavior_alignment: bool | None = NotProvided,
         target_networks: bool | None = NotProvided,
         initial_states: str | None = NotProvided,
-        bc_weight: float | None = NotProvided,
+        bc_weight: LearningRateOrSchedule | None = NotProvided,
         data_fraction: float | None = NotProvided,
         actor_warmup_steps: int | None = NotProvided,
         hidden_dims: tuple[int, ...] | None = NotProvided,
@@ -218,7 +218,9 @@ class DAMOConfig(AlgorithmConfig):
             initial_states: where s0 comes from: "dataset", any state of it (the paper's), or "episode_start".
             bc_weight: weight of an anchor to the dataset's actions, the mean of (π(s) - a)² over the rows of s0 and the
                 action's coordinates, against a value term in units of (mean |r| + η) / (1-γ), about the largest a
-                modified return can be. 0 is the paper's, without units; TD3+BC's is 0.4 in units of mean |Q|.
+                modified return can be. 0 is the paper's, without units; TD3+BC's is 0.4 in units of mean |Q|. Or a
+                schedule in gradient steps, between whose points the weight is interpolated: ``[[0, 2.0], [10_000, 2.0],
+                [30_000, 0.0]]`` begins at the data and then leaves it.
             data_fraction: share of the dataset that policy, critics and classifier learn from and rollouts branch from:
                 the episodes of highest return. The dynamics model learns from all of it. 1 is the paper's.
             actor_warmup_steps: with ``bc_weight``, first gradient steps in which the policy follows its anchor (and its
@@ -470,6 +472,8 @@ class DAMOConfig(AlgorithmConfig):
             self._value_error(f"`precision`='bf16' does not go with {', '.join(others)}: set precision='fp32'.")
         if not (self.num_learners <= 1 and self.num_gpus_per_learner > 0):
             others += [f"num_learners={self.num_learners}", f"num_gpus_per_learner={self.num_gpus_per_learner}"]
+        if isinstance(self.bc_weight, (list, tuple)):  # each step would be recorded anew
+            others += [f"bc_weight={self.bc_weight!r}"]
         if self.cuda_graphs and others:
             self._value_error(
                 "`cuda_graphs`=True is for one learner on a GPU, `.learners(num_gpus_per_learner=1)`, and does not go "
@@ -488,7 +492,7 @@ class DAMOConfig(AlgorithmConfig):
                   "train_batch_size_per_learner")  # fmt: skip
         if not _is_count(self.actor_warmup_steps) and self.actor_warmup_steps != 0:
             self._value_error(f"`actor_warmup_steps` must be a whole number >= 0; found {self.actor_warmup_steps!r}.")
-        not_negative = ("bc_weight", "classifier_gradient_penalty", "classifier_noise", "logvar_loss_coef")
+        not_negative = ("classifier_gradient_penalty", "classifier_noise", "logvar_loss_coef")
         for name in positive + not_negative:
             value, zero = getattr(self, name), name in not_negative
             if name in ("actor_eta", "grad_clip") and value is None:
@@ -498,8 +502,8 @@ class DAMOConfig(AlgorithmConfig):
                 self._value_error(
                     f"`{name}` must be a {'finite ' * bounded}number {'>= 0' if zero else '> 0'}; found {value!r}."
                 )
-        for name in ("actor_lr", "critic_lr", "alpha_lr", "classifier_lr"):
-            self._validate_learning_rate(name)
+        for name in ("actor_lr", "critic_lr", "alpha_lr", "classifier_lr", "bc_weight"):
+            self._validate_schedule(name)
         for name in counts:
             value = getattr(self, name)
             if not _is_count(value):
@@ -549,25 +553,26 @@ class DAMOConfig(AlgorithmConfig):
         if entropy != "auto" and not (_is_number(entropy) and math.isfinite(float(entropy))):
             self._value_error(f"`target_entropy` must be 'auto' or a finite number; found {self.target_entropy!r}.")
 
-    def _validate_learning_rate(self, name: str) -> None:
-        """A finite number > 0, or a schedule of RLlib's form."""
+    def _validate_schedule(self, name: str) -> None:
+        """A finite number > 0, or a schedule of RLlib's form, which begins with one; the anchor's weight may be 0."""
         value = getattr(self, name)
         if not isinstance(value, (list, tuple)):
-            if not (_is_number(value) and 0 < value < math.inf):
+            zero = name == "bc_weight"
+            if not (_is_number(value) and (0 < value < math.inf or (zero and value == 0))):
                 self._value_error(
-                    f"`{name}` must be a finite number > 0, or a schedule such as [[0, 3e-4], [100_000, 0.0]]; found "
-                    f"{value!r}."
+                    f"`{name}` must be a finite number {'>=' if zero else '>'} 0, or a schedule such as "
+                    f"[[0, 3e-4], [100_000, 0.0]]; found {value!r}."
                 )
             return
         pairs = all(isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(_is_number, pair)) for pair in value)
         steps = [pair[0] for pair in value] if pairs else []
         if len(steps) < 2 or steps[0] != 0 or steps != sorted(set(steps)) or not all(map(math.isfinite, steps)):
             self._value_error(
-                f"`{name}`: a schedule is a list of at least two [gradient step, learning rate], the steps rising from "
-                f"0, such as [[0, 3e-4], [100_000, 0.0]]; found {value!r}."
+                f"`{name}`: a schedule is a list of at least two [gradient step, value], the steps rising from 0, such "
+                f"as [[0, 3e-4], [100_000, 0.0]]; found {value!r}."
             )
         if value[0][1] <= 0 or not all(0 <= rate < math.inf for _, rate in value):
-            self._value_error(f"`{name}`: a schedule's rates must be finite and >= 0, the first > 0; found {value!r}.")
+            self._value_error(f"`{name}`: a schedule's values must be finite and >= 0, the first > 0; found {value!r}.")
 
     def _validate_spaces(self) -> None:
         if self.observation_space is None or self.action_space is None:

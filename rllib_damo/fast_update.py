@@ -146,10 +146,10 @@ class FastUpdate(DAMOUpdate):
             torch.sum(by_action * chosen[..., None], 0, out=action_delta[inputs.improved])
 
         error = policy.actions[inputs.initial] - initial.actions
-        if o.bc_weight > 0:
+        if self.is_anchored:
             action_delta /= self.return_size
             log_prob_delta /= self.return_size
-            action_delta[inputs.initial].add_(error, alpha=o.bc_weight * 2 / error.numel())
+            action_delta[inputs.initial].add_(error, alpha=self.bc_weight * 2 / error.numel())
         actor_delta = policy.backward(action_delta, log_prob_delta)[None]
         self._actor.backward(actor_delta)
         self._actor.parameter_gradients(actor_delta)
@@ -172,7 +172,7 @@ class FastUpdate(DAMOUpdate):
                 smallest[num:], smallest[:num], weight, update.terminated, o.gamma
             )
             entropy_loss = alpha * (discount * next_log_prob).mean()
-        bc_loss = error.square().mean() if o.bc_weight > 0 else torch.zeros_like(alpha)
+        bc_loss = error.square().mean() if self.is_anchored else torch.zeros_like(alpha)
         metrics = (
             value_loss + entropy_loss, critic_loss, alpha_loss, alpha, q_data.mean(), q_initial.mean(),
             (target - q_data).abs().mean(), weight.mean(), -next_log_prob.mean(), bc_loss, rewards.mean(),

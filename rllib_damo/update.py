@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ class UpdateOptions:
     data_alignment: bool
     behavior_alignment: bool
     target_networks: bool
-    bc_weight: float
+    bc_weight: float | Sequence[Sequence[float]]
     actor_warmup_steps: int
     target_entropy: float
     max_alpha: float
@@ -142,6 +143,8 @@ class DAMOUpdate(Update):
         reduce_gradients: changes gradients in place before they are applied (averages over learners).
 
     Attributes:
+        is_anchored: whether the policy has an anchor, at some step.
+        bc_weight: of the anchor at this step.
         value_weight: of the actor loss's gradient through the critics; 0 while the policy only follows its anchor.
     """
 
@@ -157,12 +160,19 @@ class DAMOUpdate(Update):
         self.opt = options
         self.divergence = DIVERGENCES[options.f_divergence]
         self.actor_divergence = DIVERGENCES[options.actor_f_divergence]
+        weight = options.bc_weight
+        self._bc_schedule = np.array([[0, weight]] if np.ndim(weight) == 0 else weight, float).T
+        self.is_anchored = bool(self._bc_schedule[1].any())
         self._critic_params = [p.data for p in module.critics.parameters()]
         self._target_params = [p.data for p in module.target_critics.parameters()]
 
     @property
+    def bc_weight(self) -> float:
+        return float(np.interp(self.num_steps, *self._bc_schedule))
+
+    @property
     def value_weight(self) -> float:
-        return float(self.num_steps >= self.opt.actor_warmup_steps or not self.opt.bc_weight)
+        return float(self.num_steps >= self.opt.actor_warmup_steps or not self.is_anchored)
 
     def step(self, batch: StepBatch) -> Tensor:
         """One gradient step of every network; returns the ``METRICS``, ``(len(METRICS),)``, on the device."""
@@ -223,9 +233,9 @@ class DAMOUpdate(Update):
         (action_gradient,) = torch.autograd.grad(value_loss, cut, retain_graph=True)
         actor_loss = entropy_loss + self.value_weight * (action_gradient * sampled).sum()
         bc_loss = torch.zeros((), device=cut.device)
-        if o.bc_weight > 0:  # the value part in units of a return; the anchor has its own weight
+        if self.is_anchored:  # the value part in units of a return; the anchor has its own weight
             bc_loss = (sampled[num : num + num_initial] - batch.initial.actions).square().mean()
-            actor_loss = actor_loss / self.return_size + o.bc_weight * bc_loss
+            actor_loss = actor_loss / self.return_size + self.bc_weight * bc_loss
         alpha_loss = losses.alpha_loss(m.log_alpha, next_log_prob, o.target_entropy)
 
         self._apply("critic", critic_loss)

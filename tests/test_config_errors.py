@@ -49,7 +49,7 @@ POSITIVE = (
     "eta", "actor_eta", "actor_lr", "critic_lr", "alpha_lr", "classifier_lr", "tau", "policy_tau", "initial_alpha",
     "max_alpha", "max_logit", "max_actor_weight", "dynamics_lr",
 )  # fmt: skip
-NOT_NEGATIVE = ("bc_weight", "classifier_gradient_penalty", "classifier_noise", "logvar_loss_coef")
+NOT_NEGATIVE = ("classifier_gradient_penalty", "classifier_noise", "logvar_loss_coef")
 COUNTS = (
     "rollout_length", "rollout_batch_size", "rollout_freq", "model_retain_epochs", "num_ensemble", "num_elites",
     "dynamics_batch_size", "max_epochs_since_update", "holdout_size", "train_batch_size_per_learner",
@@ -80,7 +80,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("critic_lr", [[0, 3e-4], [100, -1e-4]]),
     ("critic_lr", [[0, 3e-4], [100, math.inf]]),
     ("alpha_lr", [0, 3e-4]),
-    ("bc_weight", math.inf),
+    *(("bc_weight", value) for value in (-0.1, "some", None, math.inf, [[0, 2.0]], [[0, 2.0], [100, -1.0]])),
     ("num_elites", True),
     ("max_dataset_rows", True),
     ("tau", 1.5),
@@ -178,6 +178,12 @@ def test_environments_of_ones_own_are_made_with_rllibs_context() -> None:
 
 def test_a_learning_rate_may_be_a_schedule() -> None:
     good().training(actor_lr=[[0, 3e-4], [100_000, 0.0]], critic_lr=((0, 1e-3), (10, 1e-4), (20, 1e-5))).validate()
+
+
+def test_the_anchor_may_be_a_schedule_but_not_in_cuda_graphs() -> None:
+    config = good().training(bc_weight=[[0, 2.0], [100, 0.0]])
+    config.validate()
+    assert "bc_weight=[[0, 2.0]" in error_of(config.training(cuda_graphs=True).learners(num_gpus_per_learner=1))
 
 
 def test_half_chi_squared_is_refused_with_its_reason() -> None:

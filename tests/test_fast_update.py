@@ -70,6 +70,37 @@ def test_one_step_equals_the_reference(variant: str, twin_q: bool, layer_norm: b
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
+@pytest.mark.parametrize("kind", [DAMOUpdate, FastUpdate])
+def test_an_anchor_that_decays_has_the_weight_of_its_step(kind: UpdateType) -> None:
+    schedule = [[0, 2.0], [10, 2.0], [30, 0.0]]
+    constant, decaying = (
+        build(kind, dataclasses.replace(DEFAULTS, bc_weight=weight), 0.01, torch.float64) for weight in (1.0, schedule)
+    )
+    weights = []
+    for step in (0, 5, 10, 15, 30, 99):
+        decaying.num_steps = step
+        weights.append(decaying.bc_weight)
+        assert decaying.value_weight == 1.0
+    assert weights == [2.0, 2.0, 2.0, 1.5, 0.0, 0.0]
+    decaying.num_steps = 20
+    (batch,) = batches(1, torch.float64)
+    torch.testing.assert_close(decaying.step(batch), constant.step(batch), rtol=0, atol=0)
+    assert all(map(torch.equal, decaying.module.parameters(), constant.module.parameters()))
+
+
+def test_an_anchor_that_has_ended_leaves_the_value_terms_direction() -> None:
+    """In the anchored unit, so that Adam's step goes on where the anchor ends."""
+    free, ended = (
+        build(FastUpdate, dataclasses.replace(DEFAULTS, bc_weight=weight), 0.0, torch.float64)
+        for weight in (0.0, [[0, 2.0], [10, 0.0]])
+    )
+    ended.num_steps = 10
+    for update in (free, ended):
+        update.step(batches(1, torch.float64)[0])
+    for mine, other in zip(ended.module.actor.parameters(), free.module.actor.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad * RETURN_SIZE, other.grad)
+
+
 @pytest.mark.parametrize("variant", SUPPORTED)
 def test_float32_steps_stay_with_the_reference(variant: str) -> None:
     options = dataclasses.replace(DEFAULTS, **SUPPORTED[variant])
