@@ -46,6 +46,10 @@ class DAMO(Algorithm):
     def get_default_config(cls) -> DAMOConfig:
         return DAMOConfig()
 
+    def __repr__(self) -> str:
+        # RLlib's fails where `setup` did, and Ray then ends the process and reports that in place of the error.
+        return super().__repr__() if self.config is not None else type(self).__name__
+
     @override(Algorithm)
     def setup(self, config: AlgorithmConfig) -> None:
         # A line for each round of rollouts that passes through Ray Data would bury everything else.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.util
 import inspect
 import json
@@ -151,8 +152,11 @@ def check_env(env: Any) -> Any:
 
     if not isinstance(env, str) or _global_registry.contains(ENV_CREATOR, env) or env.startswith("ale_py:"):
         return env
+    module, _, name = env.rpartition(":")
     try:
-        gym.spec(env)
+        if module:
+            importlib.import_module(module)
+        gym.spec(name)
     except ImportError as error:
         raise UsageError(f"environment {env!r}: {error}") from error
     except gym.error.Error as error:

@@ -193,6 +193,8 @@ def _scheduler(options: RunOptions, config: AlgorithmConfig) -> Any:
             f"--scheduler: unknown {options.scheduler!r}.{near(options.scheduler, SCHEDULER_IMPORT)} "
             f"Known: {', '.join(sorted(SCHEDULER_IMPORT))}."
         )
+    # Else Tune ends the whole search at the first result that did not evaluate.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     goal = {} if options.scheduler == "fifo" else {"metric": _score_attr(config, options), "mode": "max"}
     try:
         return create_scheduler(options.scheduler, **{**goal, **options.scheduler_config})

@@ -340,6 +340,13 @@ def test_a_runner_that_dies_after_its_round_is_no_loss_nor_is_the_only_one(confi
     algo.stop()
 
 
+def test_a_trial_whose_setup_failed_can_be_named():
+    """Ray asks an actor for its name, and where that fails it reports this instead of the error."""
+    algo = DAMO.__new__(DAMO)
+    algo.config = None
+    assert repr(algo) == "DAMO"
+
+
 def _faulty_rule(obs, actions, next_obs):
     raise ArithmeticError("a fault of the user's rule")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from ray.tune import Checkpoint, CheckpointConfig
 
 from rllib_damo import cli, experiment
 from rllib_damo.checkpoints import play
-from rllib_damo.cli_inputs import UsageError, apply_config, check_stop, flatten, load_file, near
+from rllib_damo.cli_inputs import UsageError, apply_config, check_env, check_stop, flatten, load_file, near
 from rllib_damo.experiment import FAILED, OK, USAGE, RunOptions, has_search_space
 from rllib_damo.policy import load_policy
 from rllib_damo.progress import ProgressTable
@@ -500,3 +501,22 @@ def test_the_report_ranks_checkpoints_by_the_score_they_were_kept_by(capsys) -> 
     assert code == OK
     assert "Best checkpoint: /r/100" in printed
     assert "rllib evaluate /r/100 " in printed
+
+
+def test_an_environment_may_be_named_with_the_module_that_registers_it(tmp_path, monkeypatch) -> None:
+    text = 'import gymnasium as gym\ngym.register("OfAModule-v0", "gymnasium.envs.classic_control:PendulumEnv")\n'
+    (tmp_path / "registers_an_env.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert check_env("registers_an_env:OfAModule-v0") == "registers_an_env:OfAModule-v0"
+    with pytest.raises(UsageError, match="unknown environment 'registers_an_env:Other-v0'"):
+        check_env("registers_an_env:Other-v0")
+    with pytest.raises(UsageError, match="no_such_module"):
+        check_env("no_such_module:Other-v0")
+
+
+def test_a_scheduler_bears_results_that_did_not_evaluate(monkeypatch) -> None:
+    strict = "TUNE_DISABLE_STRICT_METRIC_CHECKING"
+    monkeypatch.setenv(strict, "0")
+    monkeypatch.delenv(strict)
+    assert experiment._scheduler(RunOptions(scheduler="asynchyperband"), PPOConfig()) is not None
+    assert os.environ[strict] == "1"
