@@ -123,6 +123,7 @@ class DAMO(Algorithm):
     def training_step(self) -> None:
         if self.dynamics is not None and not self.dynamics.ready:
             self.metrics.log_value(PHASE, "dynamics", reduce="item")
+            self.metrics.log_value(NUM_GRADIENT_STEPS, self._num_gradient_steps, reduce="max", window=1)
             for key, value in self.dynamics.train_epoch().items():
                 self.metrics.log_value(("dynamics", key), value, window=1)
             return

@@ -184,6 +184,8 @@ def evaluate(
     algorithm = cli_inputs.default_config(algo).algo_class if algo is not None else None
     with local_copy(checkpoint) as folder:
         played_env = cli_inputs.check_env(env or load_config(folder, algorithm).env)
+        if played_env is None:
+            raise cli_inputs.UsageError(f"{checkpoint} was trained without an environment: name one by --env.")
         try:
             played = play(
                 folder,

@@ -92,6 +92,7 @@ def test_trains_dynamics_first_then_policy_and_evaluates(config, tmp_path):
     algo = config.dynamics(dynamics_cache_dir=str(tmp_path)).build_algo()
     first = algo.train()
     assert first["phase"] == "dynamics"
+    assert first["num_gradient_steps_lifetime"] == 0
     assert first["dynamics"]["epoch"] == 1
     assert np.isfinite([first["dynamics"]["train_loss"], first["dynamics"]["holdout_loss"]]).all()
     assert "evaluation" not in first or "episode_return_mean" not in first["evaluation"].get("env_runners", {})

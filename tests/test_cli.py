@@ -520,3 +520,10 @@ def test_a_scheduler_bears_results_that_did_not_evaluate(monkeypatch) -> None:
     monkeypatch.delenv(strict)
     assert experiment._scheduler(RunOptions(scheduler="asynchyperband"), PPOConfig()) is not None
     assert os.environ[strict] == "1"
+
+
+def test_evaluate_asks_for_an_environment_where_the_checkpoint_has_none(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("rllib_damo.checkpoints.load_config", lambda *args: PPOConfig())
+    tmp_path.joinpath("rllib_checkpoint.json").write_text("{}")
+    assert cli.invoke(["evaluate", str(tmp_path)]) == USAGE
+    assert "trained without an environment: name one by --env" in capsys.readouterr().err

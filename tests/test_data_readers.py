@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
 
 from rllib_damo.data import flat_cache, minari_read
+from rllib_damo.data.columns import match_names
 from rllib_damo.data.d4rl import write_d4rl
 from rllib_damo.data.minari_io import local_ids, write_minari
 from rllib_damo.data.parquet import write_parquet
@@ -217,3 +218,17 @@ def test_many_short_episodes_are_cached_flat(monkeypatch) -> None:
     other = make_transitions((2, 2, 2), seed=5)
     write_minari(other, "test/many-v0", observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE, overwrite=True)
     assert_equal(load("test/many-v0"), other)
+
+
+def test_flags_that_a_file_does_not_have_are_warned_of_once(caplog) -> None:
+    rest = ["observations", "actions", "rewards"]
+    for _ in range(2):
+        match_names("no-terminals.hdf5", [*rest, "timeouts", "is_terminal"])
+        match_names("no-cuts.hdf5", [*rest, "terminals"])
+        match_names("whole.hdf5", [*rest, "terminals", "next_observations"])
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "no-terminals.hdf5: no column for terminations" in first
+    assert "is_terminal" in first
+    assert "terminals" in first
+    assert "no-cuts.hdf5: without truncations, next observations or episode ids" in second
+    assert "timeouts" in second

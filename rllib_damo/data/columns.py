@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -44,6 +45,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "episode_ids": ("episode_id", "eps_id"),
 }
 _REQUIRED = ("observations", "actions", "rewards")
+_warn_once = functools.cache(logger.warning)  # a file is opened more than once
 
 
 def match_names(name: str, present: Iterable[str]) -> dict[str, str]:
@@ -68,6 +70,17 @@ def match_names(name: str, present: Iterable[str]) -> dict[str, str]:
             f"{name}: there are neither terminations nor truncations, so episodes have no end; found {sorted(names)}. "
             + _naming(["terminations", "truncations"])
         )
+    if "terminations" not in found:
+        _warn_once(
+            "%s: no column for terminations, so no transition is taken to be terminal; found %s. %s",
+            name, ", ".join(sorted(names)), _naming(["terminations"]),
+        )  # fmt: skip
+    if not {"truncations", "next_observations", "episode_ids"} & set(found):
+        _warn_once(
+            "%s: without truncations, next observations or episode ids, an episode that was cut can't be told from the "
+            "one after it; found %s. If any was cut, add one of these. %s",
+            name, ", ".join(sorted(names)), _naming(["truncations", "next_observations", "episode_ids"]),
+        )  # fmt: skip
     return found
 
 
