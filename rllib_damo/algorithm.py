@@ -123,11 +123,15 @@ class DAMO(Algorithm):
     def training_step(self) -> None:
         if self.dynamics is not None and not self.dynamics.ready:
             self.metrics.log_value(PHASE, "dynamics", reduce="item")
-            self.metrics.log_value(NUM_GRADIENT_STEPS, self._num_gradient_steps, reduce="max", window=1)
             for key, value in self.dynamics.train_epoch().items():
                 self.metrics.log_value(("dynamics", key), value, window=1)
-            return
-        self.metrics.log_value(PHASE, "policy", reduce="item")
+        else:
+            self.metrics.log_value(PHASE, "policy", reduce="item")
+            self._train_policy()
+        self.metrics.log_value(NUM_GRADIENT_STEPS, self._num_gradient_steps, reduce="max", window=1)
+
+    def _train_policy(self) -> None:
+        """A round of rollouts, and ``rollout_freq`` gradient steps."""
         window = self.offline_data.refresh()  # of a dataset larger than `max_dataset_rows`
         if window is not None:
             self._set_dataset(window, fit=False)
@@ -147,7 +151,6 @@ class DAMO(Algorithm):
             results = self._foreach_learner("update_many", self.config.rollout_freq, timesteps)
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         self._num_gradient_steps += self.config.rollout_freq
-        self.metrics.log_value(NUM_GRADIENT_STEPS, self._num_gradient_steps, reduce="max", window=1)
 
     def _roll_out(self) -> list[pa.Table]:
         """A round of rollouts for this iteration.
@@ -269,8 +272,9 @@ class DAMO(Algorithm):
             if self.dynamics is not None:
                 self.dynamics.set_state(state[COMPONENT_DYNAMICS])
             self._num_gradient_steps = state[NUM_GRADIENT_STEPS]
-            if self.offline_data.is_capped:
-                self._set_dataset(self.offline_data.skip_to(state.get(DATA_WINDOW, 1)), fit=False)
+            window = state.get(DATA_WINDOW, 1)
+            if self.offline_data.is_capped and window != self.offline_data.window:
+                self._set_dataset(self.offline_data.skip_to(window), fit=False)
             if self._pending_round:  # not of the restored run
                 self._await_round()
             if state.get(PENDING_ROUND):  # the same request has the same answer

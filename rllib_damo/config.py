@@ -298,10 +298,10 @@ class DAMOConfig(AlgorithmConfig):
             termination_fn: (obs, env actions, next_obs) → bool ``(B,)``; None: known for MuJoCo's environments by
                 their exact id, learned from the dataset's terminals for all others.
         """
+        dynamics_path, dynamics_cache_dir = _absolute(dynamics_path), _absolute(dynamics_cache_dir)
         for name, value in list(locals().items()):
             if name in DYNAMICS_OPTIONS and value is not NotProvided:
-                is_place = name in ("dynamics_path", "dynamics_cache_dir") and isinstance(value, (str, Path))
-                setattr(self, name, str(Path(value).expanduser().absolute()) if is_place else value)
+                setattr(self, name, value)
         return self
 
     @override(AlgorithmConfig)
@@ -325,9 +325,8 @@ class DAMOConfig(AlgorithmConfig):
                 are made absolute.
         """
         if "input_" in kwargs:
-            several = isinstance(kwargs["input_"], (list, tuple))
-            places = [_absolute(place) for place in (kwargs["input_"] if several else [kwargs["input_"]])]
-            kwargs["input_"] = places if several else places[0]
+            given = kwargs["input_"]
+            kwargs["input_"] = [*map(_found, given)] if isinstance(given, (list, tuple)) else _found(given)
         super().offline_data(**kwargs)
         if max_dataset_rows is not NotProvided:
             self.max_dataset_rows = max_dataset_rows
@@ -614,10 +613,13 @@ def _is_count(value: Any) -> bool:
 
 
 def _absolute(place: Any) -> Any:
-    """A path that is there, or a pattern of such, as absolute text; anything else as it is."""
-    if isinstance(place, Path) or (isinstance(place, str) and place and glob.glob(os.path.expanduser(place))):
-        return os.path.abspath(os.path.expanduser(place))
-    return place
+    """A path as absolute text; what is none as it is."""
+    return os.path.abspath(os.path.expanduser(place)) if isinstance(place, (str, Path)) and place else place
+
+
+def _found(place: Any) -> Any:
+    """A path that is there, or a pattern of such, as absolute text; other text (a name, an address) as it is."""
+    return place if isinstance(place, str) and not glob.glob(os.path.expanduser(place)) else _absolute(place)
 
 
 def _spaces_of(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space]:

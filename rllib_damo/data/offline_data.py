@@ -63,15 +63,14 @@ class DAMOOfflineData(OfflineData):
         """All transitions, checked; the first window of them where the data is larger than the cap."""
         if self._transitions is None:
             if self.is_capped:
-                self._transitions = self.skip_to(1)
-            else:
-                self._transitions = load(
-                    self.config.input_,
-                    observation_space=self.config.observation_space,
-                    action_space=self.config.action_space,
-                    filesystem=self._filesystem(),
-                    recorded_actions=self._recorded_actions(),
-                )
+                return self.skip_to(1)
+            self._transitions = load(
+                self.config.input_,
+                observation_space=self.config.observation_space,
+                action_space=self.config.action_space,
+                filesystem=self._filesystem(),
+                recorded_actions=self._recorded_actions(),
+            )
         return self._transitions
 
     def release(self) -> None:
@@ -84,6 +83,7 @@ class DAMOOfflineData(OfflineData):
         if self._windows is not None:
             self._windows.close()
             self._windows = None
+        self.window = 0
 
     @property
     def is_capped(self) -> bool:
@@ -121,20 +121,19 @@ class DAMOOfflineData(OfflineData):
         """
         if not self.is_capped:
             return None
-        self._windows = self._windows or self._stream()
-        window = next(self._windows, None)
-        if window is None:
-            return self.skip_to(1)
-        self.window += 1
-        self._transitions = window
+        number = self.window + 1
+        window = self.skip_to(number)
+        if self.window < number:  # the pass is over
+            self.close()
+            window = self.skip_to(1)
         return window
 
     def skip_to(self, number: int) -> Transitions:
-        """The window of this number, from 1, of a new pass; of the last one where there are fewer."""
-        self.close()
-        self._windows = self._stream()
-        self.window = 0
-        for window in itertools.islice(self._windows, max(1, number)):
+        """The window of this number, from 1, or the last if there are fewer; in a new pass if this one is past it."""
+        if self._windows is None or number < self.window:
+            self.close()
+            self._windows = self._stream()
+        for window in itertools.islice(self._windows, max(1, number) - self.window):
             self.window += 1
             self._transitions = window
         assert self._transitions is not None  # an empty stream raises
