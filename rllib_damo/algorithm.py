@@ -21,6 +21,7 @@ from ray.rllib.utils.typing import StateDict
 
 from rllib_damo.buffers import Batch, Layout
 from rllib_damo.config import DAMOConfig
+from rllib_damo.data.cautions import cautions
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.component import DynamicsComponent
 from rllib_damo.spaces import to_unit
@@ -66,6 +67,8 @@ class DAMO(Algorithm):
                 "model and the networks' input statistics are of its first window alone. Where its parts differ, "
                 "shuffle the episodes or raise max_dataset_rows."
             )
+        for caution in cautions(transitions):
+            logger.warning(f"{transitions.name}: {caution}.")
         if self.config.data_alignment:
             self._warn_of_small_rewards(transitions)
         columns = self._set_dataset(transitions, fit=True)

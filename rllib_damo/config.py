@@ -18,6 +18,7 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.typing import LearningRateOrSchedule
 from torch import Tensor
 
+from rllib_damo.cli_inputs import near
 from rllib_damo.data.schema import Transitions
 from rllib_damo.divergences import DIVERGENCES
 from rllib_damo.evaluation import DAMOCallbacks
@@ -257,6 +258,10 @@ class DAMOConfig(AlgorithmConfig):
             kwargs: RLlib's own training options (``gamma``, ``train_batch_size_per_learner``, ``grad_clip``, ...).
         """
         own = {k: v for k, v in locals().items() if k in TRAINING_OPTIONS and v is not NotProvided}
+        known = TRAINING_OPTIONS | set(inspect.signature(super().training).parameters)
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"`{type(self).__name__}.training()` has no option {name!r}.{near(name, known)}")
         super().training(**kwargs)
         for name, value in own.items():
             setattr(self, name, value)
@@ -325,8 +330,7 @@ class DAMOConfig(AlgorithmConfig):
                 are made absolute.
         """
         if "input_" in kwargs:
-            given = kwargs["input_"]
-            kwargs["input_"] = [*map(_found, given)] if isinstance(given, (list, tuple)) else _found(given)
+            kwargs["input_"] = _found(kwargs["input_"])
         super().offline_data(**kwargs)
         if max_dataset_rows is not NotProvided:
             self.max_dataset_rows = max_dataset_rows
@@ -369,6 +373,13 @@ class DAMOConfig(AlgorithmConfig):
             config.normalize_actions = True
         return config
 
+    @override(AlgorithmConfig)
+    def get_state(self) -> dict[str, Any]:
+        """As RLlib's, which leaves out whatever is -1, its mark of a deprecated option: here that may be a value."""
+        defaults = vars(type(self)())
+        meant = {name: value for name, value in vars(self).items() if _is_number(value) and value == -1}
+        return super().get_state() | {name: value for name, value in meant.items() if defaults.get(name, -1) != -1}
+
     def resolve_target_entropy(self, action_space: gym.spaces.Box) -> float:
         """-dim(A) nats for "auto"."""
         return -float(action_space.shape[0]) if self.target_entropy == "auto" else float(self.target_entropy)
@@ -399,6 +410,11 @@ class DAMOConfig(AlgorithmConfig):
         callbacks = self.callbacks_class if isinstance(self.callbacks_class, (list, tuple)) else [self.callbacks_class]
         if not any(isinstance(c, type) and issubclass(c, DAMOCallbacks) for c in callbacks):
             self.callbacks([DAMOCallbacks, *callbacks])
+        # Tune's `param_space` may be a dictionary, which has passed no method of this class.
+        for name, find in (("dynamics_path", _absolute), ("dynamics_cache_dir", _absolute), ("input_", _found)):
+            given, place = getattr(self, name), find(getattr(self, name))
+            if place != given:
+                setattr(self, name, place)
         if self.observation_space is None and self.env is not None and not self.in_evaluation:
             observation_space, action_space = _spaces_of(self)
             self.environment(observation_space=observation_space, action_space=action_space)
@@ -424,6 +440,11 @@ class DAMOConfig(AlgorithmConfig):
             ("min_train_timesteps_per_iteration", 0, "set `rollout_freq`, the gradient steps of an iteration"),
             ("train_batch_size", 32, "set `train_batch_size_per_learner`"),
             ("offline_evaluation_interval", None, "`initial_value_mean` is in every result"),
+            ("num_epochs", 1, "set `rollout_freq`, the gradient steps of an iteration"),
+            ("minibatch_size", None, "set `train_batch_size_per_learner`, the rows of a gradient step"),
+            ("shuffle_batch_per_epoch", False, "every batch is drawn at random"),
+            ("torch_compile_learner", False, "the gradient step is a fused one of its own"),
+            ("torch_compile_worker", False, "rollouts are batched already"),
         ):
             if getattr(self, name) != value:
                 self._value_error(f"`{name}`={getattr(self, name)!r} is not for {self._name}: leave it {value}; {why}.")
@@ -583,10 +604,10 @@ class DAMOConfig(AlgorithmConfig):
             check_spaces(self.observation_space, self.action_space)
         except ValueError as error:
             self._value_error(str(error))
-        if self.env is None and self.evaluation_interval:
+        if self.env is None and self.evaluation_interval and self.custom_evaluation_function is None:
             self._value_error(
-                "Evaluation needs an environment: set `config.environment(env=...)`, or switch it off by "
-                "`config.evaluation(evaluation_interval=None)`."
+                "Evaluation needs an environment: set `config.environment(env=...)`, give a "
+                "`custom_evaluation_function`, or switch it off by `config.evaluation(evaluation_interval=None)`."
             )
 
 
@@ -613,13 +634,17 @@ def _is_count(value: Any) -> bool:
 
 
 def _absolute(place: Any) -> Any:
-    """A path as absolute text; what is none as it is."""
-    return os.path.abspath(os.path.expanduser(place)) if isinstance(place, (str, Path)) and place else place
+    """A path as absolute text; what is none as it is. In a trial's own folder, relative ones are of the search's."""
+    if not isinstance(place, (str, Path)) or not place:
+        return place
+    return os.path.abspath(os.path.join(os.environ.get("TUNE_ORIG_WORKING_DIR", ""), os.path.expanduser(place)))
 
 
-def _found(place: Any) -> Any:
-    """A path that is there, or a pattern of such, as absolute text; other text (a name, an address) as it is."""
-    return place if isinstance(place, str) and not glob.glob(os.path.expanduser(place)) else _absolute(place)
+def _found(input_: Any) -> Any:
+    """Paths that are there, and patterns of such, as absolute text; other text (a name, an address) as it is."""
+    if isinstance(input_, (list, tuple)):
+        return [*map(_found, input_)]
+    return input_ if isinstance(input_, str) and not glob.glob(_absolute(input_)) else _absolute(input_)
 
 
 def _spaces_of(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space]:

@@ -121,6 +121,11 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("min_train_timesteps_per_iteration", 10),
     ("train_batch_size", 512),
     ("offline_evaluation_interval", 1),
+    ("num_epochs", 2),
+    ("minibatch_size", 64),
+    ("shuffle_batch_per_epoch", True),
+    ("torch_compile_learner", True),
+    ("torch_compile_worker", True),
 ]
 
 
@@ -151,6 +156,31 @@ def test_relative_places_become_absolute(tmp_path, monkeypatch) -> None:
     mixed = ["*.parquet", "hopper-medium", "minari://a/b-v0", "s3://bucket/x"]
     assert config.offline_data(input_=mixed).input_ == [str(tmp_path / "*.parquet"), *mixed[1:]]
     assert config.dynamics(dynamics_cache_dir=None).dynamics_cache_dir is None
+
+
+def test_relative_places_of_a_dictionary_are_of_the_searchs_folder(tmp_path, monkeypatch) -> None:
+    """Tune gives a trial whose `param_space` is no config a plain dictionary, in the trial's own folder."""
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "mine.parquet").touch()
+    monkeypatch.chdir(tmp_path / "trial")
+    monkeypatch.setenv("TUNE_ORIG_WORKING_DIR", str(tmp_path))
+    config = good().update_from_dict({"dynamics_cache_dir": "cache", "input_": ["mine.parquet", "hopper-medium"]})
+    config.validate()
+    assert config.dynamics_cache_dir == str(tmp_path / "cache")
+    assert config.input_ == [str(tmp_path / "mine.parquet"), "hopper-medium"]
+
+
+def test_minus_one_is_a_value_and_not_rllibs_mark_of_a_deprecated_option() -> None:
+    """`build_algo` passes the state on."""
+    config = DAMOConfig.from_state(good().training(target_entropy=-1, eta=-1.0).get_state())
+    assert config.target_entropy == -1
+    assert "`eta`" in error_of(config)
+    assert "buffer_size" not in good().get_state()
+
+
+def test_a_misspelt_option_is_told_with_the_near_ones() -> None:
+    with pytest.raises(TypeError, match=r"no option 'rollout_len'. Did you mean 'rollout_length'"):
+        DAMOConfig().training(rollout_len=3)
 
 
 def test_another_environment_has_spaces_of_its_own() -> None:

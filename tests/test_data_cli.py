@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from rllib_damo.data import behavior, sources
 from rllib_damo.data.cli import invoke
 from rllib_damo.data.d4rl import write_d4rl
+from rllib_damo.data.parquet import write_parquet
+from tests.data_helpers import make_transitions
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +76,23 @@ def test_check(made: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "FAIL  rewards hold values that are not finite" in capsys.readouterr().out
 
 
+def test_a_file_that_cannot_be_read_is_the_datas_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("bad.hdf5", "bad.parquet"):
+        pathlib.Path(name).write_text("nothing")
+        assert invoke(["data", "check", name]) == 1
+        assert f"FAIL  readable: {name}: not a readable" in capsys.readouterr().out
+
+
+def test_odd_data_passes_with_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_transitions((4, 6))
+    write_parquet(replace(data, rewards=np.zeros(10, np.float32)), "odd.parquet")
+    assert invoke(["data", "check", "odd.parquet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines if line.startswith("warn")] == [
+        "warn  there are 10 transitions", "warn  every reward is 0",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -82,7 +102,9 @@ def test_check(made: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["info", "hopper-medium"], "`rllib-damo data make hopper-medium` makes it"),
         (["info", "nothing.hdf5"], "nothing.hdf5: no such file"),
         (["check", "pendulum-mixd"], "Did you mean pendulum-mixed"),
-        (["check", "nothing.hdf5", "--env", "Nope-v0"], "--env Nope-v0"),
+        (["check", "nothing.hdf5"], "no such file"),
+        (["check", "nothing.hdf5", "--env", "Nope-v0"], "(--env) 'Nope-v0'"),
+        (["check", "nothing.hdf5", "--env", "nomodule_:Nope-v0"], "(--env) 'nomodule_:Nope-v0'"),
     ],
 )
 def test_mistakes_are_told_and_exit_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,8 +89,12 @@ def test_other_unsound_files(tmp_path) -> None:
     ragged[3] = ragged[3][:2]
     with pytest.raises(DataError, match="different widths"):
         load(write_columns(tmp_path / "f.parquet", {**columns, "observations": ragged}))
-    with pytest.raises(DataError, match=r"'rewards' has 1 missing value"):
-        load(write_columns(tmp_path / "g.parquet", {**columns, "rewards": [None, *columns["rewards"][1:]]}))
+    with pytest.raises(DataError, match=r"'rewards' has missing values, the first in row 2;"):
+        load(
+            write_columns(
+                tmp_path / "g.parquet", {**columns, "rewards": [*columns["rewards"][:2], None, *columns["rewards"][3:]]}
+            )
+        )
     folder = write_minari(
         make_transitions(), "test/x-v0", observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE
     )

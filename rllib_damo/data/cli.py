@@ -115,7 +115,7 @@ def convert(
     env: Annotated[str | None, typer.Option("--env", "-e", help="Gymnasium id, where SRC does not tell it.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
 ) -> None:
-    """Convert between D4RL HDF5, Minari and Parquet, without loss."""
+    """Convert between D4RL HDF5, Minari and Parquet; numbers are kept as float32, as they are read for training."""
     from rllib_damo.data.convert import convert as convert_
 
     typer.echo(f"Written: {convert_(src, dst, env_id=env, overwrite=overwrite)}")
@@ -129,13 +129,18 @@ def check(
     """Run every check on a dataset; exit code 1 where one fails."""
     from rllib_damo.data import sources
     from rllib_damo.data.info import report
+    from rllib_damo.data.schema import DataError
 
     _refuse_unmade(file)
-    if not env:
-        reader = sources.resolve(file)  # an unknown name is the command's mistake, not the data's
-        observation_space, action_space = _stored_spaces(reader)
+    observation_space, action_space = _spaces(env) if env else (None, None)
+    try:
+        reader = sources.resolve(file, action_space=action_space)
+    except DataError:
+        if not Path(file).expanduser().exists():  # the command's mistake, not the data's
+            raise
     else:
-        observation_space, action_space = _spaces(env)
+        if not env:
+            observation_space, action_space = _stored_spaces(reader)
     lines = report(file, observation_space=observation_space, action_space=action_space)
     typer.echo("\n".join(lines))
     if any(line.startswith("FAIL") for line in lines):
@@ -161,14 +166,9 @@ def _refuse_unmade(name: str) -> None:
 
 
 def _spaces(env_id: str) -> tuple[Any, Any]:
-    import gymnasium as gym
+    from rllib_damo.data.convert import make_env
 
-    from rllib_damo.data.schema import DataError
-
-    try:
-        env = gym.make(env_id)
-    except gym.error.Error as error:
-        raise DataError(f"--env {env_id}: gymnasium does not make it ({error}).") from error
+    env = make_env(env_id)
     env.close()
     return env.observation_space, env.action_space
 

@@ -24,7 +24,7 @@ def new_file(path: Path, overwrite: bool) -> Iterator[Path]:
         DataError: if ``path`` exists and `overwrite` is not set; nothing has been done then.
     """
     if path.exists() and not overwrite:
-        raise DataError(f"{path} exists; delete it, or choose another name.")
+        raise DataError(f"{path} exists; choose another name, or replace it by overwrite=True (--overwrite).")
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".writing-{os.getpid()}-{path.name}")
     try:

@@ -60,7 +60,8 @@ def convert(
     dataset_id = target.removeprefix(MINARI_SCHEME)
     if observation_space is None or action_space is None:
         raise DataError(
-            f"{os.fspath(src)} does not say which spaces it has, and Minari needs them; name the environment (env_id)."
+            f"{os.fspath(src)} does not say which spaces it has, and Minari needs them; name the environment (env_id, "
+            "or --env)."
         )
     spec = EnvSpec.from_json(facts["env_spec"]) if "env_spec" in facts else None
     arguments = {
@@ -76,11 +77,20 @@ def convert(
     return dataset_id
 
 
-def _spaces_of_env(env_id: str) -> dict[str, Any]:
+def make_env(env_id: str) -> gym.Env:
+    """The environment of a Gymnasium id.
+
+    Raises:
+        DataError: if it can't be made.
+    """
     try:
-        env = gym.make(env_id)
-    except gym.error.Error as error:
-        raise DataError(f"env_id={env_id!r}: gymnasium does not make it ({error}).") from error
+        return gym.make(env_id)
+    except (gym.error.Error, ImportError, TypeError) as error:
+        raise DataError(f"env_id (--env) {env_id!r}: no such environment can be made ({error}).") from error
+
+
+def _spaces_of_env(env_id: str) -> dict[str, Any]:
+    env = make_env(env_id)
     spec = env.spec
     facts = {
         "env_spec": spec.to_json() if spec is not None else None,

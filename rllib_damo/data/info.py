@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rllib_damo.data.cautions import cautions
 from rllib_damo.data.schema import DataError, Transitions, problems
 from rllib_damo.data.sources import resolve
 
@@ -89,7 +90,7 @@ def plot(transitions: Transitions, png_path: str | os.PathLike[str]) -> Path:
 def report(
     path: str | os.PathLike[str], *, observation_space: gym.Space | None = None, action_space: gym.Space | None = None
 ) -> list[str]:
-    """Check a dataset and tell each result in a line that starts with `ok` or `FAIL`; never raises for bad data.
+    """Check a dataset and tell each result in a line: `ok`, `warn` or `FAIL` first; never raises for bad data.
 
     Args:
         path: any name that `sources.resolve` knows.
@@ -118,7 +119,7 @@ def report(
         f"ok    episode return {returns['mean']:.1f} ± {returns['std']:.1f}, length {lengths['mean']:.1f}",
         f"ok    fingerprint {transitions.fingerprint()}",
     ]  # fmt: skip
-    return lines
+    return lines + [f"warn  {caution}" for caution in cautions(transitions)]
 
 
 def _widths(transitions: Transitions) -> str:

@@ -108,7 +108,10 @@ def write_minari(
         ) from error
     place = get_dataset_path(dataset_id)
     if place.exists() and not overwrite:
-        raise DataError(f"A Minari dataset {dataset_id!r} exists at {place}; delete it, or choose another id.")
+        raise DataError(
+            f"A Minari dataset {dataset_id!r} exists at {place}; choose another id, or replace it by overwrite=True "
+            "(--overwrite)."
+        )
     check_chained(transitions)
     spec = gym.spec(env_spec) if isinstance(env_spec, str) else env_spec
     if observation_space is None or action_space is None:

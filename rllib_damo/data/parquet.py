@@ -153,7 +153,7 @@ class ParquetReader(FilesReader):
         out: dict[str, np.ndarray] = {}
         for offset, table in self._tables(list(names.values()), start, stop):
             for key, column in names.items():
-                values = column_to_numpy(self.name, column, table[column])
+                values = column_to_numpy(self.name, column, table[column], start + offset)
                 if key not in out:
                     dtype = np.float32 if values.dtype == np.float64 else values.dtype
                     out[key] = np.empty((stop - start, *values.shape[1:]), dtype)
@@ -188,21 +188,30 @@ class ParquetReader(FilesReader):
         return columns
 
 
-def column_to_numpy(name: str, column: str, values: pa.ChunkedArray) -> np.ndarray:
+def column_to_numpy(name: str, column: str, values: pa.ChunkedArray, first_row: int = 0) -> np.ndarray:
     """A Parquet column as an array of N rows: numbers and flags (N,), vectors (N, width), strings (N,) object.
+
+    Args:
+        name: of the dataset, for messages.
+        column: its name, for messages.
+        values: the column, or a part of it.
+        first_row: the number of its first row, for messages.
 
     Raises:
         DataError: for missing values, or vectors of different widths.
     """
-    if values.null_count:
-        raise DataError(f"{name}: column {column!r} has {values.null_count} missing value(s); remove those episodes.")
-    parts = [_chunk_to_numpy(name, column, chunk) for chunk in values.chunks if len(chunk)]
+    parts = []
+    for chunk in values.chunks:
+        if len(chunk):
+            parts.append(_chunk_to_numpy(name, column, chunk, first_row))
+        first_row += len(chunk)
     if len({part.shape[1:] for part in parts}) > 1:
         raise DataError(f"{name}: column {column!r} holds vectors of different widths.")
     return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
-def _chunk_to_numpy(name: str, column: str, chunk: pa.Array) -> np.ndarray:
+def _chunk_to_numpy(name: str, column: str, chunk: pa.Array, first_row: int) -> np.ndarray:
+    _refuse_missing(name, column, chunk, 1, first_row)
     if isinstance(chunk, pa.ExtensionArray):
         chunk = chunk.storage
     kind = chunk.type
@@ -215,8 +224,7 @@ def _chunk_to_numpy(name: str, column: str, chunk: pa.Array) -> np.ndarray:
             )
         if pa.types.is_nested(flat.type):
             raise DataError(f"{name}: column {column!r} holds {kind}; every row must be one flat vector.")
-        if flat.null_count:
-            raise DataError(f"{name}: column {column!r} has {flat.null_count} missing value(s); remove those episodes.")
+        _refuse_missing(name, column, flat, width, first_row)
         return flat.to_numpy(zero_copy_only=False).reshape(len(chunk), width)
     values = chunk.to_numpy(zero_copy_only=False)
     is_bytes = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
@@ -226,6 +234,14 @@ def _chunk_to_numpy(name: str, column: str, chunk: pa.Array) -> np.ndarray:
             raise DataError(f"{name}: column {column!r} holds vectors of different widths.")
         return np.stack(unpacked)
     return values
+
+
+def _refuse_missing(name: str, column: str, values: pa.Array, width: int, first_row: int) -> None:
+    if values.null_count:
+        row = first_row + int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]) // width
+        raise DataError(
+            f"{name}: column {column!r} has missing values, the first in row {row}; remove the episodes that have any."
+        )
 
 
 def _is_ragged(chunk: pa.Array, width: int) -> bool:

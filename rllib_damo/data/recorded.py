@@ -58,7 +58,10 @@ def unpack_array(name: str, column: str, value: str | bytes) -> Any:
 
         return _ArrayUnpickler(io.BytesIO(lz4.frame.decompress(base64.b64decode(value)))).load()
     except (ImportError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise DataError(f"{name}: column {column!r} holds text that is no packed array ({error}).") from error
+        raise DataError(
+            f"{name}: column {column!r} holds text, {str(value)[:40]!r} for one, where numbers are expected. (Text is "
+            f"read where RLlib packed arrays into it; this is none: {error}.)"
+        ) from error
 
 
 def decode_msgpack_hook(value: dict[Any, Any]) -> Any:

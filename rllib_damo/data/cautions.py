@@ -1,0 +1,43 @@
+"""Signs that a dataset that breaks no rule is still not what its owner meant."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rllib_damo.data.schema import Transitions
+
+# A column whose neighbouring float32 values lie further apart than this share of its standard deviation is coarse.
+_COARSE = 0.01
+_FEW = 1000
+
+
+def cautions(transitions: Transitions) -> list[str]:
+    """What to look at before training on sound data (`schema.problems` finds none), one sentence each.
+
+    Looks for: a few rows only, rewards that say nothing, states that never change, and columns whose offset is so large
+    that float32 rounds their variation away.
+    """
+    found = []
+    if len(transitions) < _FEW:
+        found.append(f"there are {len(transitions)} transitions, which are few: a dynamics model alone holds out 1,000")
+    first = transitions.rewards[0]
+    if (transitions.rewards == first).all() and (first == 0 or not transitions.terminations.any()):
+        found.append(f"every reward is {first:g}, so no behaviour is better than another")
+    unfinished = ~transitions.terminations  # terminated rows may repeat their observation
+    if unfinished.any() and (transitions.observations == transitions.next_observations)[unfinished].all():
+        found.append("every next observation equals the observation; is it the observation after the step?")
+    return found + _coarse_columns(transitions.observations)
+
+
+def _coarse_columns(observations: np.ndarray) -> list[str]:
+    spread = observations.std(axis=0, dtype=np.float64)
+    step = np.spacing(np.abs(observations).max(axis=0)).astype(np.float64)
+    coarse = np.flatnonzero((spread > 0) & (step > _COARSE * spread))
+    if not len(coarse):
+        return []
+    column = coarse[0]
+    return [
+        f"observations have {len(coarse)} column(s) whose values float32 can't tell apart well, first column {column}: "
+        f"steps of {step[column]:.3g} at a standard deviation of {spread[column]:.3g}; subtract a constant before "
+        "writing the data, here and in the environment"
+    ]
