@@ -113,8 +113,9 @@ def train(
         ray_num_gpus=ray_num_gpus,
         verbosity=verbose,
     )
-    experiment, file_stop, options.name = _experiment(what or [], algo, context.obj)
-    options.name = name or options.name
+    experiment, file_stop, source = _experiment(what or [], algo, context.obj)
+    options.name = name or source.stem
+    options.file = source if source.suffix == ".py" else None
     if input_ is not None:
         changes = {**changes, "input_": input_}
     if env is not None:
@@ -126,15 +127,15 @@ def train(
     raise typer.Exit(run(experiment, given_stop if given_stop is not None else file_stop, options))
 
 
-def _experiment(what: list[str], algo: str | None, preset: Any) -> tuple[AlgorithmConfig, Any, str]:
-    """(config, stop, name) of what `rllib train` was asked for; `preset` is what `run_config` passes."""
+def _experiment(what: list[str], algo: str | None, preset: Any) -> tuple[AlgorithmConfig, Any, Path]:
+    """(config, stop, file or algorithm) of what `rllib train` was asked for; `preset` is what `run_config` passes."""
     from rllib_damo import cli_inputs
 
     if preset is not None:
         if what or algo is not None:
             raise cli_inputs.UsageError("this script has its own config: give it options only, and no --algo.")
         config, stop = preset
-        return config, cli_inputs.check_stop(stop), Path(sys.argv[0]).stem
+        return config, cli_inputs.check_stop(stop), Path(sys.argv[0])
     if what:
         if what[0] != "file" or len(what) != 2:
             example = what[0] if len(what) == 1 and what[0].endswith(".py") else "X.py"
@@ -142,10 +143,10 @@ def _experiment(what: list[str], algo: str | None, preset: Any) -> tuple[Algorit
         if algo is not None:
             raise cli_inputs.UsageError("--algo and a file exclude each other: the file's `config` says the algorithm.")
         config, stop = cli_inputs.load_file(Path(what[1]))
-        return config, stop, Path(what[1]).stem
+        return config, stop, Path(what[1])
     if algo is None:
         raise cli_inputs.UsageError("nothing to train: `rllib train file X.py`, or `rllib train --algo A --env E`.")
-    return cli_inputs.default_config(algo), None, algo
+    return cli_inputs.default_config(algo), None, Path(algo)
 
 
 @app.command()
@@ -162,6 +163,9 @@ def evaluate(
     env: Annotated[str | None, typer.Option("--env", "-e", help="Environment instead of the checkpoint's.")] = None,
     algo: Annotated[
         str | None, typer.Option("--algo", "-a", help="Algorithm, if the checkpoint's is not to be used.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Python file to run first, which registers the environment.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the environment.")] = 0,
     explore: Annotated[bool, typer.Option("--explore", help="Draw actions instead of taking the mean.")] = False,
@@ -181,6 +185,8 @@ def evaluate(
     playback.check_out(out)
     if render:
         playback.check_display()
+    if file is not None:
+        cli_inputs.run_file(file)
     algorithm = cli_inputs.default_config(algo).algo_class if algo is not None else None
     with local_copy(checkpoint) as folder:
         played_env = cli_inputs.check_env(env or load_config(folder, algorithm).env)

@@ -82,10 +82,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def load_file(path: Path) -> tuple[AlgorithmConfig, Any]:
     """Module-level `config` and optional `stop` of an experiment file (which is run)."""
-    if not path.is_file():
-        there = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise UsageError(f"no file {str(path)!r}.{near(path.name, there)}")
-    module = _run_file(path)
+    module = run_file(path)
     if not hasattr(module, "config"):
         raise UsageError(f"{path} defines no `config`; it needs a module-level `config = SomeConfig()...`.")
     config = module.config
@@ -100,7 +97,11 @@ def load_file(path: Path) -> tuple[AlgorithmConfig, Any]:
     return config, check_stop(getattr(module, "stop", None), f"`stop` in {path}")
 
 
-def _run_file(path: Path) -> ModuleType:
+def run_file(path: Path) -> ModuleType:
+    """Runs a Python file as a module; what it registers with Tune stays."""
+    if not path.is_file():
+        there = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise UsageError(f"no file {str(path)!r}.{near(path.name, there)}")
     name = f"rllib_experiment_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -160,7 +161,10 @@ def check_env(env: Any) -> Any:
     except ImportError as error:
         raise UsageError(f"environment {env!r}: {error}") from error
     except gym.error.Error as error:
-        raise UsageError(f"unknown environment {env!r}.{near_any_case(env, gym.registry)}") from error
+        raise UsageError(
+            f"unknown environment {env!r}.{near_any_case(env, gym.registry)} One of your own: write 'module:Id-v0', or "
+            "give the file that registers it (`rllib train file X.py`, `rllib evaluate --file X.py`)."
+        ) from error
     return env
 
 

@@ -22,6 +22,8 @@ class EvaluationEnvRunner(SingleAgentEnvRunner):
 
     @override(SingleAgentEnvRunner)
     def make_env(self) -> None:
+        if self.config.env is None:  # a `custom_evaluation_function` needs none
+            return
         super().make_env()
         self.env = _Shares(self.env)
 

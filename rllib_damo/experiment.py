@@ -8,11 +8,13 @@ import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, EVALUATION_RESULTS
+from ray.tune.registry import ENV_CREATOR, _global_registry
 from ray.tune.search.variant_generator import parse_spec_vars
 from rich.console import Console
 
@@ -43,6 +45,7 @@ class RunOptions:
     """How to run, as the command line gives it; `rllib train --help` explains each."""
 
     name: str = "rllib"
+    file: Path | None = None
     storage_path: str | None = None
     resume: bool = False
     checkpoint_freq: int | None = None
@@ -116,7 +119,7 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
         if isinstance(stopper, CheckedStopper) and stopper.error:
             err.print(f"[red]Error:[/red] {stopper.error}")
             return USAGE
-        return _report(results, options, place, _score_attr(config, options))
+        return _report(results, config, options, place)
     finally:
         if own_ray:
             ray.shutdown()
@@ -263,9 +266,13 @@ def _check_resources(config: AlgorithmConfig) -> None:
             )
 
 
-def _report(results: ResultGrid, options: RunOptions, place: str, score_attr: str) -> int:
+def _report(results: ResultGrid, config: AlgorithmConfig, options: RunOptions, place: str) -> int:
     """Prints errors, and the checkpoints' paths with the command that evaluates them; returns the exit code."""
     code = OK
+    key = _score_attr(config, options).split("/")
+    # The environment is known in a new process if the file that registered it is run there.
+    is_registered = isinstance(config.env, str) and _global_registry.contains(ENV_CREATOR, config.env)
+    registered = f" --file {shlex.quote(str(options.file))}" if options.file is not None and is_registered else ""
     for index in range(len(results)):
         result = results[index]
         console.print(f"\nResults: {storage.address(result.path, place)}")
@@ -281,14 +288,14 @@ def _report(results: ResultGrid, options: RunOptions, place: str, score_attr: st
             console.print(f"Interrupted. Go on: the same command with --resume (looks in {place}).")
         if result.checkpoint is None:
             continue
-        key = score_attr.split("/")
         best = result.checkpoint
         scored = [(_nested(metrics, key), found) for found, metrics in result.best_checkpoints or []]
         if scores := [(score, found) for score, found in scored if score is not None]:
             score, best = max(scores, key=lambda pair: pair[0])
             console.print(f"Best checkpoint: {storage.address(best.path, place)} ({'/'.join(key)} {score:.1f})")
         console.print(f"Last checkpoint: {storage.address(result.checkpoint.path, place)}")
-        console.print(f"Evaluate it:     rllib evaluate {shlex.quote(storage.address(best.path, place))} --episodes 10")
+        played = shlex.quote(storage.address(best.path, place))
+        console.print(f"Evaluate it:     rllib evaluate {played} --episodes 10{registered}")
     return code
 
 

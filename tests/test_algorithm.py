@@ -16,6 +16,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.registry import ALGORITHMS, _get_algorithm_class
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module import RLModule
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.test_utils import check
 from ray.tune.registry import get_trainable_cls, register_env
 
@@ -86,6 +87,21 @@ def test_is_registered():
     # Tune turns to RLlib's own table after `ray.shutdown()` made it forget what was registered.
     assert _get_algorithm_class("DAMO") is DAMO
     assert isinstance(ALGORITHMS["DAMO"]()[1], DAMOConfig)
+
+
+def test_an_evaluation_of_ones_own_needs_no_environment(config):
+    def estimate(algorithm, env_runners):
+        mine = MetricsLogger(root=False)
+        mine.log_value("my_estimate", 3.0, window=1)
+        algorithm.metrics.aggregate([mine.reduce()], key="evaluation")
+        return {}, 0, 0
+
+    spaces = {"observation_space": gym.spaces.Box(-8, 8, (3,)), "action_space": gym.spaces.Box(-2, 2, (1,))}
+    config.environment(None, **spaces).evaluation(custom_evaluation_function=estimate)
+    algo = config.training(target_entropy=-1).build_algo()
+    assert algo.config.target_entropy == -1  # and not RLlib's mark of a deprecated option
+    assert train_policy(algo, 1)["evaluation"]["my_estimate"] == 3.0
+    algo.stop()
 
 
 def test_trains_dynamics_first_then_policy_and_evaluates(config, tmp_path):

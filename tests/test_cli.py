@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import ray
@@ -16,7 +17,7 @@ from ray import tune
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _TrainingResult
-from ray.tune import Checkpoint, CheckpointConfig
+from ray.tune import Checkpoint, CheckpointConfig, register_env
 
 from rllib_damo import cli, experiment
 from rllib_damo.checkpoints import play
@@ -406,6 +407,24 @@ def test_policy_of_another_environment_is_refused(trained: tuple[Path, int], cap
     assert "doesn't fit the environment" in capfd.readouterr().err
 
 
+def test_an_environment_that_a_file_registers(
+    trained: tuple[Path, int], tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    checkpoint = sorted(trained[0].glob("results/*/*/checkpoint_*"))[-1]
+    arguments = ["evaluate", str(checkpoint), "--env", "of-a-file", "--episodes", "1"]
+    assert cli.invoke(arguments) == USAGE
+    assert "`rllib evaluate --file X.py`" in capfd.readouterr().err
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import gymnasium as gym\nfrom ray.tune import register_env\n"
+        "register_env('of-a-file', lambda context: gym.make('Pendulum-v1'))\n"
+    )
+    assert cli.invoke([*arguments, "--file", str(file)]) == OK
+    assert "episodes          1" in capfd.readouterr().out
+    assert cli.invoke([*arguments, "--file", str(tmp_path / "mien.py")]) == USAGE
+    assert "Did you mean 'mine.py'" in capfd.readouterr().err
+
+
 def test_lost_stop_key_ends_the_run(
     local_ray: None, ppo_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
@@ -496,11 +515,13 @@ def test_the_report_ranks_checkpoints_by_the_score_they_were_kept_by(capsys) -> 
     result = SimpleNamespace(
         path="/r", error=None, metrics={"done": True}, checkpoint=kept[-1][0], best_checkpoints=kept
     )
-    code = experiment._report([result], RunOptions(), "/r", "env_runners/episode_return_mean")  # type: ignore[arg-type]
+    config = PPOConfig().environment("of-the-file")
+    register_env("of-the-file", lambda context: gym.make("Pendulum-v1"))
+    code = experiment._report([result], config, RunOptions(file=Path("my file.py")), "/r")  # type: ignore[arg-type]
     printed = capsys.readouterr().out
     assert code == OK
     assert "Best checkpoint: /r/100" in printed
-    assert "rllib evaluate /r/100 " in printed
+    assert "rllib evaluate /r/100 --episodes 10 --file 'my file.py'\n" in printed
 
 
 def test_an_environment_may_be_named_with_the_module_that_registers_it(tmp_path, monkeypatch) -> None:
