@@ -225,6 +225,7 @@ class DAMOTorchLearner(TorchLearner):
             self.metrics.log_value((DEFAULT_MODULE_ID, name), value, window=1)
         if hasattr(self.module[DEFAULT_MODULE_ID], "critics"):
             self.metrics.log_value((DEFAULT_MODULE_ID, "initial_value_mean"), self.initial_value(), window=1)
+        self._log_trainable_parameters()  # RLlib's numbers, which it logs once, and which are NaN after that
         self.after_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._num_steps} | timesteps)
         return self.metrics.reduce()
 
