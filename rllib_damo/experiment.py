@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import ray
 from ray import tune
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, EVALUATION_RESULTS
 from ray.tune.registry import ENV_CREATOR, _global_registry
-from ray.tune.search.variant_generator import parse_spec_vars
+from ray.tune.search.variant_generator import generate_variants, parse_spec_vars
 from rich.console import Console
 
 from rllib_damo import storage
@@ -153,23 +154,34 @@ def _check_before(config: AlgorithmConfig, stop: Any) -> None:
                 f"stop: {lost[0]!r} never comes up, since the config has no evaluation; add "
                 ".evaluation(evaluation_interval=...)."
             )
-    if has_search_space(config):
-        return
-    config = config.copy(copy_frozen=False)
+    variants = list(_variants(config))
     try:
-        config.validate()
+        for variant in variants:
+            variant.validate()
     except (ValueError, TypeError, KeyError, ImportError) as error:
         # without RLlib's last line, which advises to switch the checks off
         raise UsageError(f"the config is not valid: {str(error).split(_SUPPRESS)[0].strip()}") from error
-    data_class = config.offline_data_class
-    if isinstance(data_class, type) and issubclass(data_class, DAMOOfflineData):
-        # Makes a dataset that is asked for by its short name, where the user sees its progress.
-        data = data_class(config).transitions
-        returns = data.episode_returns()
-        console.print(
-            f"Dataset {data.name}: {len(data):,} transitions, {len(returns):,} episodes of mean return "
-            f"{returns.mean():.1f}"
-        )
+    inputs: list[Any] = []
+    for variant in variants:
+        data_class = variant.offline_data_class
+        if isinstance(data_class, type) and issubclass(data_class, DAMOOfflineData) and variant.input_ not in inputs:
+            # Makes a dataset that is asked for by its short name, where the user sees its progress.
+            inputs.append(variant.input_)
+            data = data_class(variant).transitions
+            returns = data.episode_returns()
+            console.print(
+                f"Dataset {data.name}: {len(data):,} transitions, {len(returns):,} episodes of mean return "
+                f"{returns.mean():.1f}"
+            )
+
+
+def _variants(config: AlgorithmConfig) -> Iterator[AlgorithmConfig]:
+    """A config for each point of a search's grids, random values drawn, but few of many; without a search itself."""
+    if not has_search_space(config):
+        yield config.copy(copy_frozen=False)
+        return
+    for _, values in itertools.islice(generate_variants(config.to_dict()), 100):
+        yield config.copy(copy_frozen=False).update_from_dict(values)
 
 
 def _wandb(options: RunOptions) -> list[tune.Callback]:

@@ -19,9 +19,10 @@ from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint, CheckpointConfig, register_env
 
-from rllib_damo import cli, experiment
+from rllib_damo import DAMOConfig, cli, experiment
 from rllib_damo.checkpoints import play
 from rllib_damo.cli_inputs import UsageError, apply_config, check_env, check_stop, flatten, load_file, near
+from rllib_damo.data.schema import DataError
 from rllib_damo.experiment import FAILED, OK, USAGE, RunOptions, has_search_space
 from rllib_damo.policy import load_policy
 from rllib_damo.progress import ProgressTable
@@ -119,6 +120,24 @@ def test_tuned_examples_are_valid(task: str) -> None:
     config.copy(copy_frozen=False).validate()
     assert "num_gradient_steps_lifetime" in stop
     assert config.evaluation_interval
+
+
+def test_the_example_of_a_search_is_valid() -> None:
+    config, _ = load_file(Path(__file__).parent.parent / "tuned_examples" / "damo_hopper_search.py")
+    variants = list(experiment._variants(config))
+    assert {(variant.eta, variant.rollout_length) for variant in variants} == {
+        (eta, length) for eta in (0.5, 1.0, 2.0, 3.0) for length in (1, 3, 5)
+    }
+    for variant in variants:
+        variant.validate()
+
+
+def test_every_point_of_a_search_is_checked_before_ray_starts() -> None:
+    config = DAMOConfig().environment("Pendulum-v1").offline_data(input_="nowhere.parquet")
+    with pytest.raises(UsageError, match="`tau` must lie in"):
+        experiment._check_before(config.training(eta=tune.uniform(1, 2), tau=tune.grid_search([0.1, 1.1])), None)
+    with pytest.raises(DataError, match=r"nowhere.parquet: no such file"):
+        experiment._check_before(config.training(tau=0.1), None)
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------
