@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,28 +17,23 @@ from ray import tune
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, EVALUATION_RESULTS
 from ray.tune.registry import ENV_CREATOR, _global_registry
 from ray.tune.search.variant_generator import generate_variants, parse_spec_vars
-from rich.console import Console
 
 from rllib_damo import storage
 from rllib_damo.cli_inputs import UsageError, near
 from rllib_damo.config import DAMOConfig
 from rllib_damo.data.offline_data import DAMOOfflineData
+from rllib_damo.outcome import USAGE, console, err, report
 from rllib_damo.progress import ProgressTable
 from rllib_damo.results import with_flat_score, with_last_evaluation
 from rllib_damo.stopping import CheckedStopper
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-    from ray.tune import ResultGrid
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 EVALUATION_RETURN = f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/{EPISODE_RETURN_MEAN}"
 _SUPPRESS = "To suppress all validation errors"
 #: Matrices of DAMO's size keep no more threads busy.
 MAX_THREADS = 4
-
-console = Console(soft_wrap=True, highlight=False)
-err = Console(soft_wrap=True, highlight=False, stderr=True)
 
 
 @dataclass
@@ -120,7 +115,13 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
         if isinstance(stopper, CheckedStopper) and stopper.error:
             err.print(f"[red]Error:[/red] {stopper.error}")
             return USAGE
-        return _report(results, config, options, place)
+        # The environment is known in a new process if the file that registered it is run there.
+        is_registered = isinstance(config.env, str) and _global_registry.contains(ENV_CREATOR, config.env)
+        file = f" --file {shlex.quote(str(options.file))}" if options.file is not None and is_registered else ""
+        return report(
+            results, metric=_score_attr(config, options), searched=_search_space(config), place=place, options=file,
+            verbose=options.verbosity > 0,
+        )  # fmt: skip
     finally:
         if own_ray:
             ray.shutdown()
@@ -141,8 +142,13 @@ def _use_idle_cpus(config: AlgorithmConfig) -> AlgorithmConfig:
 
 def has_search_space(config: AlgorithmConfig) -> bool:
     """Whether a setting is a Tune search space (grid_search, uniform, ...)."""
+    return bool(_search_space(config))
+
+
+def _search_space(config: AlgorithmConfig) -> list[tuple[str, ...]]:
+    """Paths of the settings that are search spaces."""
     _, domains, grids = parse_spec_vars(config.to_dict())
-    return bool(domains or grids)
+    return [path for path, _ in [*grids, *domains]]
 
 
 def _check_before(config: AlgorithmConfig, stop: Any) -> None:
@@ -242,7 +248,7 @@ def quieten(verbosity: int = 0) -> None:
     if verbosity == 0:
         logging.getLogger("ray").setLevel(logging.ERROR)
         for name in ("ray.rllib", "ray.tune", "ray.train", "ray.air"):
-            # CRITICAL: Tune logs a failed trial's traceback as an error; `_report` tells of it in short.
+            # CRITICAL: Tune logs a failed trial's traceback as an error; `outcome.report` tells of it in short.
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
@@ -276,43 +282,3 @@ def _check_resources(config: AlgorithmConfig) -> None:
                 f"the config asks for {amount:g} {resource}, but Ray has {there.get(resource, 0):g}.{flag}, or lower "
                 "num_env_runners, evaluation_num_env_runners, num_learners or their shares."
             )
-
-
-def _report(results: ResultGrid, config: AlgorithmConfig, options: RunOptions, place: str) -> int:
-    """Prints errors, and the checkpoints' paths with the command that evaluates them; returns the exit code."""
-    code = OK
-    key = _score_attr(config, options).split("/")
-    # The environment is known in a new process if the file that registered it is run there.
-    is_registered = isinstance(config.env, str) and _global_registry.contains(ENV_CREATOR, config.env)
-    registered = f" --file {shlex.quote(str(options.file))}" if options.file is not None and is_registered else ""
-    for index in range(len(results)):
-        result = results[index]
-        console.print(f"\nResults: {storage.address(result.path, place)}")
-        if result.error is not None:
-            code = FAILED
-            lines = str(result.error).strip().splitlines()
-            err.print(f"[red]Failed:[/red] {lines[-1] if lines else type(result.error).__name__}", markup=True)
-            err.print(f"The whole error: {storage.address(f'{result.path}/error.txt', place)}", markup=False)
-            if options.verbosity > 0:
-                err.print("\n".join(lines), markup=False)
-        elif not (result.metrics or {}).get("done"):
-            code = code or INTERRUPTED
-            console.print(f"Interrupted. Go on: the same command with --resume (looks in {place}).")
-        if result.checkpoint is None:
-            continue
-        best = result.checkpoint
-        scored = [(_nested(metrics, key), found) for found, metrics in result.best_checkpoints or []]
-        if scores := [(score, found) for score, found in scored if score is not None]:
-            score, best = max(scores, key=lambda pair: pair[0])
-            console.print(f"Best checkpoint: {storage.address(best.path, place)} ({'/'.join(key)} {score:.1f})")
-        console.print(f"Last checkpoint: {storage.address(result.checkpoint.path, place)}")
-        played = shlex.quote(storage.address(best.path, place))
-        console.print(f"Evaluate it:     rllib evaluate {played} --episodes 10{registered}")
-    return code
-
-
-def _nested(metrics: Mapping[str, Any], key: list[str]) -> float | None:
-    value: Any = metrics
-    for part in key:
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value

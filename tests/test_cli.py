@@ -6,10 +6,8 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import ray
@@ -17,13 +15,14 @@ from ray import tune
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _TrainingResult
-from ray.tune import Checkpoint, CheckpointConfig, register_env
+from ray.tune import Checkpoint, CheckpointConfig
 
 from rllib_damo import DAMOConfig, cli, experiment
 from rllib_damo.checkpoints import play
 from rllib_damo.cli_inputs import UsageError, apply_config, check_env, check_stop, flatten, load_file, near
 from rllib_damo.data.schema import DataError
-from rllib_damo.experiment import FAILED, OK, USAGE, RunOptions, has_search_space
+from rllib_damo.experiment import RunOptions, has_search_space
+from rllib_damo.outcome import FAILED, OK, USAGE
 from rllib_damo.policy import load_policy
 from rllib_damo.progress import ProgressTable
 from rllib_damo.results import with_flat_score, with_last_evaluation
@@ -523,24 +522,6 @@ def test_the_best_checkpoint_is_kept_though_its_metric_is_nested(tmp_path: Path)
     missing: dict[str, Any] = {"evaluation": None}
     callback(algorithm=None, metrics_logger=None, result=missing)
     assert missing == {"evaluation": None}
-
-
-def test_the_report_ranks_checkpoints_by_the_score_they_were_kept_by(capsys) -> None:
-    def checkpoint(score: float) -> tuple[Any, Any]:
-        found = SimpleNamespace(path=f"/r/{score:g}")
-        return found, {"env_runners": {"episode_return_mean": score}}
-
-    kept = [checkpoint(100.0), checkpoint(-5.0)]
-    result = SimpleNamespace(
-        path="/r", error=None, metrics={"done": True}, checkpoint=kept[-1][0], best_checkpoints=kept
-    )
-    config = PPOConfig().environment("of-the-file")
-    register_env("of-the-file", lambda context: gym.make("Pendulum-v1"))
-    code = experiment._report([result], config, RunOptions(file=Path("my file.py")), "/r")  # type: ignore[arg-type]
-    printed = capsys.readouterr().out
-    assert code == OK
-    assert "Best checkpoint: /r/100" in printed
-    assert "rllib evaluate /r/100 --episodes 10 --file 'my file.py'\n" in printed
 
 
 def test_an_environment_may_be_named_with_the_module_that_registers_it(tmp_path, monkeypatch) -> None:

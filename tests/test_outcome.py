@@ -1,0 +1,63 @@
+"""What is printed when a run or a search has ended."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rllib_damo.outcome import FAILED, INTERRUPTED, OK, report
+
+METRIC = "env_runners/episode_return_mean"
+
+
+def trial(name: str, *scores: float, error: Exception | None = None, done: bool = True, **config: Any) -> Any:
+    """A trial with a checkpoint for each score, the last one last."""
+    kept = [
+        (SimpleNamespace(path=f"/r/{name}/{score:g}"), {"env_runners": {"episode_return_mean": score}})
+        for score in scores
+    ]
+    return SimpleNamespace(
+        path=f"/r/{name}", error=error, metrics={"done": done}, config=config, best_checkpoints=kept,
+        checkpoint=kept[-1][0] if kept else None,
+    )  # fmt: skip
+
+
+def test_checkpoints_are_ranked_by_the_score_they_were_kept_by(capsys: pytest.CaptureFixture) -> None:
+    assert report([trial("a", 100.0, -5.0)], metric=METRIC, place="/r", options=" --file 'my file.py'") == OK  # type: ignore[arg-type]
+    printed = capsys.readouterr().out
+    assert "Best checkpoint: /r/a/100 " in printed
+    assert "Last checkpoint: /r/a/-5\n" in printed
+    assert "rllib evaluate /r/a/100 --episodes 10 --file 'my file.py'\n" in printed
+
+
+def test_a_searchs_trials_are_in_order_with_what_was_varied(capsys: pytest.CaptureFixture) -> None:
+    trials = [
+        trial("low", 10.0, 30.0, eta=0.5, more={"k": 1}),
+        trial("none", eta=1.0, more={"k": 2}),
+        trial("high", 90.5, 20.0, eta=2.0, more={"k": 3}),
+    ]
+    searched = [("eta",), ("more", "k")]
+    assert report(trials, metric=METRIC, searched=searched, place="/r") == OK  # type: ignore[arg-type]
+    printed = capsys.readouterr().out
+    table = [line.split() for line in printed.splitlines()[2:6]]
+    assert table == [
+        ["eta", "k", "best", "last", "trial"],
+        ["2", "3", "90.5", "20", "high"],
+        ["0.5", "1", "30", "30", "low"],
+        ["1", "2", "-", "-", "none"],
+    ]
+    assert "Best checkpoint: /r/high/90.5 " in printed
+    assert "/r/low/" not in printed
+
+
+def test_failures_and_interruptions(capsys: pytest.CaptureFixture) -> None:
+    failed = trial("failed", 1.0, error=ValueError("first line\nthe reason"))
+    assert report([failed, trial("well", 2.0)], metric=METRIC, place="/r") == FAILED  # type: ignore[arg-type]
+    captured = capsys.readouterr()
+    assert "Failed: the reason" in captured.err
+    assert "first line" not in captured.err
+    assert "Best checkpoint: /r/well/2 " in captured.out
+    assert report([trial("cut", 1.0, done=False)], metric=METRIC, place="/r") == INTERRUPTED  # type: ignore[arg-type]
+    assert "--resume" in capsys.readouterr().out
