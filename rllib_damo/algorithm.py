@@ -32,6 +32,7 @@ COMPONENT_DYNAMICS = "dynamics"
 NUM_GRADIENT_STEPS = "num_gradient_steps_lifetime"
 PENDING_ROUND = "pending_round"
 DATA_WINDOW = "data_window"
+OTHER_BUFFERS = "other_model_buffers"
 PHASE = "phase"
 
 
@@ -242,6 +243,10 @@ class DAMO(Algorithm):
         results = self.learner_group.foreach_learner(methodcaller(method, *args))
         return [result.get() for result in results]
 
+    def _other_learners(self) -> list[Any]:
+        """The actors of all learners but the first."""
+        return list(self.learner_group._workers[1:]) if self.learner_group.is_remote else []
+
     @override(Algorithm)
     def _run_one_evaluation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """No evaluation while the dynamics model is being trained: the policy is still the initial one."""
@@ -266,6 +271,8 @@ class DAMO(Algorithm):
             state[NUM_GRADIENT_STEPS] = self._num_gradient_steps
             state[PENDING_ROUND] = self._pending_round
             state[DATA_WINDOW] = self.offline_data.window
+            # Of several learners RLlib keeps the first one's state, and the model buffer is divided among them.
+            state[OTHER_BUFFERS] = ray.get([worker.get_model_buffer.remote() for worker in self._other_learners()])
         return state
 
     @override(Algorithm)
@@ -278,6 +285,8 @@ class DAMO(Algorithm):
             window = state.get(DATA_WINDOW, 1)
             if self.offline_data.is_capped and window != self.offline_data.window:
                 self._set_dataset(self.offline_data.skip_to(window), fit=False)
+            buffers = zip(self._other_learners(), state.get(OTHER_BUFFERS, []), strict=False)
+            ray.get([worker.set_model_buffer.remote(buffer) for worker, buffer in buffers])
             if self._pending_round:  # not of the restored run
                 self._await_round()
             if state.get(PENDING_ROUND):  # the same request has the same answer

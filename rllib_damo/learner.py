@@ -146,6 +146,14 @@ class DAMOTorchLearner(TorchLearner):
             count += len(rows)
         return count
 
+    def get_model_buffer(self) -> dict[str, Any]:
+        """The state of this learner's part of the model buffer."""
+        return self._synthetic.get_state()
+
+    def set_model_buffer(self, state: dict[str, Any]) -> None:
+        """Sets what `get_model_buffer` returned."""
+        self._synthetic.set_state(state)
+
     # -- gradient steps ------------------------------------------------------------------------------------------
 
     def update_many(self, num_steps: int, timesteps: dict[str, Any] | None = None) -> dict[str, Any]:

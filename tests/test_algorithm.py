@@ -454,14 +454,21 @@ def test_restoring_in_place_drops_the_round_that_was_asked_for_since(config, tmp
     algo.stop()
 
 
-def test_two_learners_hold_the_same_networks_and_half_of_the_rollouts_each(config):
+def test_two_learners_hold_the_same_networks_and_half_of_the_rollouts_each(config, tmp_path):
     algo = config.learners(num_learners=2).evaluation(evaluation_interval=None).build_algo()
     train_policy(algo, 2)
     sums = algo.learner_group.foreach_learner(_parameter_sums)
     first, second = (result.get() for result in sums)
-    algo.stop()
     assert first == second
     assert first["rows"] == 200
+    # A checkpoint has both halves of the model buffer.
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    train_policy(algo, 2)
+    uninterrupted = module_state(algo)
+    algo.restore_from_path(path)
+    train_policy(algo, 2)
+    check(module_state(algo), uninterrupted, decimals=12)
+    algo.stop()
 
 
 def test_a_round_that_is_in_the_model_buffer_leaves_the_object_store(config):
