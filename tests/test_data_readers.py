@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import minari
@@ -95,6 +96,46 @@ def test_without_timeouts_the_seams_end_episodes(tmp_path, write, episodes) -> N
     columns = d4rl_columns(data)
     del columns["timeouts"]
     assert_equal(load(write(tmp_path / f"data.{'hdf5' if write is write_hdf5 else 'parquet'}", columns)), data)
+
+
+@WRITERS
+@FAST
+@given(episodes=EPISODES, has_next=st.booleans(), has_terminals=st.booleans(), names=st.booleans())
+def test_where_the_episode_id_changes_an_episode_ends(
+    tmp_path, write, episodes, has_next, has_terminals, names
+) -> None:
+    """Ids alone are enough; without next observations a cut episode loses its last row, and nothing is stitched."""
+    data = _made(episodes)
+    bounds = data.episode_bounds()
+    columns = d4rl_columns(data)
+    ids = np.repeat(np.arange(len(bounds)) + 2**24, bounds[:, 1] - bounds[:, 0])  # which float32 can't tell apart
+    columns["episode_id"] = np.char.mod("%d", ids).astype("S") if names else ids.astype(np.float64)
+    for key, is_there in (("timeouts", False), ("terminals", has_terminals), ("next_observations", has_next)):
+        if not is_there:
+            del columns[key]
+    path = write(tmp_path / f"data.{'hdf5' if write is write_hdf5 else 'parquet'}", columns)
+    terminations = data.terminations & has_terminals
+    expected = replace(
+        data, terminations=terminations, truncations=(data.truncations | data.terminations) & ~terminations
+    )
+    if not has_next:
+        kept = [
+            expected.slice(start, stop - (not terminations[stop - 1]))
+            for start, stop in bounds
+            if stop - start > 1 or terminations[stop - 1]
+        ]
+        if not kept:
+            with pytest.raises(DataError, match="no transition is left"):
+                load(path)
+            return
+        expected = concatenate(kept)
+        ends = expected.terminations
+        expected.next_observations[ends] = expected.observations[ends]
+    assert_equal(load(path), expected)
+    reader = resolve(path)
+    assert [stop for _, stop in reader.splits(1000)] == [len(data)]
+    most = int((bounds[:, 1] - bounds[:, 0]).max())
+    assert {stop for _, stop in reader.splits(most)} <= set(bounds[:, 1])
 
 
 @WRITERS

@@ -51,7 +51,7 @@ def _nan(values: np.ndarray) -> np.ndarray:
     [
         (_drop("rewards"), "no column for rewards; found .*Name them rewards: rewards or reward"),
         (_drop("observations", "actions"), "no column for observations, actions"),
-        (_drop("terminals", "timeouts"), "neither terminations nor truncations"),
+        (_drop("terminals", "timeouts"), "neither terminations nor truncations nor episode ids"),
         (_change("observations", _nan), "observations hold values that are not finite in 1 row"),
         (_change("rewards", _nan), "rewards hold values that are not finite"),
         (_change("rewards", lambda x: np.full(len(x), 1e300)), "not finite in 12 row.*inf"),

@@ -44,6 +44,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "truncations": ("truncations", "timeouts", "truncateds", "truncated"),
     "episode_ids": ("episode_id", "eps_id"),
 }
+END_COLUMNS = ("terminations", "truncations", "episode_ids")
 _REQUIRED = ("observations", "actions", "rewards")
 _warn_once = functools.cache(logger.warning)  # a file is opened more than once
 
@@ -52,7 +53,7 @@ def match_names(name: str, present: Iterable[str]) -> dict[str, str]:
     """Which column of a file holds which part of the schema: {schema name: column name}, absent ones left out.
 
     Raises:
-        DataError: if a required column is missing, or neither terminations nor truncations are there.
+        DataError: if a required column is missing, or all of those that tell where episodes end.
     """
     names = set(present)
     found = {
@@ -65,10 +66,10 @@ def match_names(name: str, present: Iterable[str]) -> dict[str, str]:
         raise DataError(
             f"{name}: no column for {', '.join(missing)}; found {sorted(names) or 'none'}. " + _naming(missing)
         )
-    if "terminations" not in found and "truncations" not in found:
+    if not set(END_COLUMNS) & set(found):
         raise DataError(
-            f"{name}: there are neither terminations nor truncations, so episodes have no end; found {sorted(names)}. "
-            + _naming(["terminations", "truncations"])
+            f"{name}: there are neither terminations nor truncations nor episode ids, so episodes have no end; found "
+            f"{sorted(names)}. " + _naming([*END_COLUMNS])
         )
     if "terminations" not in found:
         _warn_once(
@@ -151,9 +152,8 @@ def assemble(
     rewards = as_float_matrix(name, "rewards", columns["rewards"], 1)
     terminations = _flags_or_false(name, columns, "terminations", len(rewards))
     truncations = _flags_or_false(name, columns, "truncations", len(rewards))
-    if "episode_ids" in columns and len(rewards):
-        ids = columns["episode_ids"]
-        truncations[:-1] |= (ids[1:] != ids[:-1]) & ~terminations[:-1]
+    if "episode_ids" in columns:
+        truncations |= _last_of_ids(columns["episode_ids"].reshape(-1)) & ~terminations
     if not partial and len(rewards) and not (terminations | truncations).any():
         raise DataError(
             f"{name}: none of the {len(rewards)} rows is a termination or a truncation, so episodes have no end. "
@@ -183,6 +183,20 @@ def assemble(
     if len(rewards):
         truncations[-1] |= not terminations[-1]
     return Transitions(observations, actions, rewards, next_observations, terminations, truncations, name)
+
+
+def episode_ends(marks: dict[str, np.ndarray], rows: int) -> np.ndarray:
+    """Where episodes end by the raw columns of `END_COLUMNS` that there are: (rows,) bool."""
+    ends = np.zeros(rows, bool)
+    for key, values in marks.items():
+        flat = values.reshape(-1)[:rows]
+        ends[: len(flat)] |= _last_of_ids(flat) if key == "episode_ids" else flat.astype(bool)
+    return ends
+
+
+def _last_of_ids(ids: np.ndarray) -> np.ndarray:
+    """The rows after which the id changes, and the last one: (N,) bool."""
+    return np.append(ids[1:] != ids[:-1], True)[: len(ids)]
 
 
 def _check_lengths(name: str, columns: dict[str, np.ndarray]) -> None:

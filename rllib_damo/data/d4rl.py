@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from rllib_damo.data.columns import assemble, match_names, new_file
+from rllib_damo.data.columns import END_COLUMNS, assemble, episode_ends, match_names, new_file
 from rllib_damo.data.reader import Reader, split_at_ends
 from rllib_damo.data.schema import DataError, Transitions
 
@@ -37,17 +37,14 @@ class D4RLReader(Reader):
             columns = {
                 key: _read(self.name, key, file[column], start, end if not whole else lengths[key])
                 for key, column in names.items()
-                if key != "episode_ids"
             }
         return assemble(self.name, columns, lookahead=lookahead, partial=not whole)
 
     def splits(self, max_rows: int) -> list[tuple[int, int]]:
         with self._open() as (file, names):
-            ends = np.zeros(len(file[names["rewards"]]), bool)
-            for key in ("terminations", "truncations"):
-                if key in names:
-                    ends |= file[names[key]][...].reshape(-1).astype(bool)[: len(ends)]
-        return split_at_ends(ends, max_rows)
+            marks = {key: file[names[key]][...] for key in END_COLUMNS if key in names}
+            rows = len(file[names["rewards"]])
+        return split_at_ends(episode_ends(marks, rows), max_rows)
 
     def num_rows(self) -> int | None:
         with self._open() as (file, names):
@@ -78,7 +75,7 @@ class D4RLReader(Reader):
 def _read(name: str, key: str, dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
     """Rows [start, stop); wider floats become float32 on the way, a piece at a time, so that no second copy is held."""
     stop = min(stop, len(dataset))
-    if dataset.dtype.kind != "f" or dataset.dtype.itemsize <= 4 or dataset.ndim > 2:
+    if key == "episode_ids" or dataset.dtype.kind != "f" or dataset.dtype.itemsize <= 4 or dataset.ndim > 2:
         return dataset[start:stop]
     values = np.empty((max(stop - start, 0), *dataset.shape[1:]), np.float32)
     with np.errstate(over="ignore"):

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from rllib_damo.data.columns import assemble, match_names, new_file
+from rllib_damo.data.columns import END_COLUMNS, assemble, episode_ends, match_names, new_file
 from rllib_damo.data.reader import Reader, split_at_ends
 from rllib_damo.data.recorded import recorded_to_env, unpack_array
 from rllib_damo.data.schema import DataError, Transitions
@@ -121,11 +121,9 @@ class ParquetReader(FilesReader):
 
     def splits(self, max_rows: int) -> list[tuple[int, int]]:
         names, _ = self._names()
-        names = {key: names[key] for key in ("terminations", "truncations") if key in names}
-        ends = np.zeros(self.num_rows(), bool)
-        for values in self._columns(names, 0, len(ends)).values():
-            ends |= values.reshape(-1).astype(bool)
-        return split_at_ends(ends, max_rows)
+        names = {key: names[key] for key in END_COLUMNS if key in names}
+        rows = self.num_rows()
+        return split_at_ends(episode_ends(self._columns(names, 0, rows), rows), max_rows)
 
     def num_rows(self) -> int:
         return sum(rows for _, _, rows in self._row_groups())
@@ -155,7 +153,8 @@ class ParquetReader(FilesReader):
             for key, column in names.items():
                 values = column_to_numpy(self.name, column, table[column], start + offset)
                 if key not in out:
-                    dtype = np.float32 if values.dtype == np.float64 else values.dtype
+                    is_wide = values.dtype == np.float64 and key != "episode_ids"
+                    dtype = np.float32 if is_wide else values.dtype
                     out[key] = np.empty((stop - start, *values.shape[1:]), dtype)
                 elif values.shape[1:] != out[key].shape[1:]:
                     raise DataError(
