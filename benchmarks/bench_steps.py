@@ -1,6 +1,7 @@
 """Gradient steps a second of full DAMO at Hopper's sizes, through ``algo.train()`` end to end.
 
     python benchmarks/bench_steps.py --threads 2
+    python benchmarks/bench_steps.py --options '{"critic_layer_norm": false}'
     python benchmarks/bench_steps.py --gpu graphs --iterations 20
 
 Prints one JSON line: ``steps_per_second`` counts whole iterations (rollouts, hand-over, gradient steps, metrics),
@@ -19,8 +20,10 @@ import numpy as np
 import ray
 import torch
 from bench_rollouts import ACT_DIM, OBS_DIM, sgemm_gflops
+from score_settings import add_options
 
 from rllib_damo import DAMO, DAMOConfig
+from rllib_damo.cli_inputs import apply_config
 from rllib_damo.data.schema import Transitions
 
 
@@ -75,13 +78,14 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--rows", type=int, default=20_000, help="of the dataset")
     parser.add_argument("--gpu", choices=("none", "plain", "graphs"), default="none", help="where the learner runs")
+    add_options(parser)
     args = parser.parse_args()
     has_gpu = args.gpu != "none"
     if has_gpu and not torch.cuda.is_available():
         parser.error(f"--gpu {args.gpu}: no CUDA device here.")
     ray.init(num_cpus=2, num_gpus=int(has_gpu), include_dashboard=False, log_to_driver=False)
     config = hopper_sized(args.rows).learners(num_gpus_per_learner=int(has_gpu))
-    algo = ready(config.training(cuda_graphs=args.gpu == "graphs"))
+    algo = ready(apply_config(config.training(cuda_graphs=args.gpu == "graphs"), args.options, "--options"))
     torch.set_num_threads(args.threads)
     learner, spent = algo.learner_group._learner, {"update_many": 0.0, "rollouts": 0.0}
     timed(learner, "update_many", spent, "update_many")
@@ -111,6 +115,7 @@ def main() -> None:
                 "peak_fraction": round(median(fractions), 3),
                 "whole_fraction": round(median(whole_fractions), 3),
                 "threads": args.threads,
+                "options": args.options,
                 "gpu": torch.cuda.get_device_name() if has_gpu else None,
                 "cuda_graphs": algo.config.cuda_graphs,
             }

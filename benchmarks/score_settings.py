@@ -96,7 +96,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         except UsageError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
-    parser.add_argument("--options", type=parse, default={}, help="over those of score_settings.py, JSON")
+    parser.add_argument("--options", type=parse, default={}, help="over the settings, JSON")
 
 
 def environment(task: str) -> str:
