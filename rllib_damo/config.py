@@ -448,6 +448,11 @@ class DAMOConfig(AlgorithmConfig):
         ):
             if getattr(self, name) != value:
                 self._value_error(f"`{name}`={getattr(self, name)!r} is not for {self._name}: leave it {value}; {why}.")
+        if self._model_config and self._rl_module_spec is None:
+            self._value_error(
+                f"`.rl_module(model_config={self._model_config!r})` is not for {self._name}'s own networks: set "
+                "`hidden_dims` and `critic_layer_norm` in `.training()`."
+            )
 
     def _validate_choices(self) -> None:
         for name, choices in (

@@ -138,6 +138,14 @@ def test_bad_value(option: str, value: Any) -> None:
     assert repr(value) in message
 
 
+def test_a_model_config_without_a_module_of_ones_own_would_be_ignored() -> None:
+    message = error_of(good().rl_module(model_config={"fcnet_hiddens": [64]}))
+    assert "{'fcnet_hiddens': [64]}" in message
+    assert "`hidden_dims`" in message
+    spec = good().get_default_rl_module_spec()
+    good().rl_module(rl_module_spec=spec, model_config={"fcnet_hiddens": [64]}).validate()
+
+
 def test_every_runner_needs_a_start() -> None:
     message = error_of(good().training(rollout_batch_size=3).env_runners(num_env_runners=4))
     assert "`rollout_batch_size`" in message
