@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import glob
 import inspect
-import math
-import numbers
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +17,10 @@ from ray.rllib.utils.typing import LearningRateOrSchedule
 from torch import Tensor
 
 from rllib_damo.cli_inputs import near
+from rllib_damo.config_checks import check_options, is_number
 from rllib_damo.data.schema import Transitions
-from rllib_damo.divergences import DIVERGENCES
 from rllib_damo.evaluation import DAMOCallbacks
 from rllib_damo.evaluation_runner import EvaluationEnvRunner
-from rllib_damo.spaces import check_spaces
 
 TerminationFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -377,7 +374,7 @@ class DAMOConfig(AlgorithmConfig):
     def get_state(self) -> dict[str, Any]:
         """As RLlib's, which leaves out whatever is -1, its mark of a deprecated option: here that may be a value."""
         defaults = vars(type(self)())
-        meant = {name: value for name, value in vars(self).items() if _is_number(value) and value == -1}
+        meant = {name: value for name, value in vars(self).items() if is_number(value) and value == -1}
         return super().get_state() | {name: value for name, value in meant.items() if defaults.get(name, -1) != -1}
 
     def resolve_target_entropy(self, action_space: gym.spaces.Box) -> float:
@@ -394,11 +391,7 @@ class DAMOConfig(AlgorithmConfig):
         super().validate()
         if self.in_evaluation:
             return
-        self._validate_input()
-        self._validate_unread()
-        self._validate_choices()
-        self._validate_numbers()
-        self._validate_spaces()
+        check_options(self)
 
     @property
     def _name(self) -> str:
@@ -418,224 +411,6 @@ class DAMOConfig(AlgorithmConfig):
         if self.observation_space is None and self.env is not None and not self.in_evaluation:
             observation_space, action_space = _spaces_of(self)
             self.environment(observation_space=observation_space, action_space=action_space)
-
-    def _validate_input(self) -> None:
-        if not self.is_offline:
-            self._value_error(
-                f"{self._name} trains on a dataset: set `config.offline_data(input_=...)` to a short name such as "
-                f"'hopper-medium', 'minari://ID', or a path; found input_={self.input_!r}."
-            )
-        if self.is_multi_agent:
-            self._value_error(f"{self._name} is a single-agent algorithm: remove the `.multi_agent()` settings.")
-        if self.lr is not None:
-            self._value_error(
-                f"DAMO has `actor_lr`, `critic_lr`, `alpha_lr` and `classifier_lr`: leave `lr` None; found {self.lr!r}."
-            )
-
-    def _validate_unread(self) -> None:
-        """RLlib's options that would change nothing, or not what they say."""
-        for name, value, why in (
-            ("normalize_actions", True, "the policy's actions lie in [-1, 1]"),
-            ("min_sample_timesteps_per_iteration", 0, "set `rollout_freq`, the gradient steps of an iteration"),
-            ("min_train_timesteps_per_iteration", 0, "set `rollout_freq`, the gradient steps of an iteration"),
-            ("train_batch_size", 32, "set `train_batch_size_per_learner`"),
-            ("offline_evaluation_interval", None, "`initial_value_mean` is in every result"),
-            ("num_epochs", 1, "set `rollout_freq`, the gradient steps of an iteration"),
-            ("minibatch_size", None, "set `train_batch_size_per_learner`, the rows of a gradient step"),
-            ("shuffle_batch_per_epoch", False, "every batch is drawn at random"),
-            ("torch_compile_learner", False, "the gradient step is a fused one of its own"),
-            ("torch_compile_worker", False, "rollouts are batched already"),
-        ):
-            if getattr(self, name) != value:
-                self._value_error(f"`{name}`={getattr(self, name)!r} is not for {self._name}: leave it {value}; {why}.")
-        if self._model_config and self._rl_module_spec is None:
-            self._value_error(
-                f"`.rl_module(model_config={self._model_config!r})` is not for {self._name}'s own networks: set "
-                "`hidden_dims` and `critic_layer_norm` in `.training()`."
-            )
-
-    def _validate_choices(self) -> None:
-        for name, choices in (
-            ("f_divergence", tuple(DIVERGENCES)),
-            ("actor_f_divergence", tuple(DIVERGENCES)),
-            ("policy_improvement", ("consistent", "inconsistent")),
-            ("initial_states", ("dataset", "episode_start")),
-            ("precision", ("fp32", "bf16")),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                hint = " It is not >= KL, which the bound needs." if value == "half_chi_squared" else ""
-                self._value_error(f"`{name}` must be one of {', '.join(choices)}; found {value!r}.{hint}")
-        if self.termination_fn is not None and not _takes_three(self.termination_fn):
-            self._value_error(
-                "`termination_fn` must be a function of (obs, actions, next_obs) that returns a bool tensor; found "
-                f"{self.termination_fn!r}."
-            )
-        if self.dynamics_path is not None and not Path(self.dynamics_path).expanduser().is_file():
-            self._value_error(
-                f"`dynamics_path`={self.dynamics_path!r}: no such file. Leave it None to train the model from the "
-                "dataset."
-            )
-        for name in _SWITCHES:
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                self._value_error(f"`{name}` must be True or False; found {value!r}.")
-        if self.overlap_rollouts and not self.num_env_runners:
-            self._value_error(
-                "`overlap_rollouts` needs runners beside the learner: set `.env_runners(num_env_runners=1)` or more, "
-                f"or overlap_rollouts=False; found num_env_runners={self.num_env_runners!r}."
-            )
-        if self.bc_weight and self.initial_states != "dataset":
-            self._value_error(
-                f"`bc_weight` anchors the policy at s0, which must then be any state of the dataset: found bc_weight="
-                f"{self.bc_weight!r} with initial_states={self.initial_states!r}; set bc_weight=0 or "
-                "initial_states='dataset'."
-            )
-        plain = {"target_networks": True, "classifier_spectral_norm": False, "classifier_gradient_penalty": 0}
-        others = [f"{name}={getattr(self, name)!r}" for name, value in plain.items() if getattr(self, name) != value]
-        if self.precision == "bf16" and others:
-            self._value_error(f"`precision`='bf16' does not go with {', '.join(others)}: set precision='fp32'.")
-        if not (self.num_learners <= 1 and self.num_gpus_per_learner > 0):
-            others += [f"num_learners={self.num_learners}", f"num_gpus_per_learner={self.num_gpus_per_learner}"]
-        if isinstance(self.bc_weight, (list, tuple)):  # each step would be recorded anew
-            others += [f"bc_weight={self.bc_weight!r}"]
-        if self.cuda_graphs and others:
-            self._value_error(
-                "`cuda_graphs`=True is for one learner on a GPU, `.learners(num_gpus_per_learner=1)`, and does not go "
-                f"with {', '.join(others)}: set cuda_graphs=False."
-            )
-        if self.grad_clip_by != "global_norm":
-            self._value_error(
-                f"`grad_clip_by` must be 'global_norm' (of each network's gradient); found {self.grad_clip_by!r}."
-            )
-
-    def _validate_numbers(self) -> None:
-        positive = ("eta", "actor_eta", "tau", "policy_tau", "initial_alpha", "max_alpha", "max_logit",
-                    "max_actor_weight", "dynamics_lr", "grad_clip")  # fmt: skip
-        counts = ("rollout_length", "rollout_batch_size", "rollout_freq", "model_retain_epochs", "num_ensemble",
-                  "num_elites", "dynamics_batch_size", "max_epochs_since_update", "holdout_size",
-                  "train_batch_size_per_learner")  # fmt: skip
-        if not _is_count(self.actor_warmup_steps) and self.actor_warmup_steps != 0:
-            self._value_error(f"`actor_warmup_steps` must be a whole number >= 0; found {self.actor_warmup_steps!r}.")
-        not_negative = ("classifier_gradient_penalty", "classifier_noise", "logvar_loss_coef")
-        for name in positive + not_negative:
-            value, zero = getattr(self, name), name in not_negative
-            if name in ("actor_eta", "grad_clip") and value is None:
-                continue
-            bounded = name not in ("max_actor_weight", "max_logit", "max_alpha")
-            if not _is_number(value) or not (value > 0 or (zero and value == 0)) or (bounded and math.isinf(value)):
-                self._value_error(
-                    f"`{name}` must be a {'finite ' * bounded}number {'>= 0' if zero else '> 0'}; found {value!r}."
-                )
-        for name in ("actor_lr", "critic_lr", "alpha_lr", "classifier_lr", "bc_weight"):
-            self._validate_schedule(name)
-        for name in counts:
-            value = getattr(self, name)
-            if not _is_count(value):
-                self._value_error(f"`{name}` must be a whole number >= 1; found {value!r}.")
-        for name in ("dynamics_max_epochs", "max_dataset_rows"):
-            value = getattr(self, name)
-            if value is not None and not _is_count(value):
-                self._value_error(f"`{name}` must be None or a whole number >= 1; found {value!r}.")
-        if self.rollout_batch_size < self.num_env_runners:
-            self._value_error(
-                f"`rollout_batch_size` must give each of num_env_runners={self.num_env_runners} runners a start; found "
-                f"{self.rollout_batch_size!r}."
-            )
-        if self.max_dataset_rows is not None and self.max_dataset_rows < self.train_batch_size_per_learner:
-            self._value_error(
-                f"`max_dataset_rows` must hold a batch, `train_batch_size_per_learner`="
-                f"{self.train_batch_size_per_learner}, and better many; found {self.max_dataset_rows!r}."
-            )
-        for name in ("hidden_dims", "dynamics_hidden_dims"):
-            dims = getattr(self, name)
-            if not isinstance(dims, (list, tuple)) or not dims or not all(map(_is_count, dims)):
-                self._value_error(f"`{name}` must be a tuple of layer widths, such as (256, 256); found {dims!r}.")
-        for name in ("tau", "policy_tau"):
-            if getattr(self, name) > 1:
-                self._value_error(f"`{name}` must lie in (0, 1]; found {getattr(self, name)!r}.")
-        if not (_is_number(self.gamma) and 0 <= self.gamma < 1):
-            self._value_error(f"`gamma` must lie in [0, 1): the discounted occupancy needs it; found {self.gamma!r}.")
-        if not (_is_number(self.data_fraction) and 0 < self.data_fraction <= 1):
-            self._value_error(f"`data_fraction` must lie in (0, 1]; found {self.data_fraction!r}.")
-        if self.uses_model and not (_is_number(self.real_ratio) and 0 <= self.real_ratio < 1):
-            self._value_error(f"`real_ratio` must lie in [0, 1); found {self.real_ratio!r}.")
-        if not (_is_number(self.label_smoothing) and 0 <= self.label_smoothing < 0.5):
-            self._value_error(f"`label_smoothing` must lie in [0, 0.5); found {self.label_smoothing!r}.")
-        if self.initial_alpha > self.max_alpha:
-            self._value_error(f"`initial_alpha` ({self.initial_alpha}) must not exceed `max_alpha` ({self.max_alpha}).")
-        if self.num_elites > self.num_ensemble:
-            self._value_error(f"`num_elites` ({self.num_elites}) must not exceed `num_ensemble` ({self.num_ensemble}).")
-        decay = self.dynamics_weight_decay
-        if not isinstance(decay, (list, tuple)) or not all(_is_number(d) and 0 <= d < math.inf for d in decay):
-            self._value_error(f"`dynamics_weight_decay` must be a tuple of numbers >= 0; found {decay!r}.")
-        if len(decay) != len(self.dynamics_hidden_dims) + 1:
-            self._value_error(
-                f"`dynamics_weight_decay` needs one value for each of the {len(self.dynamics_hidden_dims) + 1} layers "
-                f"(hidden and output); found {len(decay)}."
-            )
-        entropy = self.target_entropy
-        if entropy != "auto" and not (_is_number(entropy) and math.isfinite(float(entropy))):
-            self._value_error(f"`target_entropy` must be 'auto' or a finite number; found {self.target_entropy!r}.")
-
-    def _validate_schedule(self, name: str) -> None:
-        """A finite number > 0, or a schedule of RLlib's form, which begins with one; the anchor's weight may be 0."""
-        value = getattr(self, name)
-        if not isinstance(value, (list, tuple)):
-            zero = name == "bc_weight"
-            if not (_is_number(value) and (0 < value < math.inf or (zero and value == 0))):
-                self._value_error(
-                    f"`{name}` must be a finite number {'>=' if zero else '>'} 0, or a schedule such as "
-                    f"[[0, 3e-4], [100_000, 0.0]]; found {value!r}."
-                )
-            return
-        pairs = all(isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(_is_number, pair)) for pair in value)
-        steps = [pair[0] for pair in value] if pairs else []
-        if len(steps) < 2 or steps[0] != 0 or steps != sorted(set(steps)) or not all(map(math.isfinite, steps)):
-            self._value_error(
-                f"`{name}`: a schedule is a list of at least two [gradient step, value], the steps rising from 0, such "
-                f"as [[0, 3e-4], [100_000, 0.0]]; found {value!r}."
-            )
-        if value[0][1] <= 0 or not all(0 <= rate < math.inf for _, rate in value):
-            self._value_error(f"`{name}`: a schedule's values must be finite and >= 0, the first > 0; found {value!r}.")
-
-    def _validate_spaces(self) -> None:
-        if self.observation_space is None or self.action_space is None:
-            self._value_error(
-                f"{self._name} needs the spaces: set `config.environment('Hopper-v5')`, or, without a simulator, "
-                "`config.environment(observation_space=..., action_space=...)`."
-            )
-        try:
-            check_spaces(self.observation_space, self.action_space)
-        except ValueError as error:
-            self._value_error(str(error))
-        if self.env is None and self.evaluation_interval and self.custom_evaluation_function is None:
-            self._value_error(
-                "Evaluation needs an environment: set `config.environment(env=...)`, give a "
-                "`custom_evaluation_function`, or switch it off by `config.evaluation(evaluation_interval=None)`."
-            )
-
-
-def _takes_three(function: Any) -> bool:
-    """Whether it can be called with three positional arguments."""
-    if not callable(function):
-        return False
-    try:
-        inspect.signature(function).bind(None, None, None)
-    except TypeError:
-        return False
-    except ValueError:  # a built-in that tells no signature
-        return True
-    return True
-
-
-def _is_number(value: Any) -> bool:
-    """A real number, NumPy's included; True and False are none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _absolute(place: Any) -> Any:
@@ -674,9 +449,5 @@ def _spaces_of(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space]:
     return spaces
 
 
-_SWITCHES = (
-    "data_alignment", "behavior_alignment", "target_networks", "twin_q", "critic_layer_norm", "normalize_observations",
-    "normalize_actor_weight", "classifier_spectral_norm", "overlap_rollouts", "cuda_graphs",
-)  # fmt: skip
 TRAINING_OPTIONS = frozenset(inspect.signature(DAMOConfig.training).parameters) - {"self", "kwargs"}
 DYNAMICS_OPTIONS = frozenset(inspect.signature(DAMOConfig.dynamics).parameters) - {"self"}

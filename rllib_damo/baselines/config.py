@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from rllib_damo.config import DYNAMICS_OPTIONS, TRAINING_OPTIONS, DAMOConfig, _is_number
+from rllib_damo.config import DYNAMICS_OPTIONS, TRAINING_OPTIONS, DAMOConfig
+from rllib_damo.config_checks import is_number
 
 
 class BaselineConfig(DAMOConfig):
@@ -62,5 +63,5 @@ class BaselineConfig(DAMOConfig):
     def _require_not_negative(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if not (_is_number(value) and 0 <= value < math.inf):
+            if not (is_number(value) and 0 <= value < math.inf):
                 self._value_error(f"`{name}` must be a finite number >= 0; found {value!r}.")

@@ -11,7 +11,7 @@ from rllib_damo.algorithm import DAMO
 from rllib_damo.baselines.config import BaselineConfig
 from rllib_damo.baselines.modules import DeterministicTorchRLModule
 from rllib_damo.baselines.updates import TD3BCOptions, TD3BCUpdate
-from rllib_damo.config import _is_count
+from rllib_damo.config_checks import is_count
 from rllib_damo.learner import DAMOTorchLearner
 from rllib_damo.update import Update
 
@@ -92,7 +92,7 @@ class TD3BCConfig(BaselineConfig):
     def validate(self) -> None:
         super().validate()
         self._require_not_negative("bc_alpha", "policy_noise", "noise_clip")
-        if not _is_count(self.policy_delay):
+        if not is_count(self.policy_delay):
             self._value_error(f"`policy_delay` must be a whole number >= 1; found {self.policy_delay!r}.")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import numbers
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from ray.data.block import BlockMetadata
 from ray.data.extensions import ArrowTensorArray
 from ray.rllib.offline.offline_data import OfflineData
 
+from rllib_damo.config_checks import is_count
 from rllib_damo.data.columns import as_flags
 from rllib_damo.data.parquet import column_to_numpy
 from rllib_damo.data.reader import Reader
@@ -44,8 +44,7 @@ class DAMOOfflineData(OfflineData):
         self.is_multi_agent = config.is_multi_agent
         self.path: Any = config.input_
         self.max_rows: int | None = getattr(config, "max_dataset_rows", None)
-        is_count = isinstance(self.max_rows, numbers.Integral) and not isinstance(self.max_rows, bool)
-        if self.max_rows is not None and not (is_count and self.max_rows >= 1):
+        if self.max_rows is not None and not is_count(self.max_rows):
             raise DataError(f"max_dataset_rows={self.max_rows!r}: must be None (no cap) or an integer of at least 1.")
         # Set by Algorithm.setup.
         self.learner_handles: Any = None
