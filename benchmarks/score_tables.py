@@ -95,6 +95,27 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
+def _score(summary: Summary) -> str:
+    return _figure(summary.score) + ("" if summary.score_std is None else f" ± {summary.score_std:.1f}")
+
+
+def _at_a_glance(summaries: Sequence[Summary], datasets: Mapping[str, Dataset]) -> list[str]:
+    """A line for each task, of those methods that have all of their seeds on all tasks; none if there are none."""
+    methods = dict.fromkeys(s.method for s in summaries)
+    complete = [m for m in methods if all(s.seeds and not s.missing for s in summaries if s.method == m)]
+    if not complete:
+        return []
+    cells = {(s.task, s.method): _score(s) for s in summaries}
+    lines = [
+        f"| score | behaviour | {' | '.join(complete)} |",
+        f"| --- | --- |{' --- |' * len(complete)}",
+    ]
+    for task, dataset in datasets.items():
+        scores = " | ".join(cells[task, method] for method in complete)
+        lines.append(f"| {task} | {_figure(dataset.behavior_score)} | {scores} |")
+    return [*lines, ""]
+
+
 def markdown(
     summaries: Sequence[Summary], datasets: Mapping[str, Dataset], steps: int, episodes: int, command: str
 ) -> str:
@@ -116,17 +137,16 @@ def markdown(
             f"| {name} | {d.transitions:,} | {d.episodes:,} | `{d.fingerprint[:12]}` | {d.behavior_return:.1f} | "
             f"{_figure(d.behavior_score)} |"
         )
+    lines += ["", *_at_a_glance(summaries, datasets)]
     lines += [
-        "",
         "| task | method | score | worst seed | behaviour | estimated value | real value | seeds | best so far |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     finished = [s for s in summaries if s.seeds]
     for s in finished:
-        spread = "" if s.score_std is None else f" ± {s.score_std:.1f}"
         seeds = f"{s.seeds}" + (f" ({s.missing} missing)" if s.missing else "")
         lines.append(
-            f"| {s.task} | {s.method} | {_figure(s.score)}{spread} | {_figure(s.worst)} | "
+            f"| {s.task} | {s.method} | {_score(s)} | {_figure(s.worst)} | "
             f"{_figure(datasets[s.task].behavior_score)} | {_figure(s.value)} | {_figure(s.discounted_return)} | "
             f"{seeds} | {_figure(s.best)} |"
         )
