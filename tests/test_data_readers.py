@@ -273,3 +273,12 @@ def test_flags_that_a_file_does_not_have_are_warned_of_once(caplog) -> None:
     assert "terminals" in first
     assert "no-cuts.hdf5: without truncations, next observations or episode ids" in second
     assert "timeouts" in second
+
+
+def test_interleaved_episodes_are_warned_of(tmp_path, caplog) -> None:
+    columns = d4rl_columns(make_transitions((2, 2)))
+    for name, ids in (("sorted", [7, 7, 5, 5]), ("interleaved", [7, 5, 7, 5])):
+        columns["episode_id"] = np.array(ids)
+        load(write_hdf5(tmp_path / f"{name}.hdf5", columns))
+    (record,) = [record for record in caplog.records if "interleaved" in record.getMessage()]
+    assert "interleaved.hdf5: 2 episode ids occur in 4 runs" in record.getMessage()

@@ -135,7 +135,7 @@ def test_files_are_joined_and_must_share_their_columns(tmp_path) -> None:
         ("{tmp}/dato.parquet", "no such file"),
         ("{tmp}/*.parquet", "no Parquet file there"),
         ("{tmp}", "no Parquet file there"),
-        ("{tmp}/notes.txt", "its kind does not show"),
+        ("{tmp}/notes.txt", "files are read that end"),
         ("something", "There are the short names"),
         ("ftp://host/data.parquet", "cannot be reached"),
         ("s3://bucket/data.hdf5", "local files only"),

@@ -153,7 +153,16 @@ def assemble(
     terminations = _flags_or_false(name, columns, "terminations", len(rewards))
     truncations = _flags_or_false(name, columns, "truncations", len(rewards))
     if "episode_ids" in columns:
-        truncations |= _last_of_ids(columns["episode_ids"].reshape(-1)) & ~terminations
+        ids = columns["episode_ids"].reshape(-1)
+        ends = _last_of_ids(ids)
+        truncations |= ends & ~terminations
+        runs, episodes = int(ends.sum()), len(set(ids[ends].tolist()))
+        if runs > episodes:
+            _warn_once(
+                "%s: %d episode ids occur in %d runs of rows, and each run is taken as an episode. If episodes are "
+                "interleaved, sort the rows by episode.",
+                name, episodes, runs,
+            )  # fmt: skip
     if not partial and len(rewards) and not (terminations | truncations).any():
         raise DataError(
             f"{name}: none of the {len(rewards)} rows is a termination or a truncation, so episodes have no end. "

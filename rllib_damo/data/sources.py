@@ -121,7 +121,8 @@ def resolve(
                 raise DataError(f"{name}: no such file." + _near(name))
             return _parquet(str(path), action_space, None, recorded_actions)
         raise DataError(
-            f"{name}: its kind does not show in its name; files end in {', '.join(HDF5_SUFFIXES + PARQUET_SUFFIXES)}."
+            f"{name}: files are read that end in {', '.join(HDF5_SUFFIXES + PARQUET_SUFFIXES)}; "
+            "`rllib_damo.data.parquet.write_parquet` makes one of arrays."
         )
     if name in short_names():
         from rllib_damo.data import behavior
