@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from rllib_damo import storage
+from rllib_damo.cli_inputs import nested
 
 if TYPE_CHECKING:
     from ray.tune import Checkpoint, Result, ResultGrid
@@ -72,7 +73,7 @@ def _tell_ranks(ranked: list[Result], metric: str, searched: Sequence[tuple[str,
     console.print(f"\nTrials by {metric} of their best kept checkpoint, and of the last:")
     rows = [[*(path[-1] for path in searched), "best", "last", "trial"]]
     for trial in ranked:
-        values = [_show(_nested(trial.config or {}, path)) for path in searched]
+        values = [_show(nested(trial.config, path)) for path in searched]
         last = {found.path: score for score, found in _scores(trial, metric)}
         end = last.get(trial.checkpoint.path) if trial.checkpoint is not None else None
         best, _ = _best(trial, metric)
@@ -101,15 +102,8 @@ def _best(trial: Result, metric: str) -> tuple[float, Checkpoint | None]:
 
 
 def _scores(trial: Result, metric: str) -> list[tuple[float, Checkpoint]]:
-    found = [(_nested(metrics, metric.split("/")), kept) for kept, metrics in trial.best_checkpoints or []]
+    found = [(nested(metrics, metric.split("/")), kept) for kept, metrics in trial.best_checkpoints or []]
     return [(float(score), kept) for score, kept in found if score is not None]
-
-
-def _nested(values: Mapping[str, Any], path: Sequence[str]) -> Any:
-    found: Any = values
-    for part in path:
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
 
 
 def _show(value: Any) -> str:

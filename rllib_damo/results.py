@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ray.rllib.utils.metrics import EVALUATION_RESULTS
 from ray.tune.result import TRAINING_ITERATION
 
-from rllib_damo.cli_inputs import flatten
+from rllib_damo.cli_inputs import flatten, nested
 from rllib_damo.stopping import reached
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ def with_flat_score(config: AlgorithmConfig, metric: str) -> AlgorithmConfig:
 
 
 def _flatten_score(metric: str, *, result: dict[str, Any], **kwargs: Any) -> None:
-    value: Any = result
-    for key in metric.split("/"):
-        value = value.get(key) if isinstance(value, dict) else None
+    value = nested(result, metric.split("/"))
     if isinstance(value, numbers.Real) and math.isfinite(value):
         result[metric] = float(value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rllib_damo.data.schema import Transitions
+from rllib_damo.data.schema import Transitions, moments
 
 # A column whose neighbouring float32 values lie further apart than this share of its standard deviation is coarse.
 _COARSE = 0.01
@@ -24,14 +24,16 @@ def cautions(transitions: Transitions) -> list[str]:
     if (transitions.rewards == first).all() and (first == 0 or not transitions.terminations.any()):
         found.append(f"every reward is {first:g}, so no behaviour is better than another")
     unfinished = ~transitions.terminations  # terminated rows may repeat their observation
-    if unfinished.any() and (transitions.observations == transitions.next_observations)[unfinished].all():
+    changes = (transitions.observations != transitions.next_observations).any(axis=1)
+    if unfinished.any() and not (changes & unfinished).any():
         found.append("every next observation equals the observation; is it the observation after the step?")
     return found + _coarse_columns(transitions.observations)
 
 
 def _coarse_columns(observations: np.ndarray) -> list[str]:
-    spread = observations.std(axis=0, dtype=np.float64)
-    step = np.spacing(np.abs(observations).max(axis=0)).astype(np.float64)
+    found = moments(observations)
+    spread = np.array(found["std"])
+    step = np.spacing(np.abs(np.array([found["min"], found["max"]], np.float32)).max(axis=0)).astype(np.float64)
     coarse = np.flatnonzero((spread > 0) & (step > _COARSE * spread))
     if not len(coarse):
         return []

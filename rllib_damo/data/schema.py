@@ -118,11 +118,11 @@ class Transitions:
             "num_episodes": len(bounds),
             "num_terminations": int(self.terminations.sum()),
             "num_truncations": int((self.truncations & ~self.terminations).sum()),
-            "observations": _moments(self.observations),
-            "actions": _moments(self.actions),
-            "rewards": _moments(self.rewards),
-            "episode_returns": _moments(self.episode_returns()),
-            "episode_lengths": _moments(lengths),
+            "observations": moments(self.observations),
+            "actions": moments(self.actions),
+            "rewards": moments(self.rewards),
+            "episode_returns": moments(self.episode_returns()),
+            "episode_lengths": moments(lengths),
         }
 
 
@@ -258,7 +258,8 @@ def _bound_problems(actions: np.ndarray, space: gym.spaces.Box) -> list[str]:
     ]
 
 
-def _moments(values: np.ndarray) -> dict[str, Any]:
+def moments(values: np.ndarray) -> dict[str, Any]:
+    """Mean, standard deviation, minimum and maximum over the rows, as numbers or lists; {} without rows."""
     if not len(values):
         return {}
     mean = values.mean(axis=0, dtype=np.float64)
