@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000, help="of the dataset, and so of an epoch")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -34,7 +35,7 @@ def main() -> None:
     next_obs = obs + np.sin(obs) * actions.mean(1, keepdims=True)
     trainer = DynamicsTrainer(
         DynamicsEnsemble(OBS_DIM, ACT_DIM), obs, actions, next_obs, obs.sum(1), np.zeros(args.rows, bool),
-        batch_size=args.batch_size, max_epochs_since_update=100, device=args.device,
+        batch_size=args.batch_size, max_epochs_since_update=100, precision=args.precision, device=args.device,
     )  # fmt: skip
     num_train = args.rows - min(1000, args.rows // 5)
     rates, peaks = [], []
@@ -48,6 +49,7 @@ def main() -> None:
         "benchmark": "dynamics",
         "samples_per_second": round(rate),
         "batch_size": args.batch_size,
+        "precision": args.precision,
         "gflops_peak": round(peak, 1),
         "peak_fraction": round(rate * FLOP / 1e9 / peak, 3),
         "threads": args.threads,

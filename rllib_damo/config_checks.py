@@ -79,6 +79,7 @@ def _check_choices(config: Config) -> None:
         ("policy_improvement", ("consistent", "inconsistent")),
         ("initial_states", ("dataset", "episode_start")),
         ("precision", ("fp32", "bf16")),
+        ("dynamics_precision", ("fp32", "bf16")),
     ):
         value = getattr(config, name)
         if value not in choices:

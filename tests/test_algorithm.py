@@ -192,6 +192,22 @@ def test_second_run_takes_the_model_from_the_cache(config):
     algo.stop()
 
 
+def test_a_model_trained_in_bfloat16_is_another_one(config, tmp_path):
+    """Not the one that float32 has left in the cache; near it, and as the cache's to whoever asks for it again."""
+    losses = []
+    for precision in ("fp32", "bf16"):
+        config = config.copy(copy_frozen=False)
+        config.dynamics(dynamics_cache_dir=str(tmp_path), dynamics_precision=precision)
+        algo = config.build_algo()
+        losses.append(algo.train()["dynamics"]["train_loss"])
+        train_policy(algo, 1)
+        algo.stop()
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.05)
+    algo = config.build_algo()
+    assert algo.train()["phase"] == "policy"
+    algo.stop()
+
+
 @pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapped"])
 def test_continuing_from_a_checkpoint_equals_uninterrupted_training(config, tmp_path, overlap):
     config.env_runners(num_env_runners=int(overlap)).training(overlap_rollouts=overlap)

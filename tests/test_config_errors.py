@@ -55,7 +55,14 @@ COUNTS = (
     "dynamics_batch_size", "max_epochs_since_update", "holdout_size", "train_batch_size_per_learner",
 )  # fmt: skip
 OPTIONAL_COUNTS = ("dynamics_max_epochs", "max_dataset_rows")
-CHOICES = ("f_divergence", "actor_f_divergence", "policy_improvement", "initial_states", "precision")
+CHOICES = (
+    "f_divergence",
+    "actor_f_divergence",
+    "policy_improvement",
+    "initial_states",
+    "precision",
+    "dynamics_precision",
+)
 SWITCHES = (
     "data_alignment", "behavior_alignment", "target_networks", "twin_q", "critic_layer_norm",
     "normalize_observations", "normalize_actor_weight", "classifier_spectral_norm", "overlap_rollouts", "cuda_graphs",

@@ -101,23 +101,61 @@ def test_each_row_falls_to_each_elite_alike(batch):
     assert ((counts[:, [0, 2, 4]] - 200).abs() < 60).all(), counts  # five standard deviations
 
 
-def test_gradients_equal_autograd():
+def gradients_and_autograds(
+    own: torch.dtype, inner: torch.dtype | None, hidden_dims: tuple[int, ...]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Loss and gradients by `Gradients` and by autograd, at the same parameters of dtype ``own``."""
     torch.manual_seed(1)
-    params = [*make_trainer()._params]
+    model = DynamicsEnsemble(OBS, ACT, hidden_dims=hidden_dims, num_ensemble=4, num_elites=2).to(own)
+    params = [*model.weights, *model.biases, model.max_logvar, model.min_logvar]
     for param in params:
         param.data += 0.1 * torch.randn_like(param)
-    x, y = torch.randn(4, 32, OBS + ACT), torch.randn(4, 32, OBS + 1)
-    gradients = Gradients(params, 0.01)
-    for _ in range(2):  # buffers are used again
+    x, y = torch.randn(4, 32, OBS + ACT, dtype=own), torch.randn(4, 32, OBS + 1, dtype=own)
+    gradients = Gradients(params, 0.01, inner)
+    for shift in (0.1, -0.1):  # buffers are used again, and parameters read anew
+        for param in params:
+            param.data += shift
         loss = gradients.compute(x, y)
-    mine = [p.grad.clone() for p in params]
+    mine = [loss, *(p.grad.clone() for p in params)]
     for param in params:
         param.grad = None
     expected, full = reference_loss(params, x, y, 0.01)
     full.backward()
-    torch.testing.assert_close(loss, expected.detach())
-    for got, param in zip(mine, params, strict=True):
-        torch.testing.assert_close(got, param.grad, rtol=1e-4, atol=1e-6)
+    return mine, [expected.detach(), *(p.grad for p in params)]
+
+
+@pytest.mark.parametrize("hidden_dims", [(48,), (48, 48), (24, 48, 32)], ids=str)
+@pytest.mark.parametrize(
+    ("own", "inner", "rtol", "atol"),
+    [
+        (torch.float32, None, 1e-4, 1e-6),
+        (torch.float64, None, 1e-10, 1e-12),
+        (torch.float64, torch.float32, 1e-4, 1e-6),
+    ],
+    ids=str,
+)
+def test_gradients_equal_autograd(own, inner, rtol, atol, hidden_dims):
+    for got, expected in zip(*gradients_and_autograds(own, inner, hidden_dims), strict=True):
+        torch.testing.assert_close(got, expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("hidden_dims", [(48,), (48, 48), (24, 48, 32)], ids=str)
+def test_bfloat16_gradients_are_near_float32s(hidden_dims):
+    for got, expected in zip(*gradients_and_autograds(torch.float32, torch.bfloat16, hidden_dims), strict=True):
+        assert got.dtype == torch.float32
+        assert (got - expected).norm() <= (0.02 if len(hidden_dims) > 1 else 1e-5) * expected.norm()
+
+
+def test_bfloat16_training_stays_with_float32():
+    """As exact a model, from the same rows in the same order."""
+    errors = []
+    for precision in ("fp32", "bf16"):
+        trainer = make_trainer(2000, max_epochs=8, lr=3e-3, precision=precision)
+        errors.append([trainer.train_epoch()["holdout_mse"] for _ in range(8)])
+    exact, rounded = errors
+    assert exact[-1] < 0.2 * exact[0]
+    assert rounded != exact
+    assert rounded[-1] == pytest.approx(exact[-1], rel=0.1)
 
 
 def test_elites_are_the_best_members_with_their_best_weights():

@@ -54,7 +54,7 @@ class DynamicsComponent:
 
     def _settings(self) -> dict[str, Any]:
         c = self.config
-        return {
+        settings = {
             "num_ensemble": c.num_ensemble,
             "num_elites": c.num_elites,
             "hidden_dims": tuple(c.dynamics_hidden_dims),
@@ -68,6 +68,9 @@ class DynamicsComponent:
             "learn_terminations": self.learn_terminations,
             "action_bounds": [c.action_space.low.tolist(), c.action_space.high.tolist()],
         }
+        if c.dynamics_precision != "fp32":  # older keys are those of float32
+            settings["precision"] = c.dynamics_precision
+        return settings
 
     def _check(self, path: Path, columns: Batch) -> None:
         """Raises ValueError unless ``path`` holds a model of the dataset's widths, and of terminations if need be."""
@@ -137,6 +140,7 @@ class DynamicsComponent:
             max_epochs_since_update=c.max_epochs_since_update,
             holdout_size=c.holdout_size,
             logvar_loss_coef=c.logvar_loss_coef,
+            precision=c.dynamics_precision,
             seed=c.seed or 0,
             device=self.device,
         )

@@ -30,19 +30,30 @@ class Gradients:
     The same numbers as autograd on `reference_loss` (a test pins them), in less time: no graph is built, buffers are
     kept between steps, SiLU's derivative reuses the forward sigmoid.
 
+    With ``dtype=torch.bfloat16``, the products between hidden layers are taken in bfloat16, from parameters that are
+    rounded anew each time. First and last layer, likelihood and gradients stay in the parameters' own dtype.
+
     Args:
         params: L weights ``(A, in, out)``, L biases ``(A, 1, out)``, upper and lower log-variance bounds ``(A, 1, D)``.
         logvar_loss_coef: weight of the bounds' loss.
+        dtype: of the products between hidden layers; None: the parameters' own.
     """
 
-    def __init__(self, params: Sequence[Tensor], logvar_loss_coef: float):
+    def __init__(self, params: Sequence[Tensor], logvar_loss_coef: float, dtype: torch.dtype | None = None):
         num_layers = (len(params) - 2) // 2
         self._coef = logvar_loss_coef
+        self._dtype = dtype if dtype and num_layers > 2 else params[0].dtype
         self._grads = [gradient_of(param) for param in params]
         data = [p.detach() for p in params]
         self._weights, self._biases, self._bounds = data[:num_layers], data[num_layers:-2], data[-2:]
-        self._one = data[0].new_ones(())
-        self._buffers: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+        self._copies: list[tuple[Tensor, Tensor]] = []  # of the parameters between hidden layers, in ``dtype``
+        for part in (self._weights, self._biases):
+            for i in range(1, num_layers - 1):
+                own, part[i] = part[i], part[i].to(self._dtype)
+                if part[i] is not own:
+                    self._copies.append((own, part[i]))
+        self._one = self._weights[-1].new_ones((), dtype=self._dtype)
+        self._buffers: dict[int, _Buffers] = {}
 
     @torch.no_grad()
     def compute(self, x: Tensor, y: Tensor) -> Tensor:
@@ -52,24 +63,44 @@ class Gradients:
             x: standardised inputs ``(A, B, in)``.
             y: standardised targets ``(A, B, D)``.
         """
-        weights, biases, num_layers = self._weights, self._biases, len(self._weights)
-        outs, sigmoids = self._get_buffers(x.shape[1])
-        hidden = [x]
-        for i in range(num_layers - 1):
-            z = torch.baddbmm(biases[i], hidden[i], weights[i], out=outs[i])
-            torch.sigmoid(z, out=sigmoids[i])
-            hidden.append(z.mul_(sigmoids[i]))
-        raw = torch.baddbmm(biases[-1], hidden[-1], weights[-1], out=outs[-1])
+        weights, biases, last = self._weights, self._biases, len(self._weights) - 1
+        if x.shape[1] not in self._buffers:
+            self._buffers[x.shape[1]] = _Buffers(weights, x.shape[1], self._dtype)
+        now = self._buffers[x.shape[1]]
+        for own, copy in self._copies:
+            copy.copy_(own)
+        inputs = x
+        for i, (h, s) in enumerate(zip(now.hidden, now.sigmoids, strict=True)):
+            z = torch.baddbmm(biases[i], inputs, weights[i], out=now.sums[i])
+            if z is not h:
+                z = h.copy_(z)
+            inputs = z.mul_(torch.sigmoid(z, out=s))
+        if now.top is not inputs:
+            now.top.copy_(inputs)
+        raw = torch.baddbmm(biases[last], now.top, weights[last])
         loss, delta = self._likelihood(raw, y)
-        for i in reversed(range(num_layers)):
-            torch.bmm(hidden[i].mT, delta, out=self._grads[i])
-            torch.sum(delta, 1, keepdim=True, out=self._grads[num_layers + i])
+        self._set(last, now.top, delta)
+        delta, weight = delta.to(self._dtype), weights[last].to(self._dtype)
+        for i in reversed(range(last)):
+            # silu'(z) = s + h (1 - s) = h + s (1 - h), with s = sigmoid(z) and h = z s; neither is needed after it
+            h, s = now.hidden[i], now.sigmoids[i]
+            slope = torch.lerp(h, self._one, s, out=h)
+            delta = torch.bmm(delta, weight.mT, out=s).mul_(slope)
+            weight = weights[i]
             if i:
-                # silu'(z) = s + h (1 - s) = h + s (1 - h), with s = sigmoid(z) and h = z s; neither is needed after it
-                h, s = hidden[i], sigmoids[i - 1]
-                slope = torch.lerp(h, self._one, s, out=h)
-                delta = torch.bmm(delta, weights[i].mT, out=s).mul_(slope)
+                self._set(i, now.hidden[i - 1], delta)
+        self._set(0, x, delta if delta.dtype == x.dtype else now.sums[0].copy_(delta))
         return loss
+
+    def _set(self, layer: int, inputs: Tensor, delta: Tensor) -> None:
+        """The gradients of a layer's weights and biases, from ``inputs (A, B, in)`` and ``delta (A, B, out)``."""
+        weights, biases = self._grads[layer], self._grads[len(self._weights) + layer]
+        if delta.dtype == weights.dtype:
+            torch.bmm(inputs.mT, delta, out=weights)
+            torch.sum(delta, 1, keepdim=True, out=biases)
+        else:
+            weights.copy_(torch.bmm(inputs.mT, delta))
+            biases.copy_(delta.sum(1, keepdim=True))
 
     def _likelihood(self, raw: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and its gradient with respect to ``raw (A, B, 2D)``; sets those of the log-variance bounds."""
@@ -90,8 +121,17 @@ class Gradients:
         torch.sum(d_logvar - d_capped, 1, keepdim=True, out=self._grads[-1]).sub_(self._coef)
         return loss, torch.cat((weighted.mul_(2 * scale), d_free), dim=-1)
 
-    def _get_buffers(self, batch: int) -> tuple[list[Tensor], list[Tensor]]:
-        if batch not in self._buffers:
-            outs = [w.new_zeros(len(w), batch, w.shape[2]) for w in self._weights]
-            self._buffers[batch] = outs, [b.clone() for b in outs[:-1]]
-        return self._buffers[batch]
+
+class _Buffers:
+    """What the passes over B rows share: ``hidden`` and ``sigmoids``, ``(A, B, width)`` each, in ``dtype``.
+
+    ``sums`` are in the memory of ``hidden``; but the first of them, and ``top``, the last of ``hidden``, are in the
+    parameters' dtype, as copies where that differs.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], batch: int, dtype: torch.dtype):
+        self.hidden = [w.new_zeros(len(w), batch, w.shape[2], dtype=dtype) for w in weights[:-1]]
+        self.sigmoids = [torch.zeros_like(h) for h in self.hidden]
+        self.sums, self.top = [*self.hidden], self.hidden[-1]
+        if dtype != weights[0].dtype:
+            self.sums[0], self.top = (torch.zeros_like(self.hidden[i], dtype=weights[0].dtype) for i in (0, -1))

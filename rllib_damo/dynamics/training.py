@@ -45,6 +45,7 @@ class DynamicsTrainer:
         max_epochs_since_update: patience, in epochs.
         holdout_size: transitions kept aside; at most a fifth of the data.
         logvar_loss_coef: weight of the loss that pulls the log-variance bounds together.
+        precision: "fp32", or "bf16" for products between hidden layers in bfloat16.
         seed: of the split, the bootstrap samples and the order of rows.
         device: where data and networks live.
 
@@ -68,6 +69,7 @@ class DynamicsTrainer:
         max_epochs_since_update: int = 5,
         holdout_size: int = 1000,
         logvar_loss_coef: float = 0.01,
+        precision: str = "fp32",
         seed: int = 0,
         device: torch.device | str = "cpu",
     ):
@@ -83,6 +85,7 @@ class DynamicsTrainer:
         self.device = torch.device(device)
         self._batch_size, self._max_epochs, self._patience = batch_size, max_epochs, max_epochs_since_update
         self._logvar_loss_coef = logvar_loss_coef
+        self._dtype = torch.bfloat16 if precision == "bf16" else None
         self._generator = torch.Generator(self.device).manual_seed(seed)
 
         obs, actions, next_obs, rew = (
@@ -153,7 +156,7 @@ class DynamicsTrainer:
         bootstrap = self._bootstrap[members] if len(self._active) < len(self._bootstrap) else self._bootstrap
         order = self._randperm(self._bootstrap.shape[1])
         total, steps = torch.zeros((), device=self.device), 0
-        gradients = Gradients(self._params, self._logvar_loss_coef)
+        gradients = Gradients(self._params, self._logvar_loss_coef, self._dtype)
         for columns in order.split(self._batch_size):
             rows = bootstrap[:, columns]  # (A, B)
             total += gradients.compute(self._inputs[rows], self._targets[rows]) * len(columns)
