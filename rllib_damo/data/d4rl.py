@@ -69,6 +69,12 @@ class D4RLReader(Reader):
                     f"{self.path}: this is the inside of a Minari dataset; give its id, or the folder that holds it."
                 )
             datasets = [key for key, item in file.items() if isinstance(item, h5py.Dataset) and item.shape]
+            if file and not datasets:
+                raise DataError(
+                    f"{self.path}: no arrays at the top of the file, only groups ({', '.join(sorted(file)[:5])}). Put "
+                    "observations, actions, rewards and the marks of episode ends there, all episodes one after the "
+                    "other."
+                )
             yield file, match_names(self.name, datasets)
 
 
