@@ -20,13 +20,14 @@ from bench_steps import hopper_sized, ready
 from rllib_damo.algorithm import DAMO
 
 
-def learners(num: int, steps: int) -> tuple[DAMO, Callable[[], float]]:
-    """Takes ``steps`` gradient steps a call; returns the samples."""
-    algo = ready(hopper_sized(5000).learners(num_learners=num).training(rollout_freq=10, rollout_batch_size=2000))
+def learners(num: int, steps: int, batch_size: int) -> tuple[DAMO, Callable[[], float]]:
+    """Takes ``steps`` gradient steps of ``batch_size`` rows a learner in each call; returns the samples."""
+    config = hopper_sized(5000).learners(num_learners=num).training(rollout_freq=10, rollout_batch_size=2000)
+    algo = ready(config.training(train_batch_size_per_learner=batch_size))
 
     def work() -> float:
         algo._foreach_learner("update_many", steps)
-        return num * steps * algo.config.train_batch_size_per_learner
+        return num * steps * batch_size
 
     return algo, work
 
@@ -36,19 +37,23 @@ def runners(num: int, starts: int) -> tuple[DAMO, Callable[[], float]]:
     algo = ready(
         hopper_sized(5000).env_runners(num_env_runners=num).training(rollout_freq=1, rollout_batch_size=starts)
     )
-    return algo, lambda: sum(len(ray.get(table)) for table in algo._roll_out())
+    return algo, lambda: sum(len(table) for table in algo._roll_out())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100, help="gradient steps of a round")
+    parser.add_argument("--batch-size", type=int, default=256, help="of each learner")
     parser.add_argument("--starts", type=int, default=25_000, help="start states of a round of rollouts")
     args = parser.parse_args()
     torch.set_num_threads(1)
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
-    for name, make, size in (("learners", learners, args.steps), ("runners", runners, args.starts)):
-        made = {num: make(num, size) for num in (1, 2)}
+    for name, make, sizes in (
+        ("learners", learners, (args.steps, args.batch_size)),
+        ("runners", runners, (args.starts,)),
+    ):
+        made = {num: make(num, *sizes) for num in (1, 2)}
         rates: dict[int, list[float]] = {num: [] for num in made}
         for _ in range(args.rounds):
             for num, (_, work) in made.items():
