@@ -24,12 +24,13 @@ def measure(name: str) -> dict[str, float]:
     import gymnasium as gym
 
     from rllib_damo.buffers import Layout, as_constant
+    from rllib_damo.data.reader import Conventions
     from rllib_damo.data.sources import load
     from rllib_damo.spaces import to_unit
 
     env = gym.make("Hopper-v5")
     before, start = resident(), time.perf_counter()
-    transitions = load(name, observation_space=env.observation_space, action_space=env.action_space)
+    transitions = load(name, observation_space=env.observation_space, conventions=Conventions(env.action_space))
     unit_actions = to_unit(transitions.actions, env.action_space)
     layout = Layout(transitions.observations.shape[1], unit_actions.shape[1])
     rows = as_constant(

@@ -101,6 +101,7 @@ class DAMOConfig(AlgorithmConfig):
         self.real_ratio = 0.5
         self.overlap_rollouts = False
         self.max_dataset_rows: int | None = None
+        self.actions_in_input_normalized = None
         # Dynamics model
         self.num_ensemble = 7
         self.num_elites = 5
@@ -328,7 +329,8 @@ class DAMOConfig(AlgorithmConfig):
                 dynamics model and the networks' input statistics are those of the first window.
             kwargs: RLlib's own options; above all ``input_``: a short name ("hopper-medium"), ``minari://ID``, an
                 HDF5 file in D4RL's format, Parquet files, or a folder of episodes recorded by RLlib. Relative paths
-                are made absolute.
+                are made absolute. ``input_read_schema`` names columns, {"obs": "o_t"}; ``actions_in_input_normalized``
+                says that actions lie in [-1, 1] (None: in RLlib's recordings, and in nothing else).
         """
         if "input_" in kwargs:
             kwargs["input_"] = _found(kwargs["input_"])

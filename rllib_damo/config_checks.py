@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,16 @@ def _check_input(config: Config) -> None:
             f"{config._name} trains on a dataset: set `config.offline_data(input_=...)` to a short name such as "
             f"'hopper-medium', 'minari://ID', or a path; found input_={config.input_!r}."
         )
+    if config.actions_in_input_normalized not in (None, False, True):
+        config._value_error(
+            "`actions_in_input_normalized` must be True, False, or None (in RLlib's recordings, and in nothing else); "
+            f"found {config.actions_in_input_normalized!r}."
+        )
+    schema = config.input_read_schema
+    if not isinstance(schema, Mapping) or not all(isinstance(name, str) for item in schema.items() for name in item):
+        config._value_error(
+            f'`input_read_schema` must be a dict of column names, {{"obs": "o_t"}} for one; found {schema!r}.'
+        )
     if config.is_multi_agent:
         config._value_error(f"{config._name} is a single-agent algorithm: remove the `.multi_agent()` settings.")
     if config.lr is not None:
@@ -60,6 +71,15 @@ def _check_unread(config: Config) -> None:
         ("shuffle_batch_per_epoch", False, "every batch is drawn at random"),
         ("torch_compile_learner", False, "the gradient step is a fused one of its own"),
         ("torch_compile_worker", False, "rollouts are batched already"),
+        ("_learner_connector", None, "batches are drawn from the dataset and the model buffer, rows of their own"),
+        ("prelearner_class", None, "rows go to the learner as they are; change the dataset instead"),
+        ("postprocess_inputs", False, "rows go to the learner as they are; change the dataset instead"),
+        ("clip_rewards", None, "rewards are the dataset's; change the dataset instead"),
+        ("observation_filter", "NoFilter", "set `normalize_observations`"),
+        ("optimizer", {}, "each network has an Adam of its own: set `critic_lr`, `actor_lr` and the like"),
+        ("_torch_lr_scheduler_classes", None, "learning rates take schedules in gradient steps"),
+        ("_torch_grad_scaler_class", None, "set `precision`"),
+        ("torch_skip_nan_gradients", False, "a step that is not finite ends the run with an error"),
     ):
         if getattr(config, name) != value:
             config._value_error(

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from ray.rllib.offline.offline_prelearner import OfflinePreLearner
 from ray.tune.registry import register_env
 
 from rllib_damo import DAMOConfig
@@ -133,6 +134,18 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("shuffle_batch_per_epoch", True),
     ("torch_compile_learner", True),
     ("torch_compile_worker", True),
+    ("_learner_connector", len),
+    ("prelearner_class", OfflinePreLearner),
+    ("postprocess_inputs", True),
+    ("clip_rewards", True),
+    ("observation_filter", "MeanStdFilter"),
+    ("optimizer", {"type": "SGD"}),
+    ("_torch_lr_scheduler_classes", [int]),
+    ("_torch_grad_scaler_class", int),
+    ("torch_skip_nan_gradients", True),
+    ("actions_in_input_normalized", "yes"),
+    ("input_read_schema", ["obs"]),
+    ("input_read_schema", {"obs": 1}),
 ]
 
 

@@ -16,9 +16,10 @@ from rllib_damo.data.columns import match_names
 from rllib_damo.data.d4rl import write_d4rl
 from rllib_damo.data.minari_io import local_ids, write_minari
 from rllib_damo.data.parquet import write_parquet
-from rllib_damo.data.reader import split_at_ends
+from rllib_damo.data.reader import Conventions, split_at_ends
 from rllib_damo.data.schema import DataError, Transitions, concatenate
 from rllib_damo.data.sources import load, resolve
+from rllib_damo.spaces import from_unit
 from tests.data_helpers import (
     ACTION_SPACE,
     OBSERVATION_SPACE,
@@ -31,6 +32,7 @@ from tests.data_helpers import (
 
 # Ragged lengths (single steps included) and how each ends: all terminal, none, and mixed.
 EPISODES = st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=6)
+_SCHEMA_ORDER = ("observations", "next_observations", "actions", "rewards", "terminations", "truncations")
 FAST = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
@@ -57,7 +59,45 @@ def test_flat_columns_are_read_as_they_are(tmp_path, write, episodes, wide, seed
             key: array.astype(np.float64 if array.dtype == np.float32 else np.uint8) for key, array in columns.items()
         }
     suffix = "hdf5" if write is write_hdf5 else "parquet"
-    assert_equal(load(write(tmp_path / f"data.{suffix}", columns), action_space=ACTION_SPACE), data)
+    assert_equal(load(write(tmp_path / f"data.{suffix}", columns), conventions=Conventions(ACTION_SPACE)), data)
+
+
+@WRITERS
+def test_columns_of_other_names_are_found_by_the_schema_of_rllib(tmp_path, write) -> None:
+    data, suffix = make_transitions((4, 3, 5)), "hdf5" if write is write_hdf5 else "parquet"
+    schema = {"obs": "o", "new_obs": "o'", "actions": "a", "rewards": "r", "terminateds": "d", "truncateds": "cut"}
+    arrays = zip(schema.values(), (getattr(data, key) for key in _SCHEMA_ORDER), strict=True)
+    ids = np.repeat([b"x", b"y", b"z"], (4, 3, 5))
+    columns = {**dict(arrays), "episode": ids, "obs": np.zeros((12, 1), np.float32)}  # the name that was given wins
+    path = write(tmp_path / f"data.{suffix}", columns)
+    given = Conventions(ACTION_SPACE, input_read_schema={**schema, "eps_id": "episode", "infos": "i"})
+    assert_equal(load(path, conventions=given), data)
+    reader = resolve(path, conventions=given)
+    assert_equal(concatenate([reader.read(*part) for part in reader.splits(6)]), data)
+    with pytest.raises(
+        DataError, match=r"no column 'r2', which input_read_schema has for 'rewards'; found \['a', 'cut'"
+    ):
+        load(path, conventions=Conventions(input_read_schema={**schema, "rewards": "r2"}))
+
+
+@WRITERS
+def test_normalised_actions_are_mapped_to_the_environments(tmp_path, write) -> None:
+    data, suffix = make_transitions(), "hdf5" if write is write_hdf5 else "parquet"
+    unit = np.random.default_rng(0).uniform(-1, 1, data.actions.shape).astype(np.float32)
+    path = write(tmp_path / f"data.{suffix}", {**d4rl_columns(data), "actions": unit})
+    for normalized, expected in ((True, from_unit(unit, ACTION_SPACE)), (False, unit), (None, unit)):
+        conventions = Conventions(ACTION_SPACE, actions_in_input_normalized=normalized)
+        reader = resolve(path, conventions=conventions)
+        np.testing.assert_array_equal(reader.read().actions, expected)
+        np.testing.assert_array_equal(reader.read(1, 5).actions, expected[1:5])
+
+
+def test_minari_says_itself_what_its_columns_are(tmp_path) -> None:
+    write_minari(make_transitions(), "test/said-v0", observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
+    for options in ({"actions_in_input_normalized": True}, {"input_read_schema": {"obs": "o"}}):
+        with pytest.raises(DataError, match=f"minari://test/said-v0: {next(iter(options))}"):
+            load("test/said-v0", conventions=Conventions(**options))
+    load("test/said-v0", conventions=Conventions(actions_in_input_normalized=False))
 
 
 @WRITERS
@@ -188,7 +228,7 @@ def test_minaris_own_files(tmp_path, episodes, data_format, ended) -> None:
     minari.create_dataset_from_buffers(
         dataset_id, buffers, observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE, data_format=data_format
     )
-    found = load(f"minari://{dataset_id}", observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
+    found = load(f"minari://{dataset_id}", observation_space=OBSERVATION_SPACE, conventions=Conventions(ACTION_SPACE))
     if not ended:  # an unfinished episode ends truncated
         data.terminations[-1], data.truncations[-1] = False, True
     assert_equal(found, data)

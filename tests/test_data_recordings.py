@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rllib_damo.data.reader import Conventions
 from rllib_damo.data.schema import DataError, Transitions, check
 from rllib_damo.data.sources import load
 from rllib_damo.spaces import from_unit
@@ -69,7 +70,10 @@ def test_recorded_episodes(tmp_path) -> None:
         np.testing.assert_array_equal(getattr(found, key), getattr(data, key)[rows])
     np.testing.assert_allclose(found.actions, from_unit(unit.clip(-1, 1), ACTION_SPACE)[rows])
     check(found, OBSERVATION_SPACE, ACTION_SPACE)
-    np.testing.assert_array_equal(load(str(tmp_path / "recorded"), recorded_actions="env").actions, unit[rows])
+    raw = Conventions(actions_in_input_normalized=False)
+    np.testing.assert_array_equal(load(str(tmp_path / "recorded"), conventions=raw).actions, unit[rows])
+    with pytest.raises(DataError, match="input_read_schema names the columns of HDF5 and Parquet files"):
+        load(str(tmp_path / "recorded"), conventions=Conventions(input_read_schema={"obs": "o"}))
 
 
 def _pack(array: np.ndarray) -> str:
@@ -93,11 +97,11 @@ def test_recordings_in_columns(tmp_path) -> None:
     order = np.argsort(np.r_[0, 1, 2, 8, 0.5, 1.5, 2.5, 3.5, 4.5, 9, 10], kind="stable")  # two episodes interleaved
     columns = {key: [values[row] for row in order] for key, values in columns.items()}
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
-    found = load(str(tmp_path / "x.parquet"), action_space=ACTION_SPACE)
+    found = load(str(tmp_path / "x.parquet"), conventions=Conventions(ACTION_SPACE))
     for key in ("observations", "rewards", "next_observations", "terminations", "truncations"):
         np.testing.assert_array_equal(getattr(found, key), getattr(data, key))
     np.testing.assert_allclose(found.actions, from_unit(unit, ACTION_SPACE))
-    with pytest.raises(DataError, match="needs the environment's action space"):
+    with pytest.raises(DataError, match="mapped back by the environment's action space"):
         load(str(tmp_path / "x.parquet"))
 
 
@@ -111,7 +115,7 @@ def test_a_packed_value_cannot_run_code(tmp_path) -> None:
     columns["obs"][1] = base64.b64encode(lz4.frame.compress(pickle.dumps(Evil()))).decode()
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     with pytest.raises(DataError, match="where numbers are expected"):
-        load(str(tmp_path / "x.parquet"), action_space=ACTION_SPACE)
+        load(str(tmp_path / "x.parquet"), conventions=Conventions(ACTION_SPACE))
     assert not (tmp_path / "ran").exists()
 
 

@@ -10,6 +10,7 @@ import pytest
 from rllib_damo.data.d4rl import write_d4rl
 from rllib_damo.data.minari_io import write_minari
 from rllib_damo.data.parquet import write_parquet
+from rllib_damo.data.reader import Conventions
 from rllib_damo.data.schema import DataError, concatenate
 from rllib_damo.data.sources import load
 from tests.data_helpers import (
@@ -68,7 +69,7 @@ def test_unsound_columns_are_refused(tmp_path, write, spoil, message) -> None:
         tmp_path / f"d.{'hdf5' if write is write_hdf5 else 'parquet'}", spoil(d4rl_columns(make_transitions()))
     )
     with pytest.raises(DataError, match=message):
-        load(path, observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
+        load(path, observation_space=OBSERVATION_SPACE, conventions=Conventions(ACTION_SPACE))
 
 
 def test_other_unsound_files(tmp_path) -> None:

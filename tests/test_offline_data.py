@@ -9,19 +9,27 @@ import pytest
 import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from rllib_damo import DAMOConfig
 from rllib_damo.data.d4rl import write_d4rl
 from rllib_damo.data.offline_data import DAMOOfflineData, from_arrow, to_arrow, windows
 from rllib_damo.data.parquet import write_parquet
 from rllib_damo.data.schema import DataError, Transitions, concatenate
-from tests.data_helpers import ACTION_SPACE, OBSERVATION_SPACE, assert_equal, make_transitions
+from rllib_damo.spaces import to_unit
+from tests.data_helpers import (
+    ACTION_SPACE,
+    OBSERVATION_SPACE,
+    assert_equal,
+    d4rl_columns,
+    make_transitions,
+    write_hdf5,
+)
 
 DATA = make_transitions((30, 1, 25, 40, 4))
 
 
 def _offline(input_: object, **options: object) -> DAMOOfflineData:
-    config = AlgorithmConfig().environment(observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
+    config = DAMOConfig().environment(observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
     config.offline_data(input_=input_)
     for key, value in options.items():
         setattr(config, key, value)
@@ -57,6 +65,22 @@ def test_lists_and_transitions_are_inputs(tmp_path, path) -> None:
     assert_equal(_offline(DATA).transitions, DATA)
 
 
+def test_the_configs_conventions_are_those_of_the_files(tmp_path) -> None:
+    columns = d4rl_columns(DATA)
+    columns = {"o_t": columns.pop("observations"), **columns, "actions": to_unit(DATA.actions, ACTION_SPACE)}
+    file = write_hdf5(tmp_path / "data.hdf5", columns)
+    options = {"input_read_schema": {"obs": "o_t"}, "actions_in_input_normalized": True}
+    found = _offline(file, **options).transitions
+    np.testing.assert_array_equal(found.observations, DATA.observations)
+    np.testing.assert_allclose(found.actions, DATA.actions, atol=1e-6)
+    window = _offline(file, **options, max_dataset_rows=35).transitions
+    np.testing.assert_array_equal(window.actions, found.actions[:31])
+    with pytest.raises(DataError, match=r"made: actions_in_input_normalized=True, but here .* by definition"):
+        _ = _offline(DATA, actions_in_input_normalized=True).transitions
+    with pytest.raises(DataError, match="made: input_read_schema names the columns of HDF5 and Parquet files"):
+        _ = _offline(DATA, input_read_schema={"obs": "o_t"}).transitions
+
+
 def test_an_address_reaches_the_named_filesystem(tmp_path) -> None:
     write_parquet(DATA, tmp_path / "bucket" / "data.parquet")
     bucket = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
@@ -72,7 +96,11 @@ def test_an_address_reaches_the_named_filesystem(tmp_path) -> None:
         ({"max_dataset_rows": 0}, "max_dataset_rows=0"),
         ({"max_dataset_rows": 1.5}, "max_dataset_rows=1.5"),
         ({"max_dataset_rows": True}, "max_dataset_rows=True"),
-        ({"recorded_actions": "raw"}, "must be 'normalized' or 'env'"),
+        ({"actions_in_input_normalized": True, "action_space": None}, "mapped back by the environment's action space"),
+        (
+            {"input_read_schema": {"obs": "o_t"}},
+            r"no column 'o_t', which input_read_schema has for 'obs'; found \['acti",
+        ),
     ],
 )
 def test_bad_options_are_named(path, options, message) -> None:

@@ -129,12 +129,13 @@ def check(
     """Run every check on a dataset; exit code 1 where one fails."""
     from rllib_damo.data import sources
     from rllib_damo.data.info import report
+    from rllib_damo.data.reader import Conventions
     from rllib_damo.data.schema import DataError
 
     _refuse_unmade(file)
     observation_space, action_space = _spaces(env) if env else (None, None)
     try:
-        reader = sources.resolve(file, action_space=action_space)
+        reader = sources.resolve(file, conventions=Conventions(action_space))
     except DataError:
         if not Path(file).expanduser().exists():  # the command's mistake, not the data's
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,11 +49,18 @@ _REQUIRED = ("observations", "actions", "rewards")
 _warn_once = functools.cache(logger.warning)  # a file is opened more than once
 
 
-def match_names(name: str, present: Iterable[str]) -> dict[str, str]:
+def match_names(name: str, present: Iterable[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
     """Which column of a file holds which part of the schema: {schema name: column name}, absent ones left out.
 
+    Args:
+        name: of the dataset, for messages.
+        present: the file's columns.
+        given: the user's {alias: column name}, RLlib's `input_read_schema`; what it names of columns that the schema
+            does not know is left alone.
+
     Raises:
-        DataError: if a required column is missing, or all of those that tell where episodes end.
+        DataError: if a column that is given is not there, if a required one is missing, or all of those that tell where
+            episodes end.
     """
     names = set(present)
     found = {
@@ -61,6 +68,14 @@ def match_names(name: str, present: Iterable[str]) -> dict[str, str]:
         for key, aliases in ALIASES.items()
         if names & set(aliases)
     }
+    for key, aliases in ALIASES.items():
+        for alias in set(aliases) & set(given or {}):
+            found[key] = (given or {})[alias]
+            if found[key] not in names:
+                raise DataError(
+                    f"{name}: no column {found[key]!r}, which input_read_schema has for {alias!r}; found "
+                    f"{sorted(names) or 'none'}."
+                )
     missing = [key for key in _REQUIRED if key not in found]
     if missing:
         raise DataError(
@@ -86,7 +101,8 @@ def match_names(name: str, present: Iterable[str]) -> dict[str, str]:
 
 
 def _naming(keys: list[str]) -> str:
-    return "Name them " + "; ".join(f"{key}: {' or '.join(ALIASES[key])}" for key in keys) + "."
+    names = "; ".join(f"{key}: {' or '.join(ALIASES[key])}" for key in keys)
+    return f"Name them {names}; or say what they are in input_read_schema."
 
 
 def as_float_matrix(name: str, key: str, values: np.ndarray, dims: int) -> np.ndarray:

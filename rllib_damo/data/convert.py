@@ -13,6 +13,7 @@ from minari.serialization import deserialize_space, serialize_space
 from rllib_damo.data.d4rl import write_d4rl
 from rllib_damo.data.minari_io import write_minari
 from rllib_damo.data.parquet import write_parquet
+from rllib_damo.data.reader import Conventions
 from rllib_damo.data.schema import DataError, check
 from rllib_damo.data.sources import HDF5_SUFFIXES, MINARI_SCHEME, PARQUET_SUFFIXES, resolve
 
@@ -47,7 +48,7 @@ def convert(
         raise DataError(f"{target}: write to a path in .hdf5 or .parquet, or to a Minari id such as hopper/mine-v0.")
     facts = _spaces_of_env(env_id) if env_id else {}
     action_space = deserialize_space(facts["action_space"]) if env_id else None
-    reader = resolve(src, action_space=action_space)
+    reader = resolve(src, conventions=Conventions(action_space))
     transitions = reader.read()
     facts = {key: value for key, value in reader.metadata().items() if key in _CARRIED} | facts
     observation_space, action_space = (

@@ -13,7 +13,8 @@ import h5py
 import numpy as np
 
 from rllib_damo.data.columns import END_COLUMNS, assemble, episode_ends, match_names, new_file
-from rllib_damo.data.reader import Reader, split_at_ends
+from rllib_damo.data.reader import DEFAULT_CONVENTIONS, Conventions, Reader, split_at_ends
+from rllib_damo.data.recorded import normalized_to_env
 from rllib_damo.data.schema import DataError, Transitions
 
 METADATA_ATTRIBUTE = "rllib_damo"
@@ -22,9 +23,10 @@ METADATA_ATTRIBUTE = "rllib_damo"
 class D4RLReader(Reader):
     """One D4RL-style HDF5 file; arrays and groups that the schema does not know (`infos/…`) are left alone."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], conventions: Conventions = DEFAULT_CONVENTIONS) -> None:
         self.path = str(path)
         self.name = self.path
+        self._conventions = conventions
 
     def read(self, start: int = 0, stop: int | None = None) -> Transitions:
         with self._open() as (file, names):
@@ -38,6 +40,8 @@ class D4RLReader(Reader):
                 key: _read(self.name, key, file[column], start, end if not whole else lengths[key])
                 for key, column in names.items()
             }
+        if self._conventions.actions_in_input_normalized:
+            columns["actions"] = normalized_to_env(self.name, columns["actions"], self._conventions.action_space)
         return assemble(self.name, columns, lookahead=lookahead, partial=not whole)
 
     def splits(self, max_rows: int) -> list[tuple[int, int]]:
@@ -75,7 +79,7 @@ class D4RLReader(Reader):
                     "observations, actions, rewards and the marks of episode ends there, all episodes one after the "
                     "other."
                 )
-            yield file, match_names(self.name, datasets)
+            yield file, match_names(self.name, datasets, self._conventions.input_read_schema)
 
 
 def _read(name: str, key: str, dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 
 from rllib_damo.data.parquet import FilesReader
-from rllib_damo.data.recorded import decode_box, decode_msgpack_hook, recorded_to_env
+from rllib_damo.data.recorded import decode_box, decode_msgpack_hook, normalized_to_env
 from rllib_damo.data.schema import DataError, Transitions
 
 _EPISODES_PER_SPLIT = 32
@@ -81,12 +81,14 @@ class EpisodesReader(FilesReader):
             observations, actions, rewards = (
                 self._column(state, key) for key in ("observations", "actions", "rewards")
             )
-            space = self._action_space or decode_box(state.get("_action_space"))
+            if self._conventions.actions_in_input_normalized is not False:
+                space = self._conventions.action_space or decode_box(state.get("_action_space"))
+                actions = normalized_to_env(self.name, actions, space)
             return _Chunk(
                 str(state["id_"]),
                 int(state["t_started"]),
                 observations,
-                recorded_to_env(self.name, actions, space, self._recorded_actions),
+                actions,
                 rewards.reshape(-1),
                 bool(state["is_terminated"]),
                 bool(state["is_truncated"]),

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_damo.data.cautions import cautions
+from rllib_damo.data.reader import Conventions
 from rllib_damo.data.schema import DataError, Transitions, problems
 from rllib_damo.data.sources import resolve
 
@@ -98,7 +99,7 @@ def report(
         action_space: the environment's, where width and bounds are to be checked.
     """
     try:
-        transitions = resolve(path, action_space=action_space).read()
+        transitions = resolve(path, conventions=Conventions(action_space)).read()
     except DataError as error:
         return [f"FAIL  readable: {error}"]
     found = problems(transitions, observation_space, action_space)

@@ -18,7 +18,7 @@ from ray.rllib.offline.offline_data import OfflineData
 from rllib_damo.config_checks import is_count
 from rllib_damo.data.columns import as_flags
 from rllib_damo.data.parquet import column_to_numpy
-from rllib_damo.data.reader import Reader
+from rllib_damo.data.reader import Conventions, Reader
 from rllib_damo.data.schema import DataError, Transitions, check, concatenate
 from rllib_damo.data.sources import load, resolve_all
 
@@ -32,8 +32,8 @@ class DAMOOfflineData(OfflineData):
     """The offline dataset of an algorithm. Nothing is read before one of its properties is used.
 
     Reads from the config: `input_` (a name, a list of names, or `Transitions`), `observation_space` and `action_space`
-    (may be None), `input_filesystem` with `input_filesystem_kwargs`, and, if there, `max_dataset_rows` (the cap; None:
-    everything is held in memory) and `recorded_actions` (see `sources.load`).
+    (may be None), `actions_in_input_normalized`, `input_read_schema`, `input_filesystem` with
+    `input_filesystem_kwargs`, and, if there, `max_dataset_rows` (the cap; None: everything is held in memory).
 
     Raises:
         DataError: on first use, as `sources.load` does.
@@ -66,9 +66,8 @@ class DAMOOfflineData(OfflineData):
             self._transitions = load(
                 self.config.input_,
                 observation_space=self.config.observation_space,
-                action_space=self.config.action_space,
+                conventions=self._conventions(),
                 filesystem=self._filesystem(),
-                recorded_actions=self._recorded_actions(),
             )
         return self._transitions
 
@@ -162,14 +161,14 @@ class DAMOOfflineData(OfflineData):
         if self._readers is None:
             self._readers = resolve_all(
                 self.config.input_,
-                action_space=self.config.action_space,
+                conventions=self._conventions(),
                 filesystem=self._filesystem(),
-                recorded_actions=self._recorded_actions(),
             )
         return self._readers
 
-    def _recorded_actions(self) -> str:
-        return getattr(self.config, "recorded_actions", "normalized")
+    def _conventions(self) -> Conventions:
+        c = self.config
+        return Conventions(c.action_space, c.actions_in_input_normalized, c.input_read_schema or {})
 
     def _filesystem(self) -> pa.fs.FileSystem | None:
         """RLlib's `input_filesystem`: None, a pyarrow filesystem, or "s3", "gcs" or "abs" with its arguments.

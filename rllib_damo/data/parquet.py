@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from rllib_damo.data.columns import END_COLUMNS, assemble, episode_ends, match_names, new_file
-from rllib_damo.data.reader import Reader, split_at_ends
-from rllib_damo.data.recorded import recorded_to_env, unpack_array
+from rllib_damo.data.reader import DEFAULT_CONVENTIONS, Conventions, Reader, split_at_ends
+from rllib_damo.data.recorded import normalized_to_env, unpack_array
 from rllib_damo.data.schema import DataError, Transitions
 
 METADATA_KEY = b"rllib_damo"
@@ -91,17 +90,13 @@ class FilesReader(Reader):
 
     Args:
         files: which.
-        action_space: of the environment, to undo the normalisation of recorded actions.
-        recorded_actions: "normalized" or "env": how RLlib recorded them.
+        conventions: what they do not say of themselves.
     """
 
-    def __init__(
-        self, files: Files, action_space: gym.Space | None = None, recorded_actions: str = "normalized"
-    ) -> None:
+    def __init__(self, files: Files, conventions: Conventions = DEFAULT_CONVENTIONS) -> None:
         self.files = files
         self.name = files.name
-        self._action_space = action_space
-        self._recorded_actions = recorded_actions
+        self._conventions = conventions
 
 
 class ParquetReader(FilesReader):
@@ -116,7 +111,10 @@ class ParquetReader(FilesReader):
         lookahead = "next_observations" not in names and stop < total
         columns = self._columns(names, start, stop + lookahead)
         if is_recording:
-            columns = self._restore_recording(columns)
+            columns = _in_episodes(columns)
+        normalized = self._conventions.actions_in_input_normalized
+        if is_recording if normalized is None else normalized:
+            columns["actions"] = normalized_to_env(self.name, columns["actions"], self._conventions.action_space)
         return assemble(self.name, columns, lookahead=lookahead, partial=not (start == 0 and stop == total))
 
     def splits(self, max_rows: int) -> list[tuple[int, int]]:
@@ -134,7 +132,7 @@ class ParquetReader(FilesReader):
 
     def _names(self) -> tuple[dict[str, str], bool]:
         present = self.files.open(self.files.paths[0]).schema_arrow.names
-        names = match_names(self.name, present)
+        names = match_names(self.name, present, self._conventions.input_read_schema)
         is_recording = {"eps_id", "new_obs", "terminateds", "module_id"} <= set(present)
         return names, is_recording
 
@@ -151,7 +149,7 @@ class ParquetReader(FilesReader):
         out: dict[str, np.ndarray] = {}
         for offset, table in self._tables(list(names.values()), start, stop):
             for key, column in names.items():
-                values = column_to_numpy(self.name, column, table[column], start + offset)
+                values = column_to_numpy(self.name, column, table[column], start + offset, key == "episode_ids")
                 if key not in out:
                     is_wide = values.dtype == np.float64 and key != "episode_ids"
                     dtype = np.float32 if is_wide else values.dtype
@@ -179,15 +177,17 @@ class ParquetReader(FilesReader):
                 yield position + first - start, table.slice(first, last - first)
             position += rows
 
-    def _restore_recording(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        _, first, codes = np.unique(columns["episode_ids"], return_index=True, return_inverse=True)
-        order = np.argsort(first[codes], kind="stable")  # rows of one episode together, in order of first appearance
-        columns = {key: values[order] for key, values in columns.items()}
-        columns["actions"] = recorded_to_env(self.name, columns["actions"], self._action_space, self._recorded_actions)
-        return columns
+
+def _in_episodes(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rows of one episode together, episodes in order of first appearance."""
+    _, first, codes = np.unique(columns["episode_ids"], return_index=True, return_inverse=True)
+    order = np.argsort(first[codes], kind="stable")
+    return {key: values[order] for key, values in columns.items()}
 
 
-def column_to_numpy(name: str, column: str, values: pa.ChunkedArray, first_row: int = 0) -> np.ndarray:
+def column_to_numpy(
+    name: str, column: str, values: pa.ChunkedArray, first_row: int = 0, is_text: bool = False
+) -> np.ndarray:
     """A Parquet column as an array of N rows: numbers and flags (N,), vectors (N, width), strings (N,) object.
 
     Args:
@@ -195,6 +195,7 @@ def column_to_numpy(name: str, column: str, values: pa.ChunkedArray, first_row: 
         column: its name, for messages.
         values: the column, or a part of it.
         first_row: the number of its first row, for messages.
+        is_text: strings are just that; else they are arrays that RLlib packed.
 
     Raises:
         DataError: for missing values, or vectors of different widths.
@@ -202,14 +203,14 @@ def column_to_numpy(name: str, column: str, values: pa.ChunkedArray, first_row: 
     parts = []
     for chunk in values.chunks:
         if len(chunk):
-            parts.append(_chunk_to_numpy(name, column, chunk, first_row))
+            parts.append(_chunk_to_numpy(name, column, chunk, first_row, is_text))
         first_row += len(chunk)
     if len({part.shape[1:] for part in parts}) > 1:
         raise DataError(f"{name}: column {column!r} holds vectors of different widths.")
     return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
-def _chunk_to_numpy(name: str, column: str, chunk: pa.Array, first_row: int) -> np.ndarray:
+def _chunk_to_numpy(name: str, column: str, chunk: pa.Array, first_row: int, is_text: bool) -> np.ndarray:
     _refuse_missing(name, column, chunk, 1, first_row)
     if isinstance(chunk, pa.ExtensionArray):
         chunk = chunk.storage
@@ -227,7 +228,7 @@ def _chunk_to_numpy(name: str, column: str, chunk: pa.Array, first_row: int) -> 
         return flat.to_numpy(zero_copy_only=False).reshape(len(chunk), width)
     values = chunk.to_numpy(zero_copy_only=False)
     is_bytes = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
-    if is_bytes and column not in ("eps_id", "episode_id"):
+    if is_bytes and not is_text:
         unpacked = [np.asarray(unpack_array(name, column, value)) for value in values]
         if len({item.shape for item in unpacked}) > 1:
             raise DataError(f"{name}: column {column!r} holds vectors of different widths.")

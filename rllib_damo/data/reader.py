@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from rllib_damo.data.schema import Transitions
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """What files do not say of themselves; the names are those of RLlib's options.
+
+    Args:
+        action_space: the environment's, to map normalised actions by.
+        actions_in_input_normalized: actions lie in [-1, 1] and stand for the bounds of the space; None: in RLlib's own
+            recordings, and in nothing else.
+        input_read_schema: {one of the names that a column is known by: the name that it has in HDF5 or Parquet}.
+    """
+
+    action_space: gym.Space | None = None
+    actions_in_input_normalized: bool | None = None
+    input_read_schema: Mapping[str, str] = field(default_factory=dict)
+
+
+DEFAULT_CONVENTIONS = Conventions()
 
 
 class Reader(ABC):

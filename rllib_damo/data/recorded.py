@@ -15,24 +15,21 @@ from rllib_damo.data.schema import DataError
 from rllib_damo.spaces import from_unit
 
 
-def recorded_to_env(name: str, actions: np.ndarray, space: gym.Space | None, recorded_actions: str) -> np.ndarray:
-    """Actions of an RLlib recording in the environment's units: RLlib records them before it clips and unsquashes them.
+def normalized_to_env(name: str, actions: np.ndarray, space: gym.Space | None) -> np.ndarray:
+    """Normalised actions in the environment's units. RLlib records them before it clips and unsquashes them.
 
     Args:
         name: for messages.
-        actions: (N, act).
+        actions: (N, act); what is beyond [-1, 1] is clipped.
         space: the environment's action Box.
-        recorded_actions: "normalized" (recorded with `normalize_actions=True`, RLlib's default) or "env".
 
     Raises:
-        DataError: if the space is needed and not known.
+        DataError: if the space is not known.
     """
-    if recorded_actions == "env":
-        return actions
     if space is None:
         raise DataError(
-            f"{name}: RLlib records normalised actions, and mapping them back needs the environment's action space. "
-            "Give the environment (or action_space), or recorded_actions='env' if normalize_actions was off."
+            f"{name}: normalised actions, as RLlib records them, are mapped back by the environment's action space. "
+            "Give the environment (or action_space), or actions_in_input_normalized=False if they are in its units."
         )
     try:
         return from_unit(np.clip(np.asarray(actions, np.float32), -1.0, 1.0), space)

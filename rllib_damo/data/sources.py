@@ -16,7 +16,7 @@ from rllib_damo.data.episodes import EpisodesReader
 from rllib_damo.data.minari_io import METADATA_FILE, local_ids, local_path
 from rllib_damo.data.minari_read import MinariReader, download
 from rllib_damo.data.parquet import ParquetReader, find_files
-from rllib_damo.data.reader import Reader
+from rllib_damo.data.reader import DEFAULT_CONVENTIONS, Conventions, Reader
 from rllib_damo.data.schema import DataError, Transitions, check, concatenate
 
 Input: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Transitions"
@@ -24,46 +24,41 @@ Input: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | 
 MINARI_SCHEME = "minari://"
 HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf")
 PARQUET_SUFFIXES = (".parquet", ".pq")
-RECORDED_ACTIONS = ("normalized", "env")
 
 
 def load(
     input_: Input,
     *,
     observation_space: gym.Space | None = None,
-    action_space: gym.Space | None = None,
+    conventions: Conventions = DEFAULT_CONVENTIONS,
     filesystem: fs.FileSystem | None = None,
-    recorded_actions: str = "normalized",
 ) -> Transitions:
     """Resolve, read and check a dataset, or several of one environment.
 
     Args:
         input_: a name (see `resolve`), a list of names, or transitions that are only checked.
         observation_space: the environment's; the data's width is checked against it.
-        action_space: the environment's; width and bounds are checked, and RLlib's normalised actions mapped by it.
+        conventions: the action space, whose width and bounds are checked, and what else the files do not say.
         filesystem: for Parquet elsewhere; by default it follows from the address.
-        recorded_actions: for RLlib's own recordings, "normalized" (RLlib's default when recording) or "env".
 
     Raises:
         DataError: for unknown names (with near matches), unreadable files, and data that breaks the schema.
     """
     if isinstance(input_, Transitions):
+        _refuse_conventions(input_.name, conventions)
         transitions = input_
     else:
-        readers = resolve_all(
-            input_, action_space=action_space, filesystem=filesystem, recorded_actions=recorded_actions
-        )
+        readers = resolve_all(input_, conventions=conventions, filesystem=filesystem)
         transitions = concatenate([reader.read() for reader in readers])
-    check(transitions, observation_space, action_space)
+    check(transitions, observation_space, conventions.action_space)
     return transitions
 
 
 def resolve_all(
     input_: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
-    action_space: gym.Space | None = None,
+    conventions: Conventions = DEFAULT_CONVENTIONS,
     filesystem: fs.FileSystem | None = None,
-    recorded_actions: str = "normalized",
 ) -> list[Reader]:
     """The readers of one name or several; arguments as for `load`.
 
@@ -73,18 +68,14 @@ def resolve_all(
     names = [input_] if isinstance(input_, (str, os.PathLike)) else list(input_)
     if not names:
         raise DataError("input_ is an empty list; name at least one dataset.")
-    return [
-        resolve(name, action_space=action_space, filesystem=filesystem, recorded_actions=recorded_actions)
-        for name in names
-    ]
+    return [resolve(name, conventions=conventions, filesystem=filesystem) for name in names]
 
 
 def resolve(
     input_: str | os.PathLike[str],
     *,
-    action_space: gym.Space | None = None,
+    conventions: Conventions = DEFAULT_CONVENTIONS,
     filesystem: fs.FileSystem | None = None,
-    recorded_actions: str = "normalized",
 ) -> Reader:
     """The reader of what a name stands for. No rows are read yet; a dataset of a short name is made if it is not there.
 
@@ -96,30 +87,29 @@ def resolve(
     """
     if not isinstance(input_, (str, os.PathLike)) or not os.fspath(input_):
         raise DataError(f"input_={input_!r}: name a dataset as text, such as 'hopper-medium' or '/path/data.hdf5'.")
-    if recorded_actions not in RECORDED_ACTIONS:
-        raise DataError(f"recorded_actions={recorded_actions!r}: must be {' or '.join(map(repr, RECORDED_ACTIONS))}.")
     name = os.fspath(input_)
     if name.startswith(MINARI_SCHEME):
-        return _minari(name.removeprefix(MINARI_SCHEME))
+        return _minari(name.removeprefix(MINARI_SCHEME), conventions)
     if "://" in name or filesystem is not None:
         if name.endswith(HDF5_SUFFIXES):
             raise DataError(f"{name}: HDF5 is read from local files only; download it, or convert it to Parquet.")
-        return _parquet(name, action_space, filesystem, recorded_actions)
+        return _parquet(name, conventions, filesystem)
     path = Path(name).expanduser()
     if path.is_dir():
         for folder in (path, path / "data"):
             if (folder / METADATA_FILE).exists():
+                _refuse_conventions(name, conventions)
                 return MinariReader(folder, name)
-        return _parquet(str(path), action_space, None, recorded_actions)
+        return _parquet(str(path), conventions)
     if path.is_file() or name.endswith((*HDF5_SUFFIXES, *PARQUET_SUFFIXES)) or any(sign in name for sign in "*?["):
         if name.endswith(HDF5_SUFFIXES):
             if not path.is_file():
                 raise DataError(f"{name}: no such file." + _near(name))
-            return D4RLReader(path)
+            return D4RLReader(path, conventions)
         if name.endswith(PARQUET_SUFFIXES):
             if not path.is_file() and not any(sign in name for sign in "*?["):
                 raise DataError(f"{name}: no such file." + _near(name))
-            return _parquet(str(path), action_space, None, recorded_actions)
+            return _parquet(str(path), conventions)
         raise DataError(
             f"{name}: files are read that end in {', '.join(HDF5_SUFFIXES + PARQUET_SUFFIXES)}; "
             "`rllib_damo.data.parquet.write_parquet` makes one of arrays."
@@ -128,8 +118,8 @@ def resolve(
         from rllib_damo.data import behavior
 
         dataset_id = behavior.NAMES[name].dataset_id
-        return _minari(dataset_id if local_path(dataset_id) else behavior.make(name))
-    return _minari(name)
+        return _minari(dataset_id if local_path(dataset_id) else behavior.make(name), conventions)
+    return _minari(name, conventions)
 
 
 def short_names() -> list[str]:
@@ -139,23 +129,43 @@ def short_names() -> list[str]:
     return list(behavior.NAMES)
 
 
-def _minari(dataset_id: str) -> Reader:
+def _minari(dataset_id: str, conventions: Conventions) -> Reader:
     path = local_path(dataset_id) if dataset_id and ".." not in dataset_id else None
     if path is None:
         stem, _, version = dataset_id.rpartition("-v")
         if not stem or not version.isdigit() or _near(dataset_id):
             raise DataError(f"{dataset_id!r}: no dataset of this name." + (_near(dataset_id) or _kinds()))
         path = download(dataset_id)
-    return MinariReader(path, f"{MINARI_SCHEME}{dataset_id}")
+    name = f"{MINARI_SCHEME}{dataset_id}"
+    _refuse_conventions(name, conventions)
+    return MinariReader(path, name)
 
 
-def _parquet(
-    name: str, action_space: gym.Space | None, filesystem: fs.FileSystem | None, recorded_actions: str
-) -> Reader:
+def _refuse_conventions(name: str, conventions: Conventions) -> None:
+    """Raises DataError where the format says itself what ``conventions`` would say otherwise."""
+    if conventions.actions_in_input_normalized:
+        raise DataError(
+            f"{name}: actions_in_input_normalized=True, but here actions are in the environment's units by definition. "
+            "Leave it None."
+        )
+    _refuse_schema(name, conventions)
+
+
+def _refuse_schema(name: str, conventions: Conventions) -> None:
+    if conventions.input_read_schema:
+        raise DataError(
+            f"{name}: input_read_schema names the columns of HDF5 and Parquet files, and here there are none of those. "
+            "Leave it empty."
+        )
+
+
+def _parquet(name: str, conventions: Conventions, filesystem: fs.FileSystem | None = None) -> Reader:
     files = find_files(name, filesystem)
     columns = files.open(files.paths[0]).schema_arrow.names
-    reader = EpisodesReader if columns == ["item"] else ParquetReader
-    return reader(files, action_space, recorded_actions)
+    if columns != ["item"]:
+        return ParquetReader(files, conventions)
+    _refuse_schema(name, conventions)
+    return EpisodesReader(files, conventions)
 
 
 def _near(name: str) -> str:
