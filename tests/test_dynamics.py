@@ -265,8 +265,9 @@ def test_bad_arguments():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_trains_on_a_gpu():
-    trainer = make_trainer(2000, max_epochs=5, device="cuda")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_trains_on_a_gpu(precision):
+    trainer = make_trainer(2000, max_epochs=5, device="cuda", precision=precision)
     first = trainer.train_epoch()
     while not trainer.done:
         last = trainer.train_epoch()
