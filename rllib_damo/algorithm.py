@@ -70,6 +70,11 @@ class DAMO(Algorithm):
             )
         for caution in cautions(transitions):
             logger.warning(f"{transitions.name}: {caution}.")
+        if self.config._env_to_module_connector is not None:
+            logger.warning(
+                "`env_to_module_connector` changes the observations that the policy sees where it plays, and none of "
+                f"{transitions.name}: if it changes values, the dataset's must have gone through it before."
+            )
         if self.config.data_alignment:
             self._warn_of_small_rewards(transitions)
         columns = self._set_dataset(transitions, fit=True)

@@ -80,16 +80,20 @@ def _check_unread(config: Config) -> None:
         ("_torch_lr_scheduler_classes", None, "learning rates take schedules in gradient steps"),
         ("_torch_grad_scaler_class", None, "set `precision`"),
         ("torch_skip_nan_gradients", False, "a step that is not finite ends the run with an error"),
+        ("algorithm_config_overrides_per_module", {}, "there is one module: set its options themselves"),
     ):
         if getattr(config, name) != value:
             config._value_error(
                 f"`{name}`={getattr(config, name)!r} is not for {config._name}: leave it {value}; {why}."
             )
-    if config._model_config and config._rl_module_spec is None:
-        config._value_error(
-            f"`.rl_module(model_config={config._model_config!r})` is not for {config._name}'s own networks: set "
-            "`hidden_dims` and `critic_layer_norm` in `.training()`."
-        )
+    default = type(config)().model
+    model = {name: value for name, value in config.model.items() if value != default.get(name)}
+    for given, found in (("rl_module(model_config", config._model_config), ("training(model", model)):
+        if found and config._rl_module_spec is None:
+            config._value_error(
+                f"`.{given}={found!r})` is not for {config._name}'s own networks: set `hidden_dims` and "
+                "`critic_layer_norm` in `.training()`."
+            )
 
 
 def _check_choices(config: Config) -> None:

@@ -14,6 +14,7 @@ import torch
 from ray import cloudpickle
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.registry import ALGORITHMS, _get_algorithm_class
+from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module import RLModule
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
@@ -533,6 +534,15 @@ def test_an_eta_above_the_rewards_is_warned_of(config, options, caplog):
     assert len(warned) == (options == {"eta": 50.0})
     if warned:
         assert re.search(r"pendulum.*\(\d\.\d+ in the mean.*Set eta to a third of that \([12]\.\d\)", warned[0])
+
+
+def test_a_connector_that_changes_observations_is_warned_of(config, caplog):
+    """It is used where the policy plays."""
+    config.env_runners(env_to_module_connector=lambda env, spaces, device: MeanStdFilter())
+    algo = config.build_algo()
+    assert any(message.startswith("`env_to_module_connector` changes the obser") for message in caplog.messages)
+    assert np.isfinite(train_policy(algo, 1)["evaluation"]["env_runners"]["episode_return_mean"])
+    algo.stop()
 
 
 def test_a_dataset_above_the_cap_streams_through(config):

@@ -143,6 +143,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("_torch_lr_scheduler_classes", [int]),
     ("_torch_grad_scaler_class", int),
     ("torch_skip_nan_gradients", True),
+    ("algorithm_config_overrides_per_module", {"default_policy": {"eta": 0.9}}),
     ("actions_in_input_normalized", "yes"),
     ("input_read_schema", ["obs"]),
     ("input_read_schema", {"obs": 1}),
@@ -161,6 +162,9 @@ def test_bad_value(option: str, value: Any) -> None:
 def test_a_model_config_without_a_module_of_ones_own_would_be_ignored() -> None:
     message = error_of(good().rl_module(model_config={"fcnet_hiddens": [64]}))
     assert "{'fcnet_hiddens': [64]}" in message
+    assert "`hidden_dims`" in message
+    message = error_of(good().training(model={"fcnet_hiddens": [64]}))
+    assert "`.training(model={'fcnet_hiddens': [64]})`" in message
     assert "`hidden_dims`" in message
     spec = good().get_default_rl_module_spec()
     good().rl_module(rl_module_spec=spec, model_config={"fcnet_hiddens": [64]}).validate()
