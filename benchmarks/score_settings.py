@@ -29,6 +29,10 @@ _MUJOCO_MODEL: dict[str, Any] = {**_MUJOCO, "rollout_batch_size": 20_000}
 _NO_ANCHOR: dict[str, Any] = {
     "eta": 0.5, "bc_weight": 0.0, "data_fraction": 1.0, "tau": 0.005, "initial_alpha": 0.1, "max_alpha": 1.0,
 }  # fmt: skip
+# An anchor that ends, for data of several policies where no episode ends by a fall. The model as before.
+_ENDING_ANCHOR: dict[str, Any] = {
+    "bc_weight": [[0, 2.0], [10_000, 2.0], [30_000, 0.0]], "tau": 0.005, "initial_alpha": 0.1, "max_alpha": 0.1,
+}  # fmt: skip
 _PENDULUM: dict[str, Any] = {"hidden_dims": (64, 64), "rollout_freq": 500}
 _PENDULUM_MODEL: dict[str, Any] = {
     **_PENDULUM, "critic_lr": 1e-3, "rollout_length": 3, "rollout_batch_size": 5_000,
@@ -64,7 +68,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "halfcheetah-medium": _mujoco(0.5, 5, (0.5, 5), epochs=40, **_NO_ANCHOR),
     "halfcheetah-random": _mujoco(0.1, 5, (0.5, 5)),
     "halfcheetah-medium-replay": _mujoco(0.1, 5, (0.5, 5)),
-    "halfcheetah-medium-expert": _mujoco(2.5, 5, (2.5, 5)),
+    "halfcheetah-medium-expert": _mujoco(2.5, 5, (2.5, 5), epochs=40, **_ENDING_ANCHOR),
     # Nearly all of its episodes are alike; those that end by a fall show how one comes about.
     "walker2d": _mujoco(2.0, 1, (0.5, 5), data_fraction=1.0),
     "walker2d-random": _mujoco(2.0, 5, (0.5, 5)),

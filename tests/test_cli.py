@@ -113,7 +113,7 @@ def test_run_config_makes_a_script_of_a_file(runs: list, monkeypatch: pytest.Mon
     assert (config.gamma, stop, options.name) == (0.5, {"training_iteration": 7}, "mine")
 
 
-@pytest.mark.parametrize("task", ["hopper", "halfcheetah", "walker2d", "pendulum"])
+@pytest.mark.parametrize("task", ["hopper", "halfcheetah", "halfcheetah_expert", "walker2d", "pendulum"])
 def test_tuned_examples_are_valid(task: str) -> None:
     config, stop = load_file(Path(__file__).parent.parent / "tuned_examples" / f"damo_{task}.py")
     config.copy(copy_frozen=False).validate()
