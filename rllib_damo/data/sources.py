@@ -117,6 +117,7 @@ def resolve(
     if name in short_names():
         from rllib_damo.data import behavior
 
+        _refuse_conventions(name, conventions)
         dataset_id = behavior.NAMES[name].dataset_id
         return _minari(dataset_id if local_path(dataset_id) else behavior.make(name), conventions)
     return _minari(name, conventions)
@@ -130,14 +131,14 @@ def short_names() -> list[str]:
 
 
 def _minari(dataset_id: str, conventions: Conventions) -> Reader:
+    name = f"{MINARI_SCHEME}{dataset_id}"
+    _refuse_conventions(name, conventions)
     path = local_path(dataset_id) if dataset_id and ".." not in dataset_id else None
     if path is None:
         stem, _, version = dataset_id.rpartition("-v")
         if not stem or not version.isdigit() or _near(dataset_id):
             raise DataError(f"{dataset_id!r}: no dataset of this name." + (_near(dataset_id) or _kinds()))
         path = download(dataset_id)
-    name = f"{MINARI_SCHEME}{dataset_id}"
-    _refuse_conventions(name, conventions)
     return MinariReader(path, name)
 
 
