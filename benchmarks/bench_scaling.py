@@ -45,7 +45,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100, help="gradient steps of a round")
     parser.add_argument("--batch-size", type=int, default=256, help="of each learner")
-    parser.add_argument("--starts", type=int, default=25_000, help="start states of a round of rollouts")
+    # About as many transitions as a round of the defaults: from noise, a rollout ends at its first steps.
+    parser.add_argument("--starts", type=int, default=250_000, help="start states of a round of rollouts")
     args = parser.parse_args()
     torch.set_num_threads(1)
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
