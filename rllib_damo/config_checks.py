@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
 from rllib_damo.divergences import DIVERGENCES
 from rllib_damo.spaces import check_spaces
 
@@ -40,7 +42,7 @@ def _check_input(config: Config) -> None:
             f"{config._name} trains on a dataset: set `config.offline_data(input_=...)` to a short name such as "
             f"'hopper-medium', 'minari://ID', or a path; found input_={config.input_!r}."
         )
-    if config.actions_in_input_normalized not in (None, False, True):
+    if not isinstance(config.actions_in_input_normalized, (bool, type(None))):
         config._value_error(
             "`actions_in_input_normalized` must be True, False, or None (in RLlib's recordings, and in nothing else); "
             f"found {config.actions_in_input_normalized!r}."
@@ -86,7 +88,7 @@ def _check_unread(config: Config) -> None:
             config._value_error(
                 f"`{name}`={getattr(config, name)!r} is not for {config._name}: leave it {value}; {why}."
             )
-    default = type(config)().model
+    default = AlgorithmConfig().model
     model = {name: value for name, value in config.model.items() if value != default.get(name)}
     for given, found in (("rl_module(model_config", config._model_config), ("training(model", model)):
         if found and config._rl_module_spec is None:

@@ -145,6 +145,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("torch_skip_nan_gradients", True),
     ("algorithm_config_overrides_per_module", {"default_policy": {"eta": 0.9}}),
     ("actions_in_input_normalized", "yes"),
+    ("actions_in_input_normalized", 1),
     ("input_read_schema", ["obs"]),
     ("input_read_schema", {"obs": 1}),
 ]

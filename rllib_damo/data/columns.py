@@ -68,14 +68,13 @@ def match_names(name: str, present: Iterable[str], given: Mapping[str, str] | No
         for key, aliases in ALIASES.items()
         if names & set(aliases)
     }
-    for key, aliases in ALIASES.items():
-        for alias in set(aliases) & set(given or {}):
-            found[key] = (given or {})[alias]
-            if found[key] not in names:
-                raise DataError(
-                    f"{name}: no column {found[key]!r}, which input_read_schema has for {alias!r}; found "
-                    f"{sorted(names) or 'none'}."
-                )
+    for alias, column in (given or {}).items():
+        if column not in names and any(alias in aliases for aliases in ALIASES.values()):
+            raise DataError(
+                f"{name}: no column {column!r}, which input_read_schema has for {alias!r}; found "
+                f"{sorted(names) or 'none'}."
+            )
+        found |= {key: column for key, aliases in ALIASES.items() if alias in aliases}
     missing = [key for key in _REQUIRED if key not in found]
     if missing:
         raise DataError(
