@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.models import MODEL_DEFAULTS
 
 from rllib_damo.divergences import DIVERGENCES
 from rllib_damo.spaces import check_spaces
@@ -88,8 +88,7 @@ def _check_unread(config: Config) -> None:
             config._value_error(
                 f"`{name}`={getattr(config, name)!r} is not for {config._name}: leave it {value}; {why}."
             )
-    default = AlgorithmConfig().model
-    model = {name: value for name, value in config.model.items() if value != default.get(name)}
+    model = {name: value for name, value in config.model.items() if value != MODEL_DEFAULTS.get(name)}
     for given, found in (("rl_module(model_config", config._model_config), ("training(model", model)):
         if found and config._rl_module_spec is None:
             config._value_error(

@@ -44,6 +44,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "truncations": ("truncations", "timeouts", "truncateds", "truncated"),
     "episode_ids": ("episode_id", "eps_id"),
 }
+_KEYS = {alias: key for key, aliases in ALIASES.items() for alias in aliases}
 END_COLUMNS = ("terminations", "truncations", "episode_ids")
 _REQUIRED = ("observations", "actions", "rewards")
 _warn_once = functools.cache(logger.warning)  # a file is opened more than once
@@ -69,12 +70,14 @@ def match_names(name: str, present: Iterable[str], given: Mapping[str, str] | No
         if names & set(aliases)
     }
     for alias, column in (given or {}).items():
-        if column not in names and any(alias in aliases for aliases in ALIASES.values()):
+        if alias not in _KEYS:
+            continue
+        if column not in names:
             raise DataError(
                 f"{name}: no column {column!r}, which input_read_schema has for {alias!r}; found "
                 f"{sorted(names) or 'none'}."
             )
-        found |= {key: column for key, aliases in ALIASES.items() if alias in aliases}
+        found[_KEYS[alias]] = column
     missing = [key for key in _REQUIRED if key not in found]
     if missing:
         raise DataError(

@@ -40,7 +40,7 @@ class D4RLReader(Reader):
                 key: _read(self.name, key, file[column], start, end if not whole else lengths[key])
                 for key, column in names.items()
             }
-        if self._conventions.actions_in_input_normalized:
+        if self._conventions.are_normalized(is_recording=False):
             columns["actions"] = normalized_to_env(self.name, columns["actions"], self._conventions.action_space)
         return assemble(self.name, columns, lookahead=lookahead, partial=not whole)
 

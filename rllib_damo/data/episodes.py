@@ -81,7 +81,7 @@ class EpisodesReader(FilesReader):
             observations, actions, rewards = (
                 self._column(state, key) for key in ("observations", "actions", "rewards")
             )
-            if self._conventions.actions_in_input_normalized is not False:
+            if self._conventions.are_normalized(is_recording=True):
                 space = self._conventions.action_space or decode_box(state.get("_action_space"))
                 actions = normalized_to_env(self.name, actions, space)
             return _Chunk(

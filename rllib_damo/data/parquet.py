@@ -112,8 +112,7 @@ class ParquetReader(FilesReader):
         columns = self._columns(names, start, stop + lookahead)
         if is_recording:
             columns = _in_episodes(columns)
-        normalized = self._conventions.actions_in_input_normalized
-        if is_recording if normalized is None else normalized:
+        if self._conventions.are_normalized(is_recording):
             columns["actions"] = normalized_to_env(self.name, columns["actions"], self._conventions.action_space)
         return assemble(self.name, columns, lookahead=lookahead, partial=not (start == 0 and stop == total))
 

@@ -28,6 +28,11 @@ class Conventions:
     actions_in_input_normalized: bool | None = None
     input_read_schema: Mapping[str, str] = field(default_factory=dict)
 
+    def are_normalized(self, is_recording: bool) -> bool:
+        """Whether actions are to be mapped to the environment's units; of RLlib's own recordings, or of others."""
+        given = self.actions_in_input_normalized
+        return is_recording if given is None else given
+
 
 DEFAULT_CONVENTIONS = Conventions()
 

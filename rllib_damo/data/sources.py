@@ -144,7 +144,7 @@ def _minari(dataset_id: str, conventions: Conventions) -> Reader:
 
 def _refuse_conventions(name: str, conventions: Conventions) -> None:
     """Raises DataError where the format says itself what ``conventions`` would say otherwise."""
-    if conventions.actions_in_input_normalized:
+    if conventions.are_normalized(is_recording=False):
         raise DataError(
             f"{name}: actions_in_input_normalized=True, but here actions are in the environment's units by definition. "
             "Leave it None."

@@ -77,7 +77,7 @@ class Gradients:
             inputs = z.mul_(torch.sigmoid(z, out=s))
         if now.top is not inputs:
             now.top.copy_(inputs)
-        raw = torch.baddbmm(biases[last], now.top, weights[last])
+        raw = torch.baddbmm(biases[last], now.top, weights[last], out=now.raw)
         loss, delta = self._likelihood(raw, y)
         self._set(last, now.top, delta)
         delta, weight = delta.to(self._dtype), weights[last].to(self._dtype)
@@ -126,12 +126,13 @@ class _Buffers:
     """What the passes over B rows share: ``hidden`` and ``sigmoids``, ``(A, B, width)`` each, in ``dtype``.
 
     ``sums`` are in the memory of ``hidden``; but the first of them, and ``top``, the last of ``hidden``, are in the
-    parameters' dtype, as copies where that differs.
+    parameters' dtype, as copies where that differs. ``raw`` is what the last layer gives.
     """
 
     def __init__(self, weights: Sequence[Tensor], batch: int, dtype: torch.dtype):
         self.hidden = [w.new_zeros(len(w), batch, w.shape[2], dtype=dtype) for w in weights[:-1]]
         self.sigmoids = [torch.zeros_like(h) for h in self.hidden]
+        self.raw = weights[-1].new_zeros(len(weights[-1]), batch, weights[-1].shape[2])
         self.sums, self.top = [*self.hidden], self.hidden[-1]
         if dtype != weights[0].dtype:
             self.sums[0], self.top = (torch.zeros_like(self.hidden[i], dtype=weights[0].dtype) for i in (0, -1))
