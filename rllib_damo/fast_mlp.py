@@ -120,8 +120,6 @@ class FastMLP:
         for i in range(self._last - 1, 0, -1):
             torch.bmm(deltas[i], self._transposed[i], out=deltas[i - 1])
             part.activation_backward(i - 1)
-        if part.bottom is not deltas[0]:
-            part.bottom.copy_(deltas[0])
 
     def input_gradients(self, rows: slice, columns: slice) -> Tensor:
         """Gradients ``(C, R, columns)`` with respect to some columns of the inputs."""
@@ -151,7 +149,8 @@ class _Buffers:
 
     ``sums`` are what the ReLUs get, in the memory of ``hidden`` unless layers are normalised; ``scales (C, B, 1)`` is
     then what they were normalised by. ``top`` and ``bottom`` are the last of ``hidden`` and the first of ``deltas``;
-    these two, and the first of ``sums``, are in the parameters' dtype, as copies where that differs.
+    these two, and the first of ``sums``, are in the parameters' dtype, as copies where that differs. Each operation's
+    operands are of one dtype: torch copies those of a mixed one before it, which takes longer than the operation.
     """
 
     def __init__(self, weights: Sequence[Tensor], batch: int, dtype: torch.dtype | None, layer_norm: bool):
@@ -165,18 +164,17 @@ class _Buffers:
         if dtype is not None:
             self.sums[0], self.top, self.bottom = (weights[0].new_zeros(shapes[i]) for i in (0, -1, 0))
         self.top_transposed = self.top.mT
-        self.scales = [weights[0].new_zeros(*shape[:2], 1) for shape in shapes if layer_norm]
-        scratch = {h.shape: torch.zeros_like(h) for h in self.hidden if layer_norm}
-        self.products = [scratch[h.shape] for h in self.hidden if layer_norm]
+        self.scales = [sums.new_zeros(*sums.shape[:2], 1) for sums in self.sums if layer_norm]
+        scratch = {(sums.shape, sums.dtype): torch.zeros_like(sums) for sums in self.sums[:-1] if layer_norm}
+        self.products = [scratch[sums.shape, sums.dtype] for sums in self.sums[:-1] if layer_norm]
         self._parts: dict[tuple[int | None, int | None], _Rows] = {}
 
     def activate(self, layer: int) -> None:
         """From the layer's sums, which are normalised in place where it has that, to what is after its ReLU."""
         sums, hidden = self.sums[layer], self.hidden[layer]
         if self.scales:
-            torch.mul(sums, sums, out=self.products[layer])
-            scale = torch.mean(self.products[layer], -1, keepdim=True, out=self.scales[layer])
-            sums.mul_(scale.add_(1e-5).rsqrt_())
+            norm = torch.linalg.vector_norm(sums, dim=-1, keepdim=True).to(self.scales[0].dtype)
+            sums.mul_(self.scales[layer].copy_(norm.square_().div_(sums.shape[-1]).add_(1e-5).rsqrt_()))
         if sums.dtype == hidden.dtype:
             torch.clamp_min(sums, 0, out=hidden)
         else:
@@ -199,12 +197,12 @@ class _Rows:
         self.top = buffers.top[:, rows]
         self.bottom = self.deltas[0] if buffers.bottom is buffers.deltas[0] else buffers.bottom[:, rows]
         self.normalized = [
-            (sums[:, rows], scale[:, rows], products[:, rows])
-            for sums, scale, products in zip(buffers.sums, buffers.scales, buffers.products, strict=False)
+            (sums[:, rows], scale[:, rows]) for sums, scale in zip(buffers.sums, buffers.scales, strict=False)
         ]
+        self.products = [products[:, rows] for products in buffers.products]
 
     def activation_backward(self, layer: int, dots: Tensor | None = None) -> None:
-        """Carries the layer's gradient back through its ReLU and its normalisation, in place.
+        """Carries the layer's gradient back through its ReLU and its normalisation, in place or into ``bottom``.
 
         Args:
             layer: number of the hidden layer.
@@ -212,11 +210,13 @@ class _Rows:
         """
         delta = self.deltas[layer]
         _relu_backward(delta, self.hidden[layer], delta)
+        if layer == 0 and self.bottom is not delta:
+            delta = self.bottom.copy_(delta)
         if self.normalized:
-            y, scale, products = self.normalized[layer]
+            y, scale = self.normalized[layer]
             if dots is None:
-                dots = torch.mul(delta, y, out=products).sum(-1, keepdim=True)
-            torch.addcmul(delta, y, dots, value=-1 / y.shape[-1], out=delta).mul_(scale)
+                dots = torch.mul(delta, y, out=self.products[layer]).sum(-1, keepdim=True)
+            torch.addcmul(delta, y, dots.to(y.dtype), value=-1 / y.shape[-1], out=delta).mul_(scale)
 
 
 def _centre(x: Tensor, out: Tensor) -> None:

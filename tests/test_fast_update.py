@@ -201,9 +201,9 @@ def test_bfloat16_is_refused_where_only_the_reference_serves() -> None:
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "normalised"])
 @pytest.mark.parametrize("hidden_dims", [(64, 64), (32, 64, 32)], ids=str)
 def test_bfloat16_gradients_are_near_float32s(variant: str, hidden_dims: tuple[int, ...], layer_norm: bool) -> None:
-    """Within a tenth of each gradient's norm (of 12 rows; less of 256), and values within 0.01 at Q = 333 ± 1.
+    """Within a twentieth of each gradient's norm, a quarter of the actor's (rows nearly cancel); values within 0.01.
 
-    bfloat16 itself resolves no more than 2 there. Parameters, targets and Adam's state stay float32.
+    bfloat16 itself resolves no more than 2 at Q = 333 ± 1. Parameters, targets and Adam's state stay float32.
     """
     options = dataclasses.replace(DEFAULTS, **SUPPORTED[variant])
     updates = []
@@ -216,15 +216,15 @@ def test_bfloat16_gradients_are_near_float32s(variant: str, hidden_dims: tuple[i
             for critics in (update.module.critics, update.module.target_critics):
                 critics.net.biases[-1].add_(333.0)
         updates.append(update)
-    batch = batches(1, torch.float32)[0]
+    batch = convert(make_batch(num=256, num_starts=256), lambda t: t.float())  # of few rows, a ReLU that flips is much
     exact, rounded = (dict(zip(METRICS, update.step(batch).tolist(), strict=True)) for update in updates)
     for name in ("qf_mean", "qf_initial_mean", "td_error_abs", "modified_reward_mean", "classifier_loss"):
         assert rounded[name] == pytest.approx(exact[name], abs=0.01), name
-    for a, b in zip(*(update.module.parameters() for update in updates), strict=True):
+    for (name, a), b in zip(updates[0].module.named_parameters(), updates[1].module.parameters(), strict=True):
         assert a.dtype == b.dtype == torch.float32
         if a.grad is not None and b.grad is not None:
             assert b.grad.dtype == torch.float32
-            assert (a.grad - b.grad).norm() <= 0.1 * a.grad.norm()
+            assert (a.grad - b.grad).norm() <= (0.25 if name.startswith("actor") else 0.05) * a.grad.norm(), name
     states = [s for o in updates[1].optimizers.values() for p in o.state.values() for s in p.values()]
     assert {s.dtype for s in states} == {torch.float32}
 

@@ -68,7 +68,7 @@ def make_module(twin_q: bool = True, **overrides: Any) -> DAMOTorchRLModule:
     return module
 
 
-def make_batch(seed: int = 1) -> StepBatch:
+def make_batch(seed: int = 1, num: int = ROWS, num_starts: int = STARTS) -> StepBatch:
     generator = torch.Generator().manual_seed(seed)
 
     def rows(num: int, shift: float = 0.0) -> Batch:
@@ -81,7 +81,7 @@ def make_batch(seed: int = 1) -> StepBatch:
             terminated=(torch.arange(num) % 4 == 0).double(),
         )
 
-    return StepBatch(update=rows(ROWS), initial=rows(STARTS), offline=rows(ROWS), synthetic=rows(ROWS, 0.5))
+    return StepBatch(update=rows(num), initial=rows(num_starts), offline=rows(num), synthetic=rows(num, 0.5))
 
 
 def convert(batch: StepBatch, function: Callable[[Tensor], Tensor]) -> StepBatch:
