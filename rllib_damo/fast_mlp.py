@@ -231,12 +231,16 @@ def _stacked(param: Tensor) -> Tensor:
 
 def _bmm(a: Tensor, b: Tensor, out: Tensor) -> None:
     """``a @ b`` into ``out``, which may be transposed in memory: there bfloat16, and few rows, have no fast path."""
-    if out.stride(-1) == 1:
-        torch.bmm(a, b, out=out)
-    elif out.shape[1] < 64:
-        out.copy_(torch.bmm(a, b))
+    if out.stride(-1) != 1:
+        if out.shape[1] < 64:
+            out.copy_(torch.bmm(a, b))
+            return
+        a, b, out = b.mT, a.mT, out.mT
+    if a.dtype == torch.bfloat16:  # some rows of each network are copied before a joint product
+        for network in zip(a, b, out, strict=True):
+            torch.mm(*network[:2], out=network[2])
     else:
-        torch.bmm(b.mT, a.mT, out=out.mT)
+        torch.bmm(a, b, out=out)
 
 
 def _relu_backward(delta: Tensor, activation: Tensor, out: Tensor) -> None:
