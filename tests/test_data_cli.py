@@ -5,6 +5,7 @@ import pathlib
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from rllib_damo.data import behavior, sources
@@ -76,6 +77,29 @@ def test_check(made: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "FAIL  rewards hold values that are not finite" in capsys.readouterr().out
 
 
+def test_other_names_and_normalised_actions(made: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Logs of one's own: said once to `convert`, and usual from there on."""
+    expected = sources.load(made)
+    write_parquet(replace(expected, actions=expected.actions / 2), pathlib.Path("usual.parquet"))
+    table = pq.read_table("usual.parquet").replace_schema_metadata(None)
+    pq.write_table(table.rename_columns({"observations": "o_t", "actions": "a_t"}), "logs.parquet")
+    assert invoke(["data", "check", "logs.parquet"]) == 1
+    assert "say what they are in input_read_schema (--column)" in capsys.readouterr().out
+    said = ["--column", "obs=o_t", "--column", "actions=a_t", "--normalized-actions"]
+    assert invoke(["data", "check", "logs.parquet", *said]) == 1
+    assert "Give the environment (--env)" in capsys.readouterr().out
+    said += ["--env", "Pendulum-v1"]
+    assert invoke(["data", "check", "logs.parquet", *said]) == 0
+    capsys.readouterr()
+    assert invoke(["data", "info", "logs.parquet", "--json", *said]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert invoke(["data", "convert", "logs.parquet", "mine.hdf5", *said]) == 0
+    written = sources.load("mine.hdf5")
+    assert figures["fingerprint"] == written.fingerprint()
+    np.testing.assert_allclose(written.actions, expected.actions, atol=1e-6)
+    np.testing.assert_array_equal(written.observations, expected.observations)
+
+
 def test_a_file_that_cannot_be_read_is_the_datas_fault(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("bad.hdf5", "bad.parquet"):
         pathlib.Path(name).write_text("nothing")
@@ -103,6 +127,9 @@ def test_odd_data_passes_with_warnings(capsys: pytest.CaptureFixture[str]) -> No
         (["info", "nothing.hdf5"], "nothing.hdf5: no such file"),
         (["check", "pendulum-mixd"], "Did you mean pendulum-mixed"),
         (["check", "nothing.hdf5"], "no such file"),
+        (["check", "nothing.hdf5", "--column", "obs"], "--column obs: write obs=NAME, with one of observations, obs,"),
+        (["convert", "nothing.hdf5", "a.hdf5", "--column", "o=o_t"], "--column o=o_t: write obs=NAME"),
+        (["info", "nothing.hdf5", "--column", "obs="], "--column obs=: write obs=NAME"),
         (["check", "nothing.hdf5", "--env", "Nope-v0"], "(--env) 'Nope-v0'"),
         (["check", "nothing.hdf5", "--env", "nomodule_:Nope-v0"], "(--env) 'nomodule_:Nope-v0'"),
     ],

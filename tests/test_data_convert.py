@@ -12,6 +12,7 @@ from rllib_damo.data.convert import convert
 from rllib_damo.data.d4rl import write_d4rl
 from rllib_damo.data.info import describe, plot, report
 from rllib_damo.data.minari_io import write_minari
+from rllib_damo.data.reader import Conventions
 from rllib_damo.data.schema import DataError
 from rllib_damo.data.sources import load, resolve
 from tests.data_helpers import ACTION_SPACE, OBSERVATION_SPACE, assert_equal, make_transitions
@@ -106,12 +107,12 @@ def test_a_constant_dataset_can_be_described(tmp_path) -> None:
 
 def test_report_tells_each_check(tmp_path) -> None:
     data = make_transitions()
-    lines = report(write_d4rl(data, tmp_path / "good.hdf5"), action_space=ACTION_SPACE)
+    lines = report(write_d4rl(data, tmp_path / "good.hdf5"), conventions=Conventions(ACTION_SPACE))
     assert [line for line in lines if not line.startswith("ok")] == [lines[-1]]
     assert lines[-1].startswith("warn  there are 12 transitions, which are few")
     assert any("3 episodes, each with an end: 2 terminated, 1 truncated" in line for line in lines)
     data.actions[0] = 5
     data.rewards[1] = np.inf
-    lines = report(write_d4rl(data, tmp_path / "bad.hdf5"), action_space=ACTION_SPACE)
+    lines = report(write_d4rl(data, tmp_path / "bad.hdf5"), conventions=Conventions(ACTION_SPACE))
     assert sum(line.startswith("FAIL") for line in lines) == 2
     assert report(tmp_path / "none.hdf5")[0].startswith("FAIL  readable: ")

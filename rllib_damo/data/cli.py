@@ -5,6 +5,7 @@ Exit codes: 0 well, 1 the data has problems or making it failed, 2 the command w
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import gymnasium as gym
+
     from rllib_damo.data.behavior import DatasetSpec
+    from rllib_damo.data.reader import Conventions
 
 # numpy, h5py and the like are imported by the commands, so that --help and wrong options answer at once
 
@@ -30,6 +34,18 @@ app.add_typer(data, name="data")
 
 _BAR_WIDTH = 40
 Dataset = Annotated[str, typer.Argument(help="Short name, Minari id, or path to .hdf5 or .parquet.")]
+Env = Annotated[str | None, typer.Option("--env", "-e", help="Gymnasium id, where the dataset does not tell it.")]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", help="obs=NAME: how a column is called in HDF5 or Parquet; repeatable.")
+]
+Normalized = Annotated[
+    bool | None,
+    typer.Option(
+        "--normalized-actions/--plain-actions",
+        help="Actions lie in -1 to 1, for the bounds of the environment's; or are in its units, as all are taken to be "
+        "but RLlib's own recordings.",
+    ),
+]
 
 
 @app.callback()
@@ -94,13 +110,18 @@ def info(
     name: Dataset,
     png: Annotated[Path | None, typer.Option(help="Draw returns, lengths, states and actions into this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Every figure, as JSON.")] = False,
+    env: Env = None,
+    column: Columns = None,
+    normalized_actions: Normalized = None,
 ) -> None:
     """Sizes, returns, lengths and coverage of a dataset."""
     from rllib_damo.data import info as info_
     from rllib_damo.data import sources
 
     _refuse_unmade(name)
-    transitions = sources.load(name)
+    observation_space, action_space = _spaces(env)
+    conventions = _conventions(action_space, column, normalized_actions)
+    transitions = sources.load(name, observation_space=observation_space, conventions=conventions)
     figures = info_.describe(transitions)
     typer.echo(json.dumps(figures, indent=1) if as_json else _readable(figures))
     if png is not None:
@@ -112,37 +133,46 @@ def info(
 def convert(
     src: Dataset,
     dst: Annotated[str, typer.Argument(help="Path in .hdf5 or .parquet, or Minari id (minari://name-v0).")],
-    env: Annotated[str | None, typer.Option("--env", "-e", help="Gymnasium id, where SRC does not tell it.")] = None,
+    env: Env = None,
+    column: Columns = None,
+    normalized_actions: Normalized = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
 ) -> None:
-    """Convert between D4RL HDF5, Minari and Parquet; numbers are kept as float32, as they are read for training."""
+    """Convert between D4RL HDF5, Minari and Parquet; numbers are kept as float32, as they are read for training.
+
+    What is written has the usual names of columns, and actions in the environment's units.
+    """
     from rllib_damo.data.convert import convert as convert_
 
-    typer.echo(f"Written: {convert_(src, dst, env_id=env, overwrite=overwrite)}")
+    conventions = _conventions(None, column, normalized_actions)
+    typer.echo(f"Written: {convert_(src, dst, env_id=env, overwrite=overwrite, conventions=conventions)}")
 
 
 @data.command()
 def check(
     file: Dataset,
     env: Annotated[str | None, typer.Option("--env", "-e", help="Check against this environment's spaces.")] = None,
+    column: Columns = None,
+    normalized_actions: Normalized = None,
 ) -> None:
     """Run every check on a dataset; exit code 1 where one fails."""
     from rllib_damo.data import sources
     from rllib_damo.data.info import report
-    from rllib_damo.data.reader import Conventions
     from rllib_damo.data.schema import DataError
 
     _refuse_unmade(file)
-    observation_space, action_space = _spaces(env) if env else (None, None)
+    observation_space, action_space = _spaces(env)
+    conventions = _conventions(action_space, column, normalized_actions)
     try:
-        reader = sources.resolve(file, conventions=Conventions(action_space))
+        reader = sources.resolve(file, conventions=conventions)
     except DataError:
         if not Path(file).expanduser().exists():  # the command's mistake, not the data's
             raise
     else:
         if not env:
             observation_space, action_space = _stored_spaces(reader)
-    lines = report(file, observation_space=observation_space, action_space=action_space)
+    conventions = dataclasses.replace(conventions, action_space=action_space)
+    lines = report(file, observation_space=observation_space, conventions=conventions)
     typer.echo("\n".join(lines))
     if any(line.startswith("FAIL") for line in lines):
         raise typer.Exit(1)
@@ -166,9 +196,26 @@ def _refuse_unmade(name: str) -> None:
         raise DataError(f"{name} is not on this machine yet: `rllib-damo data make {name}` makes it.")
 
 
-def _spaces(env_id: str) -> tuple[Any, Any]:
+def _conventions(action_space: gym.Space | None, columns: list[str] | None, normalized: bool | None) -> Conventions:
+    from rllib_damo.data.columns import ALIASES
+    from rllib_damo.data.reader import Conventions
+    from rllib_damo.data.schema import DataError
+
+    schema, known = {}, [alias for aliases in ALIASES.values() for alias in aliases]
+    for text in columns or ():
+        alias, equals, name = text.partition("=")
+        if not (alias in known and equals and name):
+            raise DataError(f"--column {text}: write obs=NAME, with one of {', '.join(known)} before the sign.")
+        schema[alias] = name
+    return Conventions(action_space, normalized, schema)
+
+
+def _spaces(env_id: str | None) -> tuple[Any, Any]:
+    """The spaces of an environment; None without one."""
     from rllib_damo.data.convert import make_env
 
+    if env_id is None:
+        return None, None
     env = make_env(env_id)
     env.close()
     return env.observation_space, env.action_space

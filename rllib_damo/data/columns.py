@@ -104,7 +104,7 @@ def match_names(name: str, present: Iterable[str], given: Mapping[str, str] | No
 
 def _naming(keys: list[str]) -> str:
     names = "; ".join(f"{key}: {' or '.join(ALIASES[key])}" for key in keys)
-    return f"Name them {names}; or say what they are in input_read_schema."
+    return f"Name them {names}; or say what they are in input_read_schema (--column)."
 
 
 def as_float_matrix(name: str, key: str, values: np.ndarray, dims: int) -> np.ndarray:

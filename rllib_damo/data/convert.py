@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from minari.serialization import deserialize_space, serialize_space
 from rllib_damo.data.d4rl import write_d4rl
 from rllib_damo.data.minari_io import write_minari
 from rllib_damo.data.parquet import write_parquet
-from rllib_damo.data.reader import Conventions
+from rllib_damo.data.reader import DEFAULT_CONVENTIONS, Conventions
 from rllib_damo.data.schema import DataError, check
 from rllib_damo.data.sources import HDF5_SUFFIXES, MINARI_SCHEME, PARQUET_SUFFIXES, resolve
 
@@ -25,7 +26,12 @@ _CARRIED = (
 
 
 def convert(
-    src: str | os.PathLike[str], dst: str | os.PathLike[str], *, env_id: str | None = None, overwrite: bool = False
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    env_id: str | None = None,
+    overwrite: bool = False,
+    conventions: Conventions = DEFAULT_CONVENTIONS,
 ) -> str:
     """Convert one dataset. Values are kept as the schema has them (float32); columns it does not know are left behind.
 
@@ -34,6 +40,7 @@ def convert(
         dst: a path in `.hdf5` or `.parquet`, or a Minari id (`minari://<id>`, or `name-vN`).
         env_id: the environment, whose spaces Minari needs where the source does not carry them.
         overwrite: replace what is at `dst`.
+        conventions: what the source does not say of itself; the action space of `env_id` goes before its own.
 
     Returns:
         The path or the Minari id written.
@@ -47,8 +54,9 @@ def convert(
     if is_address or (is_minari and (Path(target).suffix or target.startswith(("/", ".", "~")))):
         raise DataError(f"{target}: write to a path in .hdf5 or .parquet, or to a Minari id such as hopper/mine-v0.")
     facts = _spaces_of_env(env_id) if env_id else {}
-    action_space = deserialize_space(facts["action_space"]) if env_id else None
-    reader = resolve(src, conventions=Conventions(action_space))
+    if env_id:
+        conventions = replace(conventions, action_space=deserialize_space(facts["action_space"]))
+    reader = resolve(src, conventions=conventions)
     transitions = reader.read()
     facts = {key: value for key, value in reader.metadata().items() if key in _CARRIED} | facts
     observation_space, action_space = (

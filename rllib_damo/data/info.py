@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_damo.data.cautions import cautions
-from rllib_damo.data.reader import Conventions
+from rllib_damo.data.reader import DEFAULT_CONVENTIONS, Conventions
 from rllib_damo.data.schema import DataError, Transitions, problems
 from rllib_damo.data.sources import resolve
 
@@ -89,17 +89,21 @@ def plot(transitions: Transitions, png_path: str | os.PathLike[str]) -> Path:
 
 
 def report(
-    path: str | os.PathLike[str], *, observation_space: gym.Space | None = None, action_space: gym.Space | None = None
+    path: str | os.PathLike[str],
+    *,
+    observation_space: gym.Space | None = None,
+    conventions: Conventions = DEFAULT_CONVENTIONS,
 ) -> list[str]:
     """Check a dataset and tell each result in a line: `ok`, `warn` or `FAIL` first; never raises for bad data.
 
     Args:
         path: any name that `sources.resolve` knows.
         observation_space: the environment's, where the width is to be checked.
-        action_space: the environment's, where width and bounds are to be checked.
+        conventions: the action space, where width and bounds are to be checked, and what else the files do not say.
     """
+    action_space = conventions.action_space
     try:
-        transitions = resolve(path, conventions=Conventions(action_space)).read()
+        transitions = resolve(path, conventions=conventions).read()
     except DataError as error:
         return [f"FAIL  readable: {error}"]
     found = problems(transitions, observation_space, action_space)

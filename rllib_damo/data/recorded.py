@@ -29,7 +29,8 @@ def normalized_to_env(name: str, actions: np.ndarray, space: gym.Space | None) -
     if space is None:
         raise DataError(
             f"{name}: normalised actions, as RLlib records them, are mapped back by the environment's action space. "
-            "Give the environment (or action_space), or actions_in_input_normalized=False if they are in its units."
+            "Give the environment (--env), or action_space; or actions_in_input_normalized=False (--plain-actions) if "
+            "they are in its units."
         )
     try:
         return from_unit(np.clip(np.asarray(actions, np.float32), -1.0, 1.0), space)
