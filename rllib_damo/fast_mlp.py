@@ -92,7 +92,7 @@ class FastMLP:
                 copy.copy_(own)
         inputs = self._x
         for i, (weight, bias) in enumerate(zip(self._read_weights, self._read_biases, strict=True)):
-            torch.baddbmm(bias, inputs, weight, out=now.sums[i])
+            torch.baddbmm(bias, inputs, weight, out=now.results[i])
             now.activate(i)
             inputs = now.hidden[i]
         if now.top is not now.hidden[-1]:
@@ -108,18 +108,18 @@ class FastMLP:
             rows: the R rows it belongs to.
         """
         part = self._now.at(rows)
-        hidden, deltas = part.hidden, part.deltas
+        deltas, top_delta = part.deltas, part.full[-1]
         # Over the last hidden layer, the sum of gradient times activation is that of gradient times output
         dots = ((self._outputs[:, rows] - self._biases[-1]) * delta).sum(-1, keepdim=True) if self._layer_norm else None
-        weight, delta = self._last_weight.to(hidden[-1].dtype), delta.to(hidden[-1].dtype)
+        weight, delta = self._last_weight.to(top_delta.dtype), delta.to(top_delta.dtype)
         if weight.shape[1] == 1:
-            torch.mul(delta, weight, out=deltas[-1])
+            torch.mul(delta, weight, out=top_delta)
         else:
-            torch.bmm(delta, weight, out=deltas[-1])
-        part.activation_backward(self._last - 1, dots)
+            torch.bmm(delta, weight, out=top_delta)
+        part.activation_backward(self._last - 1, top_delta, dots)
         for i in range(self._last - 1, 0, -1):
             torch.bmm(deltas[i], self._transposed[i], out=deltas[i - 1])
-            part.activation_backward(i - 1)
+            part.activation_backward(i - 1, deltas[i - 1])
 
     def input_gradients(self, rows: slice, columns: slice) -> Tensor:
         """Gradients ``(C, R, columns)`` with respect to some columns of the inputs."""
@@ -147,34 +147,56 @@ class FastMLP:
 class _Buffers:
     """``hidden`` and ``deltas``, ``(C, B, width)`` each: activations of the hidden layers, and gradients before ReLUs.
 
-    ``sums`` are what the ReLUs get, in the memory of ``hidden`` unless layers are normalised; ``scales (C, B, 1)`` is
-    then what they were normalised by. ``top`` and ``bottom`` are the last of ``hidden`` and the first of ``deltas``;
-    these two, and the first of ``sums``, are in the parameters' dtype, as copies where that differs. Each operation's
-    operands are of one dtype: torch copies those of a mixed one before it, which takes longer than the operation.
+    ``results`` are what the products give, ``sums`` what the ReLUs get: the same memory as ``hidden`` unless layers are
+    normalised. ``scales (C, B, 1)`` is then what they were normalised by. ``top`` is the last of ``hidden``, and
+    ``full`` are the ``deltas`` that other things than products between hidden layers read.
+
+    Where those products have a dtype of their own, ``hidden`` and ``deltas`` have it, as copies; ``top``, ``full[0]``,
+    and all that normalisation reads stay in the parameters' dtype: a scale that is rounded moves all of a row's units
+    alike, and the network's output by as much. Each operation's operands are of one dtype, since torch copies those of
+    a mixed one before it, which takes longer than the operation.
     """
 
     def __init__(self, weights: Sequence[Tensor], batch: int, dtype: torch.dtype | None, layer_norm: bool):
         shapes = [(len(w), batch, w.shape[2]) for w in weights[:-1]]
-        if len(shapes) == 1:  # no product between hidden layers
-            dtype = None
-        self.hidden = [weights[0].new_zeros(shape, dtype=dtype) for shape in shapes]
-        self.deltas = [torch.zeros_like(h) for h in self.hidden]
-        self.sums = [torch.zeros_like(h) for h in self.hidden] if layer_norm else [*self.hidden]
-        self.top, self.bottom = self.hidden[-1], self.deltas[0]
-        if dtype is not None:
-            self.sums[0], self.top, self.bottom = (weights[0].new_zeros(shapes[i]) for i in (0, -1, 0))
+        is_mixed = dtype is not None and len(shapes) > 1
+
+        def buffers(is_low: bool) -> list[Tensor]:
+            return [weights[0].new_zeros(shape, dtype=dtype if is_low else None) for shape in shapes]
+
+        self.hidden, self.deltas = buffers(is_mixed), buffers(is_mixed)
+        self.results = self.sums = [*self.hidden]
+        self.full = [*self.deltas]
+        self.top = self.hidden[-1]
+        self.scales: list[Tensor] = []
+        if layer_norm:
+            self.sums = buffers(False)
+            self.results = [*self.sums]
+            self.scales = [sums.new_zeros(*sums.shape[:2], 1) for sums in self.sums]
+            scratch = {sums.shape: torch.zeros_like(sums) for sums in self.sums[:-1]}
+            self.products = [scratch[sums.shape] for sums in self.sums[:-1]]
+        else:
+            self.products = []
+        if is_mixed:
+            self.top, first = (weights[0].new_zeros(shapes[i]) for i in (-1, 0))
+            self.full[0] = torch.zeros_like(first)
+            if layer_norm:
+                self.full = buffers(False)
+                self.results[1:] = self.deltas[1:]  # free in the forward pass
+                self.hidden[-1] = self.top
+            else:
+                self.results[0] = self.sums[0] = first
         self.top_transposed = self.top.mT
-        self.scales = [sums.new_zeros(*sums.shape[:2], 1) for sums in self.sums if layer_norm]
-        scratch = {(sums.shape, sums.dtype): torch.zeros_like(sums) for sums in self.sums[:-1] if layer_norm}
-        self.products = [scratch[sums.shape, sums.dtype] for sums in self.sums[:-1] if layer_norm]
         self._parts: dict[tuple[int | None, int | None], _Rows] = {}
 
     def activate(self, layer: int) -> None:
-        """From the layer's sums, which are normalised in place where it has that, to what is after its ReLU."""
-        sums, hidden = self.sums[layer], self.hidden[layer]
+        """From the layer's product, which is normalised where it has that, to what is after its ReLU."""
+        result, sums, hidden = self.results[layer], self.sums[layer], self.hidden[layer]
         if self.scales:
-            norm = torch.linalg.vector_norm(sums, dim=-1, keepdim=True).to(self.scales[0].dtype)
-            sums.mul_(self.scales[layer].copy_(norm.square_().div_(sums.shape[-1]).add_(1e-5).rsqrt_()))
+            if result is not sums:
+                sums.copy_(result)
+            scale = torch.linalg.vector_norm(sums, dim=-1, keepdim=True, out=self.scales[layer])
+            sums.mul_(scale.square_().div_(sums.shape[-1]).add_(1e-5).rsqrt_())
         if sums.dtype == hidden.dtype:
             torch.clamp_min(sums, 0, out=hidden)
         else:
@@ -192,31 +214,37 @@ class _Rows:
     """What the backward pass reads and writes, at some rows."""
 
     def __init__(self, buffers: _Buffers, rows: slice):
-        self.hidden, self.deltas = [h[:, rows] for h in buffers.hidden], [d[:, rows] for d in buffers.deltas]
-        self.hidden_transposed = [h.mT for h in self.hidden]
-        self.top = buffers.top[:, rows]
-        self.bottom = self.deltas[0] if buffers.bottom is buffers.deltas[0] else buffers.bottom[:, rows]
-        self.normalized = [
-            (sums[:, rows], scale[:, rows]) for sums, scale in zip(buffers.sums, buffers.scales, strict=False)
-        ]
-        self.products = [products[:, rows] for products in buffers.products]
+        def at(tensors: Sequence[Tensor]) -> list[Tensor]:
+            return [tensor[:, rows] for tensor in tensors]
 
-    def activation_backward(self, layer: int, dots: Tensor | None = None) -> None:
-        """Carries the layer's gradient back through its ReLU and its normalisation, in place or into ``bottom``.
+        self.hidden, self.deltas, self.products = at(buffers.hidden), at(buffers.deltas), at(buffers.products)
+        self.full = [
+            own if full is delta else full[:, rows]
+            for full, delta, own in zip(buffers.full, buffers.deltas, self.deltas, strict=True)
+        ]
+        self.hidden_transposed = [h.mT for h in self.hidden]
+        self.top, self.bottom = buffers.top[:, rows], self.full[0]
+        self.normalized = list(zip(at(buffers.sums), at(buffers.scales), strict=False))
+
+    def activation_backward(self, layer: int, delta: Tensor, dots: Tensor | None = None) -> None:
+        """Carries a gradient back through the layer's ReLU and its normalisation, into ``full`` and ``deltas``.
 
         Args:
             layer: number of the hidden layer.
+            delta: the gradient after the ReLU, in one of the two.
             dots: ``(C, R, 1)`` sums of gradient times activation, where they are known already.
         """
-        delta = self.deltas[layer]
+        low, full = self.deltas[layer], self.full[layer]
         _relu_backward(delta, self.hidden[layer], delta)
-        if layer == 0 and self.bottom is not delta:
-            delta = self.bottom.copy_(delta)
+        if delta is not full:
+            full.copy_(delta)
         if self.normalized:
             y, scale = self.normalized[layer]
             if dots is None:
-                dots = torch.mul(delta, y, out=self.products[layer]).sum(-1, keepdim=True)
-            torch.addcmul(delta, y, dots.to(y.dtype), value=-1 / y.shape[-1], out=delta).mul_(scale)
+                dots = torch.mul(full, y, out=self.products[layer]).sum(-1, keepdim=True)
+            torch.addcmul(full, y, dots, value=-1 / y.shape[-1], out=full).mul_(scale)
+        if layer and low is not full:
+            low.copy_(full)
 
 
 def _centre(x: Tensor, out: Tensor) -> None:
