@@ -14,7 +14,8 @@ import ray
 import ray.data
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, TIMERS
 from ray.rllib.utils.typing import StateDict
@@ -59,6 +60,7 @@ class DAMO(Algorithm):
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         super().setup(config)
         self._num_gradient_steps = 0
+        self._module_age = -1  # gradient steps of what `get_module` gave; -1: other weights have been set since
         self._pending_round: dict[str, Any] = {}  # what was asked of the runners, and not yet awaited
         self._rounds_missed = 0  # the last ones, to which no runner answered
         transitions = self.offline_data.transitions
@@ -160,6 +162,7 @@ class DAMO(Algorithm):
             results = self._foreach_learner("update_many", self.config.rollout_freq, timesteps)
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         self._num_gradient_steps += self.config.rollout_freq
+        self._module_age = -1
 
     def _roll_out(self) -> list[pa.Table]:
         """A round of rollouts for this iteration.
@@ -223,7 +226,7 @@ class DAMO(Algorithm):
         assert self.dynamics is not None  # what has no model asks for no rollouts
         return {
             "weights": weights,
-            "dynamics_path": str(self.dynamics.path),
+            "dynamics_path": str(self.dynamics.file()),
             **self._branching,
             "iteration": iteration,
         }
@@ -245,12 +248,24 @@ class DAMO(Algorithm):
 
     def _foreach_learner(self, method: str, *args: Any) -> list[Any]:
         """Calls a method of every learner; errors of remote ones are raised here."""
-        results = self.learner_group.foreach_learner(methodcaller(method, *args))
+        results = list(self.learner_group.foreach_learner(methodcaller(method, *args)))
+        for result in results:
+            if not result.ok:
+                raise result.get()
         return [result.get() for result in results]
 
     def _other_learners(self) -> list[Any]:
         """The actors of all learners but the first."""
         return list(self.learner_group._workers[1:]) if self.learner_group.is_remote else []
+
+    @override(Algorithm)
+    def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule | None:
+        """The policy as it is now, to act with. (RLlib's is that of the last round of rollouts here, if any.)"""
+        module = super().get_module(module_id)
+        if self.env_runner is not None and module is not None and self._module_age != self._num_gradient_steps:
+            module.set_state(self._policy_weights()[module_id])
+            self._module_age = self._num_gradient_steps
+        return module
 
     @override(Algorithm)
     def _run_one_evaluation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -283,6 +298,7 @@ class DAMO(Algorithm):
     @override(Algorithm)
     def set_state(self, state: StateDict) -> None:
         super().set_state(state)
+        self._module_age = -1
         if COMPONENT_DYNAMICS in state:
             if self.dynamics is not None:
                 self.dynamics.set_state(state[COMPONENT_DYNAMICS])

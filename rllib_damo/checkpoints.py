@@ -140,7 +140,8 @@ def play(
         except RuntimeError as error:
             raise CheckpointError(
                 f"the policy in {folder} doesn't fit the environment {config.env} (observations "
-                f"{runner.module.observation_space}, actions {runner.module.action_space}): {error}"
+                f"{runner.module.observation_space}, actions {runner.module.action_space}). Name the one that it was "
+                "trained for."
             ) from error
         connectors = folder / COMPONENT_ENV_RUNNER / COMPONENT_ENV_TO_MODULE_CONNECTOR
         if connectors.is_dir():

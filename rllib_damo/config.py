@@ -393,6 +393,9 @@ class DAMOConfig(AlgorithmConfig):
     def validate(self) -> None:
         if self.framework_str != "torch":  # before RLlib looks for another one's installation
             self._value_error(f"{self._name} runs on torch: found `framework`={self.framework_str!r}.")
+        if self._is_frozen:  # the checks fill in what follows from other options
+            self.copy(copy_frozen=False).validate()
+            return
         self._resolve()
         super().validate()
         if self.in_evaluation:

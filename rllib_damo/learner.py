@@ -75,6 +75,7 @@ class DAMOTorchLearner(TorchLearner):
         initial, classifier_offline, update, classifier_synthetic = self._rows.split((num_update, half) * 2)
         groups = (update, initial, classifier_offline, classifier_synthetic)
         self._batch = StepBatch(*map(self._layout.unpack, groups))
+        self._schedule_rates()
         if cfg.num_learners > 1:
             for tensor in module.state_dict().values():
                 torch.distributed.broadcast(tensor, src=0)
@@ -276,7 +277,10 @@ class DAMOTorchLearner(TorchLearner):
             damo = state[COMPONENT_DAMO]
             self._synthetic.set_state(damo["synthetic"])
             self._num_steps, self._base_seed = damo["num_steps"], damo["base_seed"]
-        for optimizer, schedule in self._optimizer_lr_schedules.items():  # the configuration's, not the checkpoint's
-            self._set_optimizer_lr(optimizer, lr=schedule.update(timestep=self._num_steps))
+        self._schedule_rates()  # the configuration's, not the checkpoint's
         if self._recorded is not None:  # the optimisers' states are new tensors
             self._recorded = RecordedSteps(self._update)
+
+    def _schedule_rates(self) -> None:
+        for optimizer, schedule in self._optimizer_lr_schedules.items():
+            self._set_optimizer_lr(optimizer, lr=schedule.update(timestep=self._num_steps))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import pickle
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import gymnasium as gym
 import numpy as np
@@ -22,8 +25,10 @@ from ray.rllib.utils.test_utils import check
 from ray.tune.registry import get_trainable_cls, register_env
 
 from rllib_damo import DAMO, DAMOConfig
+from rllib_damo.baselines import BehaviorCloningConfig
 from rllib_damo.data import behavior
-from rllib_damo.dynamics import DynamicsEnsemble
+from rllib_damo.dynamics import DynamicsEnsemble, component
+from rllib_damo.policy import load_policy
 from rllib_damo.recorded_steps import RecordedSteps
 from rllib_damo.update import METRICS
 from tests.recording import record_on_cpu
@@ -81,6 +86,12 @@ def train_policy(algo: Algorithm, iterations: int) -> dict:
 
 def module_state(algo: Algorithm) -> dict:
     return algo.learner_group.get_state(components="learner/rl_module")["learner"]["rl_module"][DEFAULT_MODULE_ID]
+
+
+def test_a_frozen_configuration_can_be_validated(config):
+    config.freeze()
+    config.validate()
+    assert config.observation_space is None  # what the checks fill in, they fill into a copy
 
 
 def test_is_registered():
@@ -308,6 +319,116 @@ def test_learning_rates_follow_their_schedules_also_after_a_restore(config, tmp_
     assert metrics["actor_learning_rate"] == pytest.approx(0.0)
     assert metrics["qf_loss"] == pytest.approx(learners[1]["qf_loss"], rel=1e-6)
     restored.stop()
+
+
+def test_a_schedules_first_rate_is_the_same_number_after_a_restore(config, tmp_path):
+    """Also before the first step: a rate in float32 is not the one in float64 that it came from."""
+
+    def rate(algo):
+        learner = algo.learner_group._learner
+        return learner.get_optimizer(DEFAULT_MODULE_ID, "actor").param_groups[0]["lr"]
+
+    algo = config.training(actor_lr=[[0, 3e-4], [50, 0.0]]).build_algo()
+    path = algo.save_to_path(tmp_path)
+    restored = DAMO.from_checkpoint(path)
+    assert repr(rate(algo)) == repr(rate(restored)) == "0.0003"
+    algo.stop()
+    restored.stop()
+
+
+@pytest.mark.parametrize(
+    ("config_class", "runners"), [(DAMOConfig, 0), (DAMOConfig, 1), (BehaviorCloningConfig, 0)], ids=str
+)
+def test_get_module_is_the_policy_as_it_is_now(config, config_class, runners, tmp_path):
+    if config_class is not DAMOConfig:
+        offline = {"input_": config.input_}
+        config = config_class().environment("Pendulum-v1").offline_data(**offline).training(hidden_dims=(32, 32))
+        config.training(rollout_freq=20, train_batch_size_per_learner=32)
+    config.env_runners(num_env_runners=runners).evaluation(evaluation_interval=None).training(actor_lr=1e-2)
+    algo = config.build_algo()
+    obs = torch.randn(5, 3)
+    untrained = algo.get_module().forward_inference({"obs": obs})["actions"]
+    for number in range(2):
+        train_policy(algo, 1)
+        actions = algo.get_module().forward_inference({"obs": obs})["actions"]
+        load = load_policy(algo.save_to_path(tmp_path / str(number)))
+        np.testing.assert_allclose(actions * 2, load(obs.numpy()), atol=1e-5)
+        assert not torch.equal(actions, untrained)
+        untrained = actions
+    algo.stop()
+
+
+def test_an_error_in_a_remote_learner_is_raised(config):
+    algo = config.training(critic_lr=1e30, actor_lr=1e30).learners(num_learners=1).build_algo()
+    with pytest.raises(RuntimeError, match="Training diverged within the last 20 gradient steps"):
+        train_policy(algo, 3)
+    algo.stop()
+
+
+def test_a_cache_may_be_emptied_while_a_run_goes_on(config, tmp_path):
+    algo = config.dynamics(dynamics_cache_dir=str(tmp_path / "cache")).build_algo()
+    train_policy(algo, 1)
+    algo.dynamics.path.unlink()
+    path = algo.save_to_path(tmp_path / "checkpoint")
+    assert algo.train()["phase"] == "policy"
+    assert algo.dynamics.path.exists()
+    algo.stop()
+    restored = DAMO.from_checkpoint(path)
+    assert restored.train()["phase"] == "policy"
+    restored.stop()
+
+
+def test_a_damaged_file_in_the_cache_is_trained_anew(config, tmp_path, caplog):
+    config.dynamics(dynamics_cache_dir=str(tmp_path)).evaluation(evaluation_interval=None)
+    algo = config.build_algo()
+    train_policy(algo, 1)
+    path = algo.dynamics.path
+    algo.stop()
+    path.write_bytes(path.read_bytes()[:1000])
+    again = config.copy(copy_frozen=False).build_algo()
+    assert "is damaged" in caplog.text
+    assert "trained again" in caplog.text
+    assert again.train()["phase"] == "dynamics"
+    again.stop()
+
+
+def test_a_model_that_cannot_be_written_is_not_lost(config, tmp_path, monkeypatch):
+    algo = config.dynamics(dynamics_cache_dir=str(tmp_path)).evaluation(evaluation_interval=None).build_algo()
+    algo.train()
+    with monkeypatch.context() as patch:
+        patch.setattr(DynamicsEnsemble, "save", _full_disk)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"can't be written to .*dynamics-.*No space left.*dynamics_cache_dir"):
+                algo.train()
+    assert algo.train()["phase"] == "dynamics"
+    assert algo.dynamics.path.exists()
+    assert algo.train()["phase"] == "policy"
+    algo.stop()
+
+
+def _full_disk(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_run_waits_for_anothers_model(config, tmp_path, monkeypatch, caplog):
+    """In one iteration, whatever it lasts, and in whichever thread: as many iterations as where the model was there."""
+    monkeypatch.setattr(component, "WAIT_SECONDS", 0.05)
+    config.dynamics(dynamics_cache_dir=str(tmp_path)).evaluation(evaluation_interval=None)
+    first, second = config.build_algo(), config.copy(copy_frozen=False).build_algo()
+    first.train()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(second.train)
+        time.sleep(0.3)
+        assert not waiting.done()
+        with ThreadPoolExecutor(1) as other:
+            other.submit(first.train).result()
+        result = waiting.result()
+    assert result["phase"] == "dynamics"
+    assert result["dynamics"]["waited_seconds"] > 0.2
+    assert f"(lock {second.dynamics.path}.lock)" in caplog.text
+    assert second.train()["phase"] == "policy"
+    first.stop()
+    second.stop()
 
 
 def test_interrupted_dynamics_training_resumes(config, tmp_path):

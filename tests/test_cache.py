@@ -1,5 +1,7 @@
 """Keys, folders, locks and atomic files of the dynamics cache."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,23 @@ def test_lock_excludes_and_can_give_up(tmp_path):
         cache.lock("k", tmp_path).acquire(timeout=0.01)
     with cache.lock("k", tmp_path):
         pass
+
+
+def test_a_lock_is_held_in_every_thread(tmp_path):
+    lock = cache.lock("k", tmp_path)
+    with ThreadPoolExecutor(1) as other:
+        other.submit(lock.acquire, timeout=0.01).result()
+    assert lock.is_locked
+    lock.release()
+    with cache.lock("k", tmp_path):
+        pass
+
+
+def test_a_directory_that_is_not_writable_is_named(tmp_path, monkeypatch):
+    cache.check_writable(tmp_path)
+    monkeypatch.setattr(cache.os, "access", lambda place, mode: False)
+    with pytest.raises(ValueError, match=f"{tmp_path} is not writable.*dynamics_cache_dir"):
+        cache.check_writable(tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

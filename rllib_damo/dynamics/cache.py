@@ -17,10 +17,11 @@ from filelock import FileLock, Timeout
 if TYPE_CHECKING:
     from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 
-__all__ = ["Timeout", "atomic_write", "directory", "key", "lock", "path", "save", "write"]
+__all__ = ["Timeout", "atomic_write", "check_writable", "directory", "key", "lock", "path", "save", "write"]
 
 #: Part of every key; raise it when training changes so that old files no longer stand for the same settings.
 _VERSION = 1
+_MEND = "Name a writable one in dynamics_cache_dir or in the environment variable RLLIB_DAMO_CACHE."
 
 
 def key(fingerprint: str, settings: Mapping[str, Any], seed: int | None) -> str:
@@ -59,11 +60,18 @@ def directory(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"The cache directory {folder} cannot be made ({error.strerror}). Name a writable one in "
-            "dynamics_cache_dir or in the environment variable RLLIB_DAMO_CACHE."
-        ) from error
+        raise ValueError(f"The cache directory {folder} cannot be made ({error.strerror}). {_MEND}") from error
     return folder
+
+
+def check_writable(cache_dir: str | os.PathLike[str] | None = None) -> None:
+    """Raises ValueError where nothing can be kept in `directory`."""
+    folder = directory(cache_dir)
+    if not os.access(folder, os.W_OK):
+        raise ValueError(
+            f"The cache directory {folder} is not writable, and the dynamics model is to be trained and kept there. "
+            + _MEND
+        )
 
 
 def path(key: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -75,9 +83,10 @@ def lock(key: str, cache_dir: str | os.PathLike[str] | None = None) -> FileLock:
     """A lock between processes, to be held while looking for a key's file and training it.
 
     It frees itself when its holder dies. ``with lock(key): ...`` waits, and
-    ``lock(key).acquire(timeout=...)`` raises `Timeout`.
+    ``lock(key).acquire(timeout=...)`` raises `Timeout`. Its holder is the object, in whichever thread it is used:
+    RLlib trains in a new thread each time where it evaluates beside that.
     """
-    return FileLock(str(path(key, cache_dir)) + ".lock")
+    return FileLock(str(path(key, cache_dir)) + ".lock", thread_local=False)
 
 
 @contextmanager

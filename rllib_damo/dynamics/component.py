@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.termination import resolve_termination
 from rllib_damo.dynamics.training import DynamicsTrainer
 
-#: How long an iteration waits for another process that trains the same model.
-WAIT_SECONDS = 5.0
+logger = logging.getLogger(__name__)
+
+#: How often a run that waits for another one's training of the same model says so.
+WAIT_SECONDS = 60.0
 
 
 class DynamicsComponent:
@@ -32,6 +35,9 @@ class DynamicsComponent:
 
     Attributes:
         path: the trained model's file, once ``ready``.
+
+    Raises:
+        ValueError: ``dynamics_path`` holds no model for this dataset, or a model is to be trained and can't be kept.
     """
 
     def __init__(self, config: AlgorithmConfig, columns: Batch, name: str, fingerprint: str):
@@ -49,8 +55,10 @@ class DynamicsComponent:
             self.key = cache.key(self.fingerprint, self._settings(), config.seed or 0)
             self.path = cache.path(self.key, config.dynamics_cache_dir)
             self.ready = False
-            if self.path.exists():
+            if self.path.exists() and self._is_sound():
                 self._finish()
+            else:
+                cache.check_writable(config.dynamics_cache_dir)
 
     def _settings(self) -> dict[str, Any]:
         c = self.config
@@ -88,31 +96,59 @@ class DynamicsComponent:
                 f"{self.config.env!r}. Set `.dynamics(termination_fn=...)`, or train a model for this environment."
             )
 
+    def _is_sound(self) -> bool:
+        """Whether the cache's file can be read; one that can't is removed, for the model can be trained again."""
+        try:
+            DynamicsEnsemble.load(self.path, "cpu")
+        except ValueError as error:
+            logger.warning(f"{error} It is removed, and the model is trained again.")
+            self.path.unlink(missing_ok=True)
+            return False
+        return True
+
     def train_epoch(self) -> dict[str, float]:
-        """One epoch, or a short wait while another process trains the same model.
+        """One epoch; or, where another run trains the same model, that run's, waited for to the end.
 
         Returns:
-            ``epoch``, ``train_loss``, ``holdout_loss``, ...; or ``waiting_for_other`` 1.
+            ``epoch``, ``train_loss``, ``holdout_loss``, ...; or ``waited_seconds``.
+
+        Raises:
+            ValueError: the trained model can't be written; the next call tries again.
         """
-        if self._lock is None:
-            self._lock = cache.lock(self.key, self.config.dynamics_cache_dir)
-        if not self._lock.is_locked:
-            try:
-                self._lock.acquire(timeout=WAIT_SECONDS)
-            except cache.Timeout:
-                return {"waiting_for_other": 1.0}
-        if self.path.exists():  # trained by another process in the meantime
+        start = time.perf_counter()
+        self._wait()
+        if self.path.exists():  # trained by another run in the meantime
             self._finish()
-            return {"waiting_for_other": 0.0}
+            return {"waited_seconds": time.perf_counter() - start}
         if self._trainer is None:
             self._trainer = self._make_trainer()
         start = time.perf_counter()
-        metrics = self._trainer.train_epoch()
+        metrics = {} if self._trainer.done else self._trainer.train_epoch()
         metrics["epoch_seconds"] = time.perf_counter() - start
         if self._trainer.done:
-            self._trainer.finish().save(self.path)
+            try:
+                self._trainer.finish().save(self.path)
+            except OSError as error:
+                raise ValueError(
+                    f"The dynamics model is trained and can't be written to {self.path} ({error.strerror}). Make room "
+                    "and train on; or save a checkpoint and restore it with another dynamics_cache_dir or "
+                    "RLLIB_DAMO_CACHE."
+                ) from error
             self._finish()
         return metrics
+
+    def _wait(self) -> None:
+        """Until no other run trains this model."""
+        if self._lock is None:
+            self._lock = cache.lock(self.key, self.config.dynamics_cache_dir)
+        while not self._lock.is_locked:
+            try:
+                self._lock.acquire(timeout=WAIT_SECONDS)
+            except cache.Timeout:
+                logger.warning(
+                    f"Another run trains the same dynamics model; this one waits for it (lock {self._lock.lock_file}). "
+                    "If it is an algorithm in this program, let that train, or stop() it."
+                )
 
     def _make_trainer(self) -> DynamicsTrainer:
         c, rows = self.config, self.columns
@@ -147,6 +183,7 @@ class DynamicsComponent:
 
     def _finish(self) -> None:
         self.ready = True
+        self._content = self.path.read_bytes()  # a cache may be emptied while runs go on
         self._trainer = self.columns = None
         self.close()
 
@@ -155,13 +192,19 @@ class DynamicsComponent:
         if self._lock is not None and self._lock.is_locked:
             self._lock.release()
 
+    def file(self) -> Path:
+        """The trained model's file, written anew if it is gone."""
+        if not self.path.exists():
+            self.path = cache.write(self._content, self.config.dynamics_cache_dir)
+        return self.path
+
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def get_state(self) -> dict[str, Any]:
         """The trained model's file as bytes, or the unfinished training's state; and what they were made from."""
         state: dict[str, Any] = {"fingerprint": self.fingerprint, "file": None, "trainer": None}
         if self.ready:
-            state["file"] = self.path.read_bytes()
+            state["file"] = self._content
         elif self._trainer is not None:
             state["trainer"] = convert_to_numpy(self._trainer.state_dict())
         return state
@@ -178,7 +221,7 @@ class DynamicsComponent:
                 f"{state['fingerprint'][:12]} and {self.fingerprint[:12]}): give it the dataset it was trained on."
             )
         if state["file"] is not None:
-            if not (self.ready and self.path.read_bytes() == state["file"]):
+            if not (self.ready and self._content == state["file"]):
                 self.path = cache.write(state["file"], self.config.dynamics_cache_dir)
             self._finish()
         elif state["trainer"] is not None and not self.ready:
