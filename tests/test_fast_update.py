@@ -243,6 +243,16 @@ def test_bfloat16_training_stays_with_float32() -> None:
         assert other == pytest.approx(last, abs=0.05 * (first - last)), name
 
 
+def test_bfloat16_rounds_no_row_as_a_whole() -> None:
+    """A normalised layer whose scale is rounded changes large Q values by as much as what a step can teach them."""
+    torch.manual_seed(0)
+    net = StackedMLP(2, (8, 256, 256, 1), layer_norm=True)
+    net.weights[-1].data.abs_()
+    x = torch.randn(256, 8)
+    exact, rounded = (FastMLP(net, dtype).forward(x).clone() for dtype in (None, torch.bfloat16))
+    assert (rounded - exact).std() < 5e-4 * exact.mean()  # 2e-3 with a scale in bfloat16
+
+
 def test_metrics_are_a_tensor_of_their_own() -> None:
     """The Learner keeps them past the next step."""
     update = build(FastUpdate, DEFAULTS, 0.01, torch.float32)
@@ -256,7 +266,14 @@ def test_metrics_are_a_tensor_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32], ids=["own", "other dtype within"])
-@pytest.mark.parametrize("net", [StackedMLP(3, (5, 8, 6, 2)), mlp((5, 8, 6, 2)), mlp((5, 8, 1))], ids=str)
+@pytest.mark.parametrize(
+    "net",
+    [
+        StackedMLP(3, (5, 8, 6, 2)), StackedMLP(3, (5, 8, 6, 2), layer_norm=True),
+        StackedMLP(2, (5, 8, 6, 7, 1), layer_norm=True), mlp((5, 8, 6, 2)), mlp((5, 8, 1)),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_mlp_gradients_equal_autograds(net: StackedMLP | nn.Sequential, dtype: torch.dtype | None) -> None:
     """Of some rows, with respect to parameters and to some columns of the inputs."""
     rtol, atol = (1e-9, 1e-12) if dtype is None else (1e-5, 1e-6)
