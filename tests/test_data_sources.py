@@ -129,6 +129,31 @@ def test_files_are_joined_and_must_share_their_columns(tmp_path) -> None:
         load(tmp_path / "parts")
 
 
+def test_the_first_files_types_do_not_decide_for_the_others(tmp_path) -> None:
+    data = make_transitions((3, 2, 4))
+    columns = {**d4rl_columns(data), "episode_id": np.repeat([1, 2, 3], (3, 2, 4))}
+    columns["rewards"] = np.r_[[0, 1, 2], np.full(6, 0.75)]
+    first, second = ({key: values[rows] for key, values in columns.items()} for rows in (slice(0, 3), slice(3, 9)))
+    whole = {"rewards": np.int64, "observations": np.int16, "terminals": bool, "episode_id": np.int32}
+    write_columns(tmp_path / "a.parquet", first | {key: first[key].astype(dtype) for key, dtype in whole.items()})
+    write_columns(tmp_path / "b.parquet", {**second, "terminals": second["terminals"].astype(np.float64)})
+    found = load(tmp_path)
+    np.testing.assert_array_equal(found.rewards, columns["rewards"].astype(np.float32))
+    np.testing.assert_array_equal(found.observations[3:], data.observations[3:])
+    np.testing.assert_array_equal(found.terminations, data.terminations)
+    for spoilt, message in (
+        (
+            {"episode_id": ["x"] * 6},
+            r"b\.parquet: column 'episode_id' holds ids of type object after ids of type int64",
+        ),
+        ({"actions": np.ones((6, 2), int)}, r"b\.parquet: actions have type int64"),
+        ({"episode_id": np.zeros((6, 2))}, r"b\.parquet: episode ids have shape \(6, 2\)"),
+    ):
+        write_columns(tmp_path / "b.parquet", second | spoilt)
+        with pytest.raises(DataError, match=message):
+            load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -145,6 +145,28 @@ def as_flags(name: str, key: str, values: np.ndarray) -> np.ndarray:
     return values.astype(bool)
 
 
+def as_ids(name: str, values: np.ndarray) -> np.ndarray:
+    """A column of episode ids as (N,); numbers in the widest type of their kind, so that files may differ in it.
+
+    Raises:
+        DataError: if a row has more than one.
+    """
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        raise DataError(f"{name}: episode ids have shape {values.shape}; they must be one number or text a row.")
+    return values.astype(f"{values.dtype.kind}8") if values.dtype.kind in "iuf" else values
+
+
+def as_column(name: str, key: str, values: np.ndarray) -> np.ndarray:
+    """A raw column in the type and dimensions that its part of the schema has, by `as_float_matrix` and the others."""
+    if key == "episode_ids":
+        return as_ids(name, values)
+    if key in END_COLUMNS:
+        return as_flags(name, key, values)
+    return as_float_matrix(name, key, values, 1 if key == "rewards" else 2)
+
+
 def assemble(
     name: str, columns: dict[str, np.ndarray], *, lookahead: bool = False, partial: bool = False
 ) -> Transitions:
@@ -171,7 +193,7 @@ def assemble(
     terminations = _flags_or_false(name, columns, "terminations", len(rewards))
     truncations = _flags_or_false(name, columns, "truncations", len(rewards))
     if "episode_ids" in columns:
-        ids = columns["episode_ids"].reshape(-1)
+        ids = as_ids(name, columns["episode_ids"])
         ends = _last_of_ids(ids)
         truncations |= ends & ~terminations
         runs, episodes = int(ends.sum()), len(set(ids[ends].tolist()))

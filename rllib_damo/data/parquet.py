@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from rllib_damo.data.columns import END_COLUMNS, assemble, episode_ends, match_names, new_file
+from rllib_damo.data.columns import END_COLUMNS, as_column, assemble, episode_ends, match_names, new_file
 from rllib_damo.data.reader import DEFAULT_CONVENTIONS, Conventions, Reader, split_at_ends
 from rllib_damo.data.recorded import normalized_to_env, unpack_array
 from rllib_damo.data.schema import DataError, Transitions
@@ -146,23 +146,26 @@ class ParquetReader(FilesReader):
     def _columns(self, names: dict[str, str], start: int, stop: int) -> dict[str, np.ndarray]:
         """Rows [start, stop) of the named columns; row group by row group into arrays made once, to save memory."""
         out: dict[str, np.ndarray] = {}
-        for offset, table in self._tables(list(names.values()), start, stop):
+        for path, offset, table in self._tables(list(names.values()), start, stop):
             for key, column in names.items():
                 values = column_to_numpy(self.name, column, table[column], start + offset, key == "episode_ids")
+                values = as_column(path, key, values)
                 if key not in out:
-                    is_wide = values.dtype == np.float64 and key != "episode_ids"
-                    dtype = np.float32 if is_wide else values.dtype
-                    out[key] = np.empty((stop - start, *values.shape[1:]), dtype)
+                    out[key] = np.empty((stop - start, *values.shape[1:]), values.dtype)
                 elif values.shape[1:] != out[key].shape[1:]:
                     raise DataError(
-                        f"{self.name}: column {column!r} has rows of shape {values.shape[1:]} after rows of shape "
+                        f"{path}: column {column!r} has rows of shape {values.shape[1:]} after rows of shape "
                         f"{out[key].shape[1:]}; all rows must have one width."
                     )
-                with np.errstate(over="ignore"):
-                    out[key][offset : offset + len(values)] = values
+                elif values.dtype.kind != out[key].dtype.kind:
+                    raise DataError(
+                        f"{path}: column {column!r} holds ids of type {values.dtype} after ids of type "
+                        f"{out[key].dtype} in the files before; write all in one type."
+                    )
+                out[key][offset : offset + len(values)] = values
         return out or {key: np.zeros((0, 1), np.float32) for key in names}
 
-    def _tables(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.Table]]:
+    def _tables(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[str, int, pa.Table]]:
         position, opened_path, file = 0, "", None
         for path, group, rows in self._row_groups():
             first, last = max(start - position, 0), min(stop - position, rows)
@@ -173,7 +176,7 @@ class ParquetReader(FilesReader):
                 if missing:
                     raise DataError(f"{path}: column(s) {sorted(missing)} are missing, which the first file has.")
                 table = file.read_row_group(group, columns=columns)
-                yield position + first - start, table.slice(first, last - first)
+                yield path, position + first - start, table.slice(first, last - first)
             position += rows
 
 
