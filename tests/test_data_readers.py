@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -299,6 +300,31 @@ def test_many_short_episodes_are_cached_flat(monkeypatch) -> None:
     other = make_transitions((2, 2, 2), seed=5)
     write_minari(other, "test/many-v0", observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE, overwrite=True)
     assert_equal(load("test/many-v0"), other)
+
+
+def test_episodes_of_minari_are_those_of_its_file(monkeypatch) -> None:
+    """A flag within an episode ends none of the file's; an episode without a step is one of them."""
+    data = make_transitions((2, 3, 2, 4))
+    folder = write_minari(data, "test/odd-v0", observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
+    with h5py.File(folder / "main_data.hdf5", "a") as file:
+        file["episode_1/terminations"][0] = True
+        for key, array in file["episode_2"].items():
+            del file[f"episode_2/{key}"]
+            file[f"episode_2/{key}"] = array[: key == "observations"]
+    data.terminations[2] = True
+    expected = [data.slice(*rows) for rows in ((0, 2), (2, 5), (5, 5), (7, 11))]
+    for above in (10, 2):  # without a flat copy and with it
+        monkeypatch.setattr(minari_read, "CACHE_ABOVE_EPISODES", above)
+        reader = resolve("test/odd-v0")
+        assert_equal(reader.read(), concatenate(expected))
+        for index, part in enumerate(expected):
+            assert_equal(reader.read(index, index + 1), part)
+    stops = next(Path(os.environ["RLLIB_DAMO_CACHE"]).glob("datasets/*/episode_stops.npy"))
+    stops.unlink()  # as in copies of earlier versions
+    assert_equal(reader.read(1, 2), expected[1])
+    assert not stops.exists()
+    assert_equal(reader.read(), concatenate(expected))
+    assert stops.exists()
 
 
 def test_flags_that_a_file_does_not_have_are_warned_of_once(caplog) -> None:

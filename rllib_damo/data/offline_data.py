@@ -142,7 +142,7 @@ class DAMOOfflineData(OfflineData):
         assert self.max_rows is not None
         if ray.is_initialized():
             batches = self.data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-            parts: Iterable[Transitions] = (from_arrow(batch, str(self.path)) for batch in batches)
+            parts: Iterable[Transitions] = (from_arrow(batch, str(self.path)) for batch in batches if len(batch))
         else:
             parts = (
                 reader.read(*unit_range)
