@@ -154,6 +154,27 @@ def test_the_first_files_types_do_not_decide_for_the_others(tmp_path) -> None:
             load(tmp_path)
 
 
+def test_globs_and_names_that_look_like_one(tmp_path, monkeypatch) -> None:
+    parts = {
+        name: make_transitions((length,), seed=length)
+        for length, name in enumerate(("a.parquet", "b.pq", "old/c.parquet", "old/er/d.parquet", "x[1].parquet"), 1)
+    }
+    for name, data in parts.items():
+        write_parquet(data, tmp_path / "data[1]" / name)
+    monkeypatch.chdir(tmp_path / "data[1]")
+    for name, lengths in (
+        (tmp_path / "data[1]", [1, 2, 3, 4, 5]),
+        (tmp_path / "data[1]" / "*.parquet", [1, 5]),
+        (tmp_path / "data[[]1]" / "?.parquet", [1]),
+        ("o*/*.parquet", [3]),
+        ("**/*.parquet", [1, 3, 4, 5]),
+        (f"file://{tmp_path}/data*/*/*/*.parquet", [4]),
+        ("x[1].parquet", [5]),
+    ):
+        found = load(str(name))
+        assert np.diff(found.episode_bounds())[:, 0].tolist() == lengths, name
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -162,7 +183,9 @@ def test_the_first_files_types_do_not_decide_for_the_others(tmp_path) -> None:
         ("{tmp}/dato.hdf5", r"no such file.*data\.hdf5"),
         ("{tmp}/dato.parquet", "no such file"),
         ("{tmp}/*.parquet", "no Parquet file there"),
-        ("{tmp}", "no Parquet file there"),
+        ("{tmp}", r"no Parquet file there. HDF5 is read by the names of files, several as a list: .*data\.hdf5"),
+        ("{tmp}/*.hdf5", r"HDF5 is read by the names of files, several as a list: .*data\.hdf5"),
+        ("{tmp}/*.parquet/*.parquet", "no Parquet file there"),
         ("{tmp}/notes.txt", "files are read that end"),
         ("something", "There are the short names"),
         ("ftp://host/data.parquet", "cannot be reached"),

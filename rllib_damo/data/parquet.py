@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,14 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from rllib_damo.data.columns import END_COLUMNS, as_column, assemble, episode_ends, match_names, new_file
-from rllib_damo.data.reader import DEFAULT_CONVENTIONS, Conventions, Reader, split_at_ends
+from rllib_damo.data.reader import (
+    DEFAULT_CONVENTIONS,
+    HDF5_SUFFIXES,
+    PARQUET_SUFFIXES,
+    Conventions,
+    Reader,
+    split_at_ends,
+)
 from rllib_damo.data.recorded import normalized_to_env, unpack_array
 from rllib_damo.data.schema import DataError, Transitions
 
@@ -52,10 +59,13 @@ class Files:
 def find_files(pattern: str, filesystem: fs.FileSystem | None = None) -> Files:
     """The Parquet files that a path, a glob, a folder (searched in depth) or a URI (`s3://…`) names, sorted.
 
+    In a glob, `*` stays within a folder and `**` stands for any number of them. What exists by the very name is that.
+
     Raises:
         DataError: if there are none, or the filesystem cannot be reached.
     """
     name, path = pattern, pattern
+    wanted: tuple[str, ...] = ()  # the parts of a glob, below the folder `base`
     try:
         if filesystem is None and "://" in pattern:
             filesystem, path = fs.FileSystem.from_uri(pattern)
@@ -63,26 +73,37 @@ def find_files(pattern: str, filesystem: fs.FileSystem | None = None) -> Files:
             path = pattern.split("://", 1)[1]
         if filesystem is None:
             filesystem, path = fs.LocalFileSystem(), str(Path(pattern).expanduser())
-        base = path
-        while any(character in base for character in "*?["):
-            base = os.path.dirname(base)
-        info = filesystem.get_file_info(base or ".")
-        if info.type == fs.FileType.File:
-            return Files((base,), filesystem, name)
-        found: list[str] = []
+        base = PurePosixPath(path)
+        info = filesystem.get_file_info(str(base))
+        while info.type == fs.FileType.NotFound and any(sign in str(base) for sign in "*?["):
+            base, wanted = base.parent, (base.name, *wanted)
+            info = filesystem.get_file_info(str(base))
+        found = [info.path] if info.type == fs.FileType.File and not wanted else []
         if info.type == fs.FileType.Directory:
-            selector = fs.FileSelector(base or ".", recursive=True)
-            found = sorted(item.path for item in filesystem.get_file_info(selector) if item.type == fs.FileType.File)
+            selector = fs.FileSelector(str(base), recursive=len(wanted) != 1 or wanted[0] == "**")
+            items = [item.path for item in filesystem.get_file_info(selector) if item.type == fs.FileType.File]
+            found = sorted(
+                item for item in items if not wanted or _matches(PurePosixPath(item).relative_to(base).parts, wanted)
+            )
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(
             f"{pattern}: cannot be reached ({error}). Check the address, the network and the credentials."
         ) from error
-    wanted = path if base != path else f"{base}/*.parquet"
-    found = [item for item in found if fnmatch.fnmatch(os.path.normpath(item), os.path.normpath(wanted))]
-    found = [item for item in found if item.endswith((".parquet", ".pq"))]
-    if not found:
-        raise DataError(f"{pattern}: no Parquet file there.")
-    return Files(tuple(found), filesystem, name)
+    files = found if info.type == fs.FileType.File else [item for item in found if item.endswith(PARQUET_SUFFIXES)]
+    if not files:
+        hdf5 = [item for item in found if item.endswith(HDF5_SUFFIXES)]
+        mend = f" HDF5 is read by the names of files, several as a list: {', '.join(hdf5[:3])}." if hdf5 else ""
+        raise DataError(f"{pattern}: no Parquet file there.{mend}")
+    return Files(tuple(files), filesystem, name)
+
+
+def _matches(parts: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+    """Whether the parts of a path are those of a glob."""
+    if not wanted:
+        return not parts
+    if wanted[0] == "**":
+        return any(_matches(parts[i:], wanted[1:]) for i in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatch(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
 
 
 class FilesReader(Reader):
