@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import h5py
 import minari
 import numpy as np
@@ -91,6 +92,16 @@ def test_normalised_actions_are_mapped_to_the_environments(tmp_path, write) -> N
         reader = resolve(path, conventions=conventions)
         np.testing.assert_array_equal(reader.read().actions, expected)
         np.testing.assert_array_equal(reader.read(1, 5).actions, expected[1:5])
+
+
+@WRITERS
+def test_one_normalised_action_may_be_a_number_a_row(tmp_path, write) -> None:
+    unit = np.linspace(-1.00001, 1, 12, dtype=np.float32)
+    space = gym.spaces.Box(-3, 5, (1,))
+    columns = {**d4rl_columns(make_transitions()), "actions": unit}
+    path = write(tmp_path / f"data.{'hdf5' if write is write_hdf5 else 'parquet'}", columns)
+    found = load(path, conventions=Conventions(space, actions_in_input_normalized=True))
+    np.testing.assert_array_equal(found.actions, from_unit(unit[:, None].clip(-1, 1), space))
 
 
 def test_minari_says_itself_what_its_columns_are(tmp_path) -> None:

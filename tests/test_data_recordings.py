@@ -15,7 +15,7 @@ import pytest
 
 from rllib_damo.data.reader import Conventions
 from rllib_damo.data.schema import DataError, Transitions, check
-from rllib_damo.data.sources import load
+from rllib_damo.data.sources import load, resolve
 from rllib_damo.spaces import from_unit
 from tests.data_helpers import (
     ACT,
@@ -74,6 +74,36 @@ def test_recorded_episodes(tmp_path) -> None:
     np.testing.assert_array_equal(load(str(tmp_path / "recorded"), conventions=raw).actions, unit[rows])
     with pytest.raises(DataError, match="input_read_schema names the columns of HDF5 and Parquet files"):
         load(str(tmp_path / "recorded"), conventions=Conventions(input_read_schema={"obs": "o"}))
+
+
+def test_recorded_pieces_without_a_step(tmp_path) -> None:
+    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+    data = make_transitions((4,))
+    bounds = {"observation_space": OBSERVATION_SPACE, "action_space": ACTION_SPACE}
+    episodes = [SingleAgentEpisode(observations=[data.observations[0]], **bounds) for _ in range(34)]
+    items = [_recorded(data.actions * 0, data, True, episodes[0])]
+    items += [_recorded(data.actions, data.slice(0, 0), False, episode) for episode in episodes[1:]]
+    pq.write_table(pa.table({"item": pa.array(items, pa.binary())}), tmp_path / "a.parquet")
+    assert len(load(str(tmp_path / "a.parquet"))) == 4
+    reader = resolve(str(tmp_path / "a.parquet"))
+    assert [len(reader.read(*part)) for part in reader.splits(100)] == [4, 0]
+    pq.write_table(pa.table({"item": pa.array(items[1:], pa.binary())}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="no recorded episode has a step"):
+        load(str(tmp_path / "a.parquet"))
+
+
+def test_recorded_numbers_of_actions_are_refused(tmp_path) -> None:
+    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+    data = make_transitions((4,))
+    episode = SingleAgentEpisode(
+        observations=[data.observations[0]], observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE
+    )
+    items = [_recorded(np.ones((4, ACT), np.int64), data, True, episode)]
+    pq.write_table(pa.table({"item": pa.array(items, pa.binary())}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="DAMO needs continuous actions"):
+        load(str(tmp_path / "a.parquet"))
 
 
 def _pack(array: np.ndarray) -> str:

@@ -72,6 +72,27 @@ def test_unsound_columns_are_refused(tmp_path, write, spoil, message) -> None:
         load(path, observation_space=OBSERVATION_SPACE, conventions=Conventions(ACTION_SPACE))
 
 
+@WRITERS
+def test_actions_that_are_not_normalised_are_not_taken_for_it(tmp_path, write) -> None:
+    unit = np.random.default_rng(0).uniform(-1, 1, (12, 2)).astype(np.float32)
+    for change, message in (
+        ({(4, 1): 1.5, (9, 0): -2.0}, r"in \[-1, 1\], but 2 row\(s\) do not, first .*1\.5\] in row 4.*leave out"),
+        ({(4, 1): np.inf}, r"actions hold values that are not finite in 1 row\(s\), first inf in row 4"),
+        ({(4, 1): -np.inf}, r"first -inf in row 4"),
+    ):
+        actions = unit.copy()
+        for place, value in change.items():
+            actions[place] = value
+        columns = {**d4rl_columns(make_transitions()), "actions": actions}
+        path = write(tmp_path / f"d.{'hdf5' if write is write_hdf5 else 'parquet'}", columns)
+        with pytest.raises(DataError, match=message):
+            load(path, conventions=Conventions(ACTION_SPACE, actions_in_input_normalized=True))
+    columns["actions"] = np.ones((12, 2), int)
+    path = write(tmp_path / f"d.{'hdf5' if write is write_hdf5 else 'parquet'}", columns)
+    with pytest.raises(DataError, match="actions have type int64; DAMO needs continuous"):
+        load(path, conventions=Conventions(ACTION_SPACE, actions_in_input_normalized=True))
+
+
 def test_other_unsound_files(tmp_path) -> None:
     columns = d4rl_columns(make_transitions())
     with pytest.raises(DataError, match=r"different lengths.*rewards 11"):

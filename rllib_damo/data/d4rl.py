@@ -41,7 +41,8 @@ class D4RLReader(Reader):
                 for key, column in names.items()
             }
         if self._conventions.are_normalized(is_recording=False):
-            columns["actions"] = normalized_to_env(self.name, columns["actions"], self._conventions.action_space)
+            space = self._conventions.action_space
+            columns["actions"] = normalized_to_env(self.name, columns["actions"], space, is_recording=False)
         return assemble(self.name, columns, lookahead=lookahead, partial=not whole)
 
     def splits(self, max_rows: int) -> list[tuple[int, int]]:

@@ -134,7 +134,8 @@ class ParquetReader(FilesReader):
         if is_recording:
             columns = _in_episodes(columns)
         if self._conventions.are_normalized(is_recording):
-            columns["actions"] = normalized_to_env(self.name, columns["actions"], self._conventions.action_space)
+            space = self._conventions.action_space
+            columns["actions"] = normalized_to_env(self.name, columns["actions"], space, is_recording=is_recording)
         return assemble(self.name, columns, lookahead=lookahead, partial=not (start == 0 and stop == total))
 
     def splits(self, max_rows: int) -> list[tuple[int, int]]:
