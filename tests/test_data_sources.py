@@ -5,6 +5,8 @@ from pathlib import Path
 
 import minari
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rllib_damo.data.d4rl import write_d4rl
@@ -148,6 +150,28 @@ def test_files_are_joined_and_must_share_their_columns(tmp_path) -> None:
     )
     with pytest.raises(DataError, match="one width"):
         load(tmp_path / "parts")
+
+
+def test_what_the_first_file_lacks_is_not_passed_over(tmp_path, caplog) -> None:
+    columns = d4rl_columns(make_transitions((3, 2), [True, True]))
+    first = {key: values for key, values in columns.items() if key not in ("timeouts", "next_observations")}
+    write_columns(tmp_path / "a.parquet", first)
+    write_columns(tmp_path / "b.parquet", columns)
+    with pytest.raises(DataError, match=r"b\.parquet: column\(s\) \['next_observations', 'timeouts'\] are not in the"):
+        load(tmp_path)
+    for name in ("a", "b", "c"):
+        cut = first["terminals"] if name == "a" else np.zeros(5, bool)
+        write_columns(tmp_path / f"{name}.parquet", {**first, "episode_id": np.zeros(5, int), "terminals": cut})
+    load(tmp_path)
+    (record,) = [record for record in caplog.records if "begins with the episode id" in record.getMessage()]
+    assert "c.parquet begins with the episode id that the file before ends with, 0" in record.getMessage()
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path) -> None:
+    table = pa.table({key: list(values) for key, values in d4rl_columns(make_transitions()).items()})
+    pq.write_table(table.append_column("rewards", table["rewards"]), tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match=r"twice\.parquet: there is more than one column 'rewards'"):
+        load(tmp_path / "twice.parquet")
 
 
 def test_the_first_files_types_do_not_decide_for_the_others(tmp_path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,21 +47,14 @@ ALIASES: dict[str, tuple[str, ...]] = {
 _KEYS = {alias: key for key, aliases in ALIASES.items() for alias in aliases}
 END_COLUMNS = ("terminations", "truncations", "episode_ids")
 _REQUIRED = ("observations", "actions", "rewards")
-_warn_once = functools.cache(logger.warning)  # a file is opened more than once
+warn_once = functools.cache(logger.warning)  # a file is opened more than once
 
 
-def match_names(name: str, present: Iterable[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Which column of a file holds which part of the schema: {schema name: column name}, absent ones left out.
-
-    Args:
-        name: of the dataset, for messages.
-        present: the file's columns.
-        given: the user's {alias: column name}, RLlib's `input_read_schema`; what it names of columns that the schema
-            does not know is left alone.
+def find_names(name: str, present: Sequence[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The columns of a file that the schema knows, as `match_names` tells them, whether or not they are enough.
 
     Raises:
-        DataError: if a column that is given is not there, if a required one is missing, or all of those that tell where
-            episodes end.
+        DataError: if a column that is given is not there, or one is there twice.
     """
     names = set(present)
     found = {
@@ -78,6 +71,26 @@ def match_names(name: str, present: Iterable[str], given: Mapping[str, str] | No
                 f"{sorted(names) or 'none'}."
             )
         found[_KEYS[alias]] = column
+    twice = [column for column in found.values() if present.count(column) > 1]
+    if twice:
+        raise DataError(f"{name}: there is more than one column {twice[0]!r}; leave one of this name.")
+    return found
+
+
+def match_names(name: str, present: Iterable[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Which column of a file holds which part of the schema: {schema name: column name}, absent ones left out.
+
+    Args:
+        name: of the dataset, for messages.
+        present: the file's columns.
+        given: the user's {alias: column name}, RLlib's `input_read_schema`; what it names of columns that the schema
+            does not know is left alone.
+
+    Raises:
+        DataError: as `find_names` does, if a required one is missing, or all of those that tell where episodes end.
+    """
+    names = list(present)
+    found = find_names(name, names, given)
     missing = [key for key in _REQUIRED if key not in found]
     if missing:
         raise DataError(
@@ -89,12 +102,12 @@ def match_names(name: str, present: Iterable[str], given: Mapping[str, str] | No
             f"{sorted(names)}. " + _naming([*END_COLUMNS])
         )
     if "terminations" not in found:
-        _warn_once(
+        warn_once(
             "%s: no column for terminations, so no transition is taken to be terminal; found %s. %s",
             name, ", ".join(sorted(names)), _naming(["terminations"]),
         )  # fmt: skip
     if not {"truncations", "next_observations", "episode_ids"} & set(found):
-        _warn_once(
+        warn_once(
             "%s: without truncations, next observations or episode ids, an episode that was cut can't be told from the "
             "one after it; found %s. If any was cut, add one of these. %s",
             name, ", ".join(sorted(names)), _naming(["truncations", "next_observations", "episode_ids"]),
@@ -198,7 +211,7 @@ def assemble(
         truncations |= ends & ~terminations
         runs, episodes = int(ends.sum()), len(set(ids[ends].tolist()))
         if runs > episodes:
-            _warn_once(
+            warn_once(
                 "%s: %d episode ids occur in %d runs of rows, and each run is taken as an episode. If episodes are "
                 "interleaved, sort the rows by episode.",
                 name, episodes, runs,

@@ -20,7 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from rllib_damo.data.columns import END_COLUMNS, as_column, assemble, episode_ends, match_names, new_file
+from rllib_damo.data.columns import (
+    END_COLUMNS,
+    as_column,
+    assemble,
+    episode_ends,
+    find_names,
+    match_names,
+    new_file,
+    warn_once,
+)
 from rllib_damo.data.reader import (
     DEFAULT_CONVENTIONS,
     HDF5_SUFFIXES,
@@ -159,16 +168,34 @@ class ParquetReader(FilesReader):
 
     def _row_groups(self) -> list[tuple[str, int, int]]:
         if self._groups is None:
-            self._groups = []
+            names, _ = self._names()
+            groups = []
             for path in self.files.paths:
-                metadata = self.files.open(path).metadata
-                self._groups += [(path, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
+                file = self.files.open(path)
+                if file.metadata.num_rows:
+                    self._refuse_other_columns(path, file.schema_arrow.names, names)
+                groups += [(path, i, file.metadata.row_group(i).num_rows) for i in range(file.num_row_groups)]
+            self._groups = groups
         return self._groups
+
+    def _refuse_other_columns(self, path: str, present: list[str], names: dict[str, str]) -> None:
+        missing = set(names.values()) - set(present)
+        if missing:
+            raise DataError(f"{path}: column(s) {sorted(missing)} are missing, which the first file has.")
+        found = find_names(path, present, self._conventions.input_read_schema)
+        more = sorted(found[key] for key in found.keys() - names.keys())
+        if more:
+            raise DataError(
+                f"{path}: column(s) {more} are not in the first file, {self.files.paths[0]}; all files must have them, "
+                "or none."
+            )
 
     def _columns(self, names: dict[str, str], start: int, stop: int) -> dict[str, np.ndarray]:
         """Rows [start, stop) of the named columns; row group by row group into arrays made once, to save memory."""
         out: dict[str, np.ndarray] = {}
+        starts: dict[str, int] = {}
         for path, offset, table in self._tables(list(names.values()), start, stop):
+            starts.setdefault(path, offset)
             for key, column in names.items():
                 values = column_to_numpy(self.name, column, table[column], start + offset, key == "episode_ids")
                 values = as_column(path, key, values)
@@ -185,7 +212,20 @@ class ParquetReader(FilesReader):
                         f"{out[key].dtype} in the files before; write all in one type."
                     )
                 out[key][offset : offset + len(values)] = values
+        if "observations" in out and "next_observations" not in out and "episode_ids" in out:
+            self._warn_of_stitches(out, starts)
         return out or {key: np.zeros((0, 1), np.float32) for key in names}
+
+    def _warn_of_stitches(self, columns: dict[str, np.ndarray], starts: dict[str, int]) -> None:
+        """A file that begins with the id that the one before ends with may have an episode of its own there."""
+        ends = episode_ends({key: columns[key] for key in END_COLUMNS if key in columns}, len(columns["rewards"]))
+        for path, start in starts.items():
+            if start and not ends[start - 1]:
+                warn_once(
+                    "%s: %s begins with the episode id that the file before ends with, %s, so its first rows are taken "
+                    "to go on with that episode. If they don't, use ids that no two files share.",
+                    self.name, path, columns["episode_ids"][start],
+                )  # fmt: skip
 
     def _tables(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[str, int, pa.Table]]:
         position, opened_path, file = 0, "", None
@@ -194,9 +234,6 @@ class ParquetReader(FilesReader):
             if first < last:
                 if file is None or opened_path != path:
                     opened_path, file = path, self.files.open(path)
-                missing = set(columns) - set(file.schema_arrow.names)
-                if missing:
-                    raise DataError(f"{path}: column(s) {sorted(missing)} are missing, which the first file has.")
                 table = file.read_row_group(group, columns=columns)
                 yield path, position + first - start, table.slice(first, last - first)
             position += rows
