@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import h5py
 import minari
 import numpy as np
 import pyarrow as pa
@@ -10,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rllib_damo.data.d4rl import write_d4rl
+from rllib_damo.data.info import report
 from rllib_damo.data.minari_io import write_minari
 from rllib_damo.data.parquet import write_parquet
 from rllib_damo.data.reader import Conventions
 from rllib_damo.data.schema import DataError, concatenate
-from rllib_damo.data.sources import load
+from rllib_damo.data.sources import load, resolve
 from tests.data_helpers import (
     ACTION_SPACE,
     OBS,
@@ -129,6 +131,44 @@ def test_other_unsound_files(tmp_path) -> None:
     (folder / "main_data.hdf5").write_bytes(b"")
     with pytest.raises(DataError, match="cannot be read"):
         load("test/x-v0")
+
+
+def test_hdf5_columns_of_unlike_length_are_refused_in_windows(tmp_path) -> None:
+    columns = d4rl_columns(make_transitions())
+    reader = resolve(write_hdf5(tmp_path / "a.hdf5", {**columns, "rewards": columns["rewards"][:-1]}))
+    for read in (lambda: reader.read(0, 4), lambda: reader.splits(4)):
+        with pytest.raises(DataError, match=r"a\.hdf5: the columns have different lengths.*rewards 11"):
+            read()
+
+
+def test_damaged_hdf5_is_named(tmp_path) -> None:
+    columns = d4rl_columns(make_transitions())
+    path = tmp_path / "filter.hdf5"
+    write_hdf5(path, {key: values for key, values in columns.items() if key != "rewards"})
+    with h5py.File(path, "a") as file:
+        options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        options.set_chunk((12,))
+        options.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, ())  # blosc, whose plugin h5py does not have
+        space = h5py.h5s.create_simple((12,))
+        rewards = h5py.h5d.create(file.id, b"rewards", h5py.h5t.IEEE_F32LE, space, options)
+        rewards.write_direct_chunk((0,), columns["rewards"].tobytes(), 0)
+    gzip = write_d4rl(make_transitions((500,)), tmp_path / "gzip.hdf5")
+    with h5py.File(gzip) as file:
+        chunk = file["rewards"].id.get_chunk_info(0)
+    content = bytearray(gzip.read_bytes())
+    content[chunk.byte_offset : chunk.byte_offset + chunk.size] = b"U" * chunk.size
+    gzip.write_bytes(content)
+    for damaged in (path, gzip):
+        with pytest.raises(DataError, match=rf"{damaged.name}: cannot be read \(.*Copy or download it again; or, if"):
+            load(damaged)
+        assert report(damaged)[0].startswith("FAIL  readable: ")
+
+
+def test_two_ids_a_row_are_refused(tmp_path) -> None:
+    path = write_hdf5(tmp_path / "a.hdf5", {**d4rl_columns(make_transitions()), "episode_id": np.zeros((12, 2))})
+    for read in (lambda: load(path), lambda: resolve(path).splits(5)):
+        with pytest.raises(DataError, match=r"a\.hdf5: episode ids have shape \(12, 2\)"):
+            read()
 
 
 def test_files_are_joined_and_must_share_their_columns(tmp_path) -> None:

@@ -199,7 +199,7 @@ def assemble(
     Raises:
         DataError: for lengths that differ, types or shapes that do not fit, or when no row ends an episode.
     """
-    _check_lengths(name, columns)
+    check_lengths(name, {key: len(values) for key, values in columns.items()})
     observations = as_float_matrix(name, "observations", columns["observations"], 2)
     actions = as_float_matrix(name, "actions", columns["actions"], 2)
     rewards = as_float_matrix(name, "rewards", columns["rewards"], 1)
@@ -261,8 +261,8 @@ def _last_of_ids(ids: np.ndarray) -> np.ndarray:
     return np.append(ids[1:] != ids[:-1], True)[: len(ids)]
 
 
-def _check_lengths(name: str, columns: dict[str, np.ndarray]) -> None:
-    lengths = {key: len(values) for key, values in columns.items()}
+def check_lengths(name: str, lengths: dict[str, int]) -> None:
+    """Refuse columns that don't all have the same number of rows."""
     if len(set(lengths.values())) > 1:
         listing = ", ".join(f"{key} {length}" for key, length in lengths.items())
         raise DataError(f"{name}: the columns have different lengths ({listing}); every transition needs all of them.")
