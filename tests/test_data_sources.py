@@ -164,6 +164,23 @@ def test_damaged_hdf5_is_named(tmp_path) -> None:
         assert report(damaged)[0].startswith("FAIL  readable: ")
 
 
+def test_damaged_parquet_is_named(tmp_path) -> None:
+    write_parquet(make_transitions((500,)), tmp_path / "plain.parquet")
+    pq.write_table(pq.read_table(tmp_path / "plain.parquet"), tmp_path / "gzip.parquet", compression="gzip")
+    content = bytearray((tmp_path / "gzip.parquet").read_bytes())
+    content[100:500] = b"U" * 400
+    (tmp_path / "gzip.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"gzip\.parquet: cannot be read \(.*Copy or download it again"):
+        load(tmp_path / "gzip.parquet")
+    assert report(tmp_path / "gzip.parquet")[0].startswith("FAIL  readable: ")
+
+
+def test_a_flag_that_is_missing_may_mean_false(tmp_path) -> None:
+    columns = {**d4rl_columns(make_transitions()), "timeouts": [None] * 11 + [True]}
+    with pytest.raises(DataError, match=r"'timeouts' has missing values, the first in row 0; write false for them"):
+        load(write_columns(tmp_path / "a.parquet", columns))
+
+
 def test_two_ids_a_row_are_refused(tmp_path) -> None:
     path = write_hdf5(tmp_path / "a.hdf5", {**d4rl_columns(make_transitions()), "episode_id": np.zeros((12, 2))})
     for read in (lambda: load(path), lambda: resolve(path).splits(5)):

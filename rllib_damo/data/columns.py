@@ -45,7 +45,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "episode_ids": ("episode_id", "eps_id"),
 }
 _KEYS = {alias: key for key, aliases in ALIASES.items() for alias in aliases}
-END_COLUMNS = ("terminations", "truncations", "episode_ids")
+FLAGS = ("terminations", "truncations")
+END_COLUMNS = (*FLAGS, "episode_ids")
 _REQUIRED = ("observations", "actions", "rewards")
 warn_once = functools.cache(logger.warning)  # a file is opened more than once
 
@@ -175,7 +176,7 @@ def as_column(name: str, key: str, values: np.ndarray) -> np.ndarray:
     """A raw column in the type and dimensions that its part of the schema has, by `as_float_matrix` and the others."""
     if key == "episode_ids":
         return as_ids(name, values)
-    if key in END_COLUMNS:
+    if key in FLAGS:
         return as_flags(name, key, values)
     return as_float_matrix(name, key, values, 1 if key == "rewards" else 2)
 

@@ -33,17 +33,15 @@ class EpisodesReader(FilesReader):
     """RLlib's recorded episodes (`output_write_episodes=True`). Pieces of one episode are put together again."""
 
     def read(self, start: int = 0, stop: int | None = None) -> Transitions:
-        chunks: list[_Chunk] = []
-        position = 0
-        for path in self.files.paths:
-            rows = self.files.open(path).metadata.num_rows
-            first, last = max(start - position, 0), rows if stop is None else min(stop - position, rows)
-            if first < last:
-                items = self.files.open(path).read(columns=["item"])["item"]
-                chunks += [self._decode(path, item.as_py()) for item in items.slice(first, last - first)]
-            position += rows
+        total = self._total()
+        stop = total if stop is None else min(stop, total)
+        chunks = [
+            self._decode(path, item.as_py())
+            for path, _, table in self._tables(["item"], start, stop)
+            for item in table["item"]
+        ]
         chunks = [chunk for chunk in chunks if len(chunk.rewards)]
-        if not chunks and start == 0 and (stop is None or stop >= position):
+        if not chunks and start == 0 and stop == total:
             raise DataError(f"{self.name}: no recorded episode has a step.")
         if not chunks:
             vectors, numbers, flags = np.zeros((0, 1), np.float32), np.zeros(0, np.float32), np.zeros(0, bool)
@@ -54,8 +52,15 @@ class EpisodesReader(FilesReader):
         return self._join(_in_order(chunks))
 
     def splits(self, max_rows: int) -> list[tuple[int, int]]:
-        total = sum(self.files.open(path).metadata.num_rows for path in self.files.paths)
+        total = self._total()
         return [(i, min(i + _EPISODES_PER_SPLIT, total)) for i in range(0, total, _EPISODES_PER_SPLIT)]
+
+    def _check_columns(self, path: str, present: list[str]) -> None:
+        if present != ["item"]:
+            raise DataError(
+                f"{path}: columns {sorted(present)}, where {self.files.paths[0]} has recorded episodes in a column "
+                "'item'; keep the two kinds in folders of their own."
+            )
 
     def _join(self, chunks: list[_Chunk]) -> Transitions:
         terminations, truncations = [], []

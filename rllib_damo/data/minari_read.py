@@ -115,7 +115,7 @@ class MinariReader(Reader):
             except (OSError, pa.ArrowInvalid) as error:
                 raise DataError(f"{self.name}: {folder} cannot be read ({error}); download it again.") from error
             for key, parts in episodes.items():
-                values = column_to_numpy(self.name, key, table[key])
+                values = column_to_numpy(self.name, key, table[key], key=key)
                 parts.append(values if key == "observations" else values[:-1])
         return episodes
 

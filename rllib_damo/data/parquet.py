@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,7 @@ from pyarrow import fs
 
 from rllib_damo.data.columns import (
     END_COLUMNS,
+    FLAGS,
     as_column,
     assemble,
     episode_ends,
@@ -61,7 +63,7 @@ class Files:
         """
         try:
             return pq.ParquetFile(self.filesystem.open_input_file(path))
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: not a readable Parquet file ({error}).") from error
 
 
@@ -127,12 +129,54 @@ class FilesReader(Reader):
         self.files = files
         self.name = files.name
         self._conventions = conventions
+        self._groups: list[tuple[str, int, int]] | None = None
+        self._held: tuple[tuple[str, int, list[str]], pa.Table] | None = None  # a row group that is read in pieces
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": None}
+
+    @abstractmethod
+    def _check_columns(self, path: str, present: list[str]) -> None:
+        """Raises DataError where a file's columns are not those of the first one."""
+
+    def _row_groups(self) -> list[tuple[str, int, int]]:
+        """(path, number in the file, rows) of each row group."""
+        if self._groups is None:
+            groups = []
+            for path in self.files.paths:
+                file = self.files.open(path)
+                if file.metadata.num_rows:
+                    self._check_columns(path, file.schema_arrow.names)
+                groups += [(path, i, file.metadata.row_group(i).num_rows) for i in range(file.num_row_groups)]
+            self._groups = groups
+        return self._groups
+
+    def _total(self) -> int:
+        return sum(rows for _, _, rows in self._row_groups())
+
+    def _tables(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[str, int, pa.Table]]:
+        """The rows [start, stop), a table a row group: (path, place of its first row from `start` on, table)."""
+        position, opened_path, file = 0, "", None
+        for path, group, rows in self._row_groups():
+            first, last = max(start - position, 0), min(stop - position, rows)
+            if first < last:
+                key = path, group, columns
+                if self._held is not None and self._held[0] == key:
+                    table = self._held[1]
+                else:
+                    if file is None or opened_path != path:
+                        opened_path, file = path, self.files.open(path)
+                    try:
+                        table = file.read_row_group(group, columns=columns)
+                    except (OSError, pa.ArrowException) as error:
+                        raise DataError(f"{path}: cannot be read ({error}). Copy or download it again.") from error
+                self._held = (key, table) if last < rows else None
+                yield path, position + first - start, table.slice(first, last - first)
+            position += rows
 
 
 class ParquetReader(FilesReader):
     """Flat transitions in Parquet files that share their columns."""
-
-    _groups: list[tuple[str, int, int]] | None = None
 
     def read(self, start: int = 0, stop: int | None = None) -> Transitions:
         total = self.num_rows()
@@ -154,7 +198,7 @@ class ParquetReader(FilesReader):
         return split_at_ends(episode_ends(self._columns(names, 0, rows), rows), max_rows)
 
     def num_rows(self) -> int:
-        return sum(rows for _, _, rows in self._row_groups())
+        return self._total()
 
     def metadata(self) -> dict[str, Any]:
         stored = (self.files.open(self.files.paths[0]).schema_arrow.metadata or {}).get(METADATA_KEY)
@@ -166,19 +210,8 @@ class ParquetReader(FilesReader):
         is_recording = {"eps_id", "new_obs", "terminateds", "module_id"} <= set(present)
         return names, is_recording
 
-    def _row_groups(self) -> list[tuple[str, int, int]]:
-        if self._groups is None:
-            names, _ = self._names()
-            groups = []
-            for path in self.files.paths:
-                file = self.files.open(path)
-                if file.metadata.num_rows:
-                    self._refuse_other_columns(path, file.schema_arrow.names, names)
-                groups += [(path, i, file.metadata.row_group(i).num_rows) for i in range(file.num_row_groups)]
-            self._groups = groups
-        return self._groups
-
-    def _refuse_other_columns(self, path: str, present: list[str], names: dict[str, str]) -> None:
+    def _check_columns(self, path: str, present: list[str]) -> None:
+        names, _ = self._names()
         missing = set(names.values()) - set(present)
         if missing:
             raise DataError(f"{path}: column(s) {sorted(missing)} are missing, which the first file has.")
@@ -197,7 +230,7 @@ class ParquetReader(FilesReader):
         for path, offset, table in self._tables(list(names.values()), start, stop):
             starts.setdefault(path, offset)
             for key, column in names.items():
-                values = column_to_numpy(self.name, column, table[column], start + offset, key == "episode_ids")
+                values = column_to_numpy(self.name, column, table[column], start + offset, key)
                 values = as_column(path, key, values)
                 if key not in out:
                     out[key] = np.empty((stop - start, *values.shape[1:]), values.dtype)
@@ -227,17 +260,6 @@ class ParquetReader(FilesReader):
                     self.name, path, columns["episode_ids"][start],
                 )  # fmt: skip
 
-    def _tables(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[str, int, pa.Table]]:
-        position, opened_path, file = 0, "", None
-        for path, group, rows in self._row_groups():
-            first, last = max(start - position, 0), min(stop - position, rows)
-            if first < last:
-                if file is None or opened_path != path:
-                    opened_path, file = path, self.files.open(path)
-                table = file.read_row_group(group, columns=columns)
-                yield path, position + first - start, table.slice(first, last - first)
-            position += rows
-
 
 def _in_episodes(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Rows of one episode together, episodes in order of first appearance."""
@@ -246,9 +268,7 @@ def _in_episodes(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {key: values[order] for key, values in columns.items()}
 
 
-def column_to_numpy(
-    name: str, column: str, values: pa.ChunkedArray, first_row: int = 0, is_text: bool = False
-) -> np.ndarray:
+def column_to_numpy(name: str, column: str, values: pa.ChunkedArray, first_row: int = 0, key: str = "") -> np.ndarray:
     """A Parquet column as an array of N rows: numbers and flags (N,), vectors (N, width), strings (N,) object.
 
     Args:
@@ -256,7 +276,7 @@ def column_to_numpy(
         column: its name, for messages.
         values: the column, or a part of it.
         first_row: the number of its first row, for messages.
-        is_text: strings are just that; else they are arrays that RLlib packed.
+        key: its name in the schema. Strings are taken for arrays that RLlib packed, but in `episode_ids`.
 
     Raises:
         DataError: for missing values, or vectors of different widths.
@@ -264,15 +284,15 @@ def column_to_numpy(
     parts = []
     for chunk in values.chunks:
         if len(chunk):
-            parts.append(_chunk_to_numpy(name, column, chunk, first_row, is_text))
+            parts.append(_chunk_to_numpy(name, column, chunk, first_row, key))
         first_row += len(chunk)
     if len({part.shape[1:] for part in parts}) > 1:
         raise DataError(f"{name}: column {column!r} holds vectors of different widths.")
     return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
-def _chunk_to_numpy(name: str, column: str, chunk: pa.Array, first_row: int, is_text: bool) -> np.ndarray:
-    _refuse_missing(name, column, chunk, 1, first_row)
+def _chunk_to_numpy(name: str, column: str, chunk: pa.Array, first_row: int, key: str) -> np.ndarray:
+    _refuse_missing(name, column, chunk, 1, first_row, key)
     if isinstance(chunk, pa.ExtensionArray):
         chunk = chunk.storage
     kind = chunk.type
@@ -285,11 +305,11 @@ def _chunk_to_numpy(name: str, column: str, chunk: pa.Array, first_row: int, is_
             )
         if pa.types.is_nested(flat.type):
             raise DataError(f"{name}: column {column!r} holds {kind}; every row must be one flat vector.")
-        _refuse_missing(name, column, flat, width, first_row)
+        _refuse_missing(name, column, flat, width, first_row, key)
         return flat.to_numpy(zero_copy_only=False).reshape(len(chunk), width)
     values = chunk.to_numpy(zero_copy_only=False)
     is_bytes = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
-    if is_bytes and not is_text:
+    if is_bytes and key != "episode_ids":
         unpacked = [np.asarray(unpack_array(name, column, value)) for value in values]
         if len({item.shape for item in unpacked}) > 1:
             raise DataError(f"{name}: column {column!r} holds vectors of different widths.")
@@ -297,12 +317,11 @@ def _chunk_to_numpy(name: str, column: str, chunk: pa.Array, first_row: int, is_
     return values
 
 
-def _refuse_missing(name: str, column: str, values: pa.Array, width: int, first_row: int) -> None:
+def _refuse_missing(name: str, column: str, values: pa.Array, width: int, first_row: int, key: str) -> None:
     if values.null_count:
         row = first_row + int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]) // width
-        raise DataError(
-            f"{name}: column {column!r} has missing values, the first in row {row}; remove the episodes that have any."
-        )
+        mend = "write false for them" if key in FLAGS else "remove the episodes that have any"
+        raise DataError(f"{name}: column {column!r} has missing values, the first in row {row}; {mend}.")
 
 
 def _is_ragged(chunk: pa.Array, width: int) -> bool:
