@@ -4,6 +4,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -90,6 +92,16 @@ def test_normalised_actions_are_mapped_to_the_environments(tmp_path, write) -> N
         reader = resolve(path, conventions=conventions)
         np.testing.assert_array_equal(reader.read().actions, expected)
         np.testing.assert_array_equal(reader.read(1, 5).actions, expected[1:5])
+
+
+@WRITERS
+def test_one_normalised_action_may_be_a_number_a_row(tmp_path, write) -> None:
+    unit = np.linspace(-1.00001, 1, 12, dtype=np.float32)
+    space = gym.spaces.Box(-3, 5, (1,))
+    columns = {**d4rl_columns(make_transitions()), "actions": unit}
+    path = write(tmp_path / f"data.{'hdf5' if write is write_hdf5 else 'parquet'}", columns)
+    found = load(path, conventions=Conventions(space, actions_in_input_normalized=True))
+    np.testing.assert_array_equal(found.actions, from_unit(unit[:, None].clip(-1, 1), space))
 
 
 def test_minari_says_itself_what_its_columns_are(tmp_path) -> None:
@@ -299,6 +311,31 @@ def test_many_short_episodes_are_cached_flat(monkeypatch) -> None:
     other = make_transitions((2, 2, 2), seed=5)
     write_minari(other, "test/many-v0", observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE, overwrite=True)
     assert_equal(load("test/many-v0"), other)
+
+
+def test_episodes_of_minari_are_those_of_its_file(monkeypatch) -> None:
+    """A flag within an episode ends none of the file's; an episode without a step is one of them."""
+    data = make_transitions((2, 3, 2, 4))
+    folder = write_minari(data, "test/odd-v0", observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
+    with h5py.File(folder / "main_data.hdf5", "a") as file:
+        file["episode_1/terminations"][0] = True
+        for key, array in file["episode_2"].items():
+            del file[f"episode_2/{key}"]
+            file[f"episode_2/{key}"] = array[: key == "observations"]
+    data.terminations[2] = True
+    expected = [data.slice(*rows) for rows in ((0, 2), (2, 5), (5, 5), (7, 11))]
+    for above in (10, 2):  # without a flat copy and with it
+        monkeypatch.setattr(minari_read, "CACHE_ABOVE_EPISODES", above)
+        reader = resolve("test/odd-v0")
+        assert_equal(reader.read(), concatenate(expected))
+        for index, part in enumerate(expected):
+            assert_equal(reader.read(index, index + 1), part)
+    stops = next(Path(os.environ["RLLIB_DAMO_CACHE"]).glob("datasets/*/episode_stops.npy"))
+    stops.unlink()  # as in copies of earlier versions
+    assert_equal(reader.read(1, 2), expected[1])
+    assert not stops.exists()
+    assert_equal(reader.read(), concatenate(expected))
+    assert stops.exists()
 
 
 def test_flags_that_a_file_does_not_have_are_warned_of_once(caplog) -> None:

@@ -13,14 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rllib_damo.data.parquet import write_parquet
 from rllib_damo.data.reader import Conventions
-from rllib_damo.data.schema import DataError, Transitions, check
-from rllib_damo.data.sources import load
+from rllib_damo.data.schema import DataError, Transitions, check, concatenate
+from rllib_damo.data.sources import load, resolve
 from rllib_damo.spaces import from_unit
 from tests.data_helpers import (
     ACT,
     ACTION_SPACE,
     OBSERVATION_SPACE,
+    assert_equal,
     make_transitions,
 )
 
@@ -76,6 +78,36 @@ def test_recorded_episodes(tmp_path) -> None:
         load(str(tmp_path / "recorded"), conventions=Conventions(input_read_schema={"obs": "o"}))
 
 
+def test_recorded_pieces_without_a_step(tmp_path) -> None:
+    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+    data = make_transitions((4,))
+    bounds = {"observation_space": OBSERVATION_SPACE, "action_space": ACTION_SPACE}
+    episodes = [SingleAgentEpisode(observations=[data.observations[0]], **bounds) for _ in range(34)]
+    items = [_recorded(data.actions * 0, data, True, episodes[0])]
+    items += [_recorded(data.actions, data.slice(0, 0), False, episode) for episode in episodes[1:]]
+    pq.write_table(pa.table({"item": pa.array(items, pa.binary())}), tmp_path / "a.parquet")
+    assert len(load(str(tmp_path / "a.parquet"))) == 4
+    reader = resolve(str(tmp_path / "a.parquet"))
+    assert [len(reader.read(*part)) for part in reader.splits(100)] == [4, 0]
+    pq.write_table(pa.table({"item": pa.array(items[1:], pa.binary())}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="no recorded episode has a step"):
+        load(str(tmp_path / "a.parquet"))
+
+
+def test_recorded_numbers_of_actions_are_refused(tmp_path) -> None:
+    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+    data = make_transitions((4,))
+    episode = SingleAgentEpisode(
+        observations=[data.observations[0]], observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE
+    )
+    items = [_recorded(np.ones((4, ACT), np.int64), data, True, episode)]
+    pq.write_table(pa.table({"item": pa.array(items, pa.binary())}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="DAMO needs continuous actions"):
+        load(str(tmp_path / "a.parquet"))
+
+
 def _pack(array: np.ndarray) -> str:
     return base64.b64encode(lz4.frame.compress(pickle.dumps(array))).decode()
 
@@ -117,6 +149,33 @@ def test_a_packed_value_cannot_run_code(tmp_path) -> None:
     with pytest.raises(DataError, match="where numbers are expected"):
         load(str(tmp_path / "x.parquet"), conventions=Conventions(ACTION_SPACE))
     assert not (tmp_path / "ran").exists()
+
+
+def test_recordings_and_other_files_in_one_folder_are_refused(tmp_path) -> None:
+    pq.write_table(pa.table({"item": pa.array([b"x"], pa.binary())}), tmp_path / "b.parquet")
+    for name, message in (
+        ("c", r"c\.parquet: columns \['actions'.* folders of their own"),
+        ("a", r"b\.parquet: column"),
+    ):
+        path = write_parquet(make_transitions(), tmp_path / f"{name}.parquet")
+        with pytest.raises(DataError, match=message):
+            load(str(tmp_path))
+        path.unlink()
+
+
+def test_a_row_group_is_decoded_once_for_its_windows(tmp_path, monkeypatch) -> None:
+    data, decoded = make_transitions([10] * 20), []
+    read = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: decoded.append(1) or read(*a, **k))
+    write_parquet(data, tmp_path / "flat.parquet")
+    reader = resolve(str(tmp_path / "flat.parquet"))
+    splits = reader.splits(50)
+    assert len(splits) == 4
+    decoded.clear()
+    assert_equal(concatenate([reader.read(*part) for part in splits]), data)
+    assert len(decoded) == 1
+    reader.read(*splits[0])
+    assert len(pickle.dumps(reader)) < 1000
 
 
 def test_an_item_that_is_no_episode(tmp_path) -> None:

@@ -3,16 +3,20 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import h5py
 import minari
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rllib_damo.data.d4rl import write_d4rl
+from rllib_damo.data.info import report
 from rllib_damo.data.minari_io import write_minari
 from rllib_damo.data.parquet import write_parquet
 from rllib_damo.data.reader import Conventions
 from rllib_damo.data.schema import DataError, concatenate
-from rllib_damo.data.sources import load
+from rllib_damo.data.sources import load, resolve
 from tests.data_helpers import (
     ACTION_SPACE,
     OBS,
@@ -72,6 +76,27 @@ def test_unsound_columns_are_refused(tmp_path, write, spoil, message) -> None:
         load(path, observation_space=OBSERVATION_SPACE, conventions=Conventions(ACTION_SPACE))
 
 
+@WRITERS
+def test_actions_that_are_not_normalised_are_not_taken_for_it(tmp_path, write) -> None:
+    unit = np.random.default_rng(0).uniform(-1, 1, (12, 2)).astype(np.float32)
+    for change, message in (
+        ({(4, 1): 1.5, (9, 0): -2.0}, r"in \[-1, 1\], but 2 row\(s\) do not, first .*1\.5\] in row 4.*leave out"),
+        ({(4, 1): np.inf}, r"actions hold values that are not finite in 1 row\(s\), first inf in row 4"),
+        ({(4, 1): -np.inf}, r"first -inf in row 4"),
+    ):
+        actions = unit.copy()
+        for place, value in change.items():
+            actions[place] = value
+        columns = {**d4rl_columns(make_transitions()), "actions": actions}
+        path = write(tmp_path / f"d.{'hdf5' if write is write_hdf5 else 'parquet'}", columns)
+        with pytest.raises(DataError, match=message):
+            load(path, conventions=Conventions(ACTION_SPACE, actions_in_input_normalized=True))
+    columns["actions"] = np.ones((12, 2), int)
+    path = write(tmp_path / f"d.{'hdf5' if write is write_hdf5 else 'parquet'}", columns)
+    with pytest.raises(DataError, match="actions have type int64; DAMO needs continuous"):
+        load(path, conventions=Conventions(ACTION_SPACE, actions_in_input_normalized=True))
+
+
 def test_other_unsound_files(tmp_path) -> None:
     columns = d4rl_columns(make_transitions())
     with pytest.raises(DataError, match=r"different lengths.*rewards 11"):
@@ -108,6 +133,61 @@ def test_other_unsound_files(tmp_path) -> None:
         load("test/x-v0")
 
 
+def test_hdf5_columns_of_unlike_length_are_refused_in_windows(tmp_path) -> None:
+    columns = d4rl_columns(make_transitions())
+    reader = resolve(write_hdf5(tmp_path / "a.hdf5", {**columns, "rewards": columns["rewards"][:-1]}))
+    for read in (lambda: reader.read(0, 4), lambda: reader.splits(4)):
+        with pytest.raises(DataError, match=r"a\.hdf5: the columns have different lengths.*rewards 11"):
+            read()
+
+
+def test_damaged_hdf5_is_named(tmp_path) -> None:
+    columns = d4rl_columns(make_transitions())
+    path = tmp_path / "filter.hdf5"
+    write_hdf5(path, {key: values for key, values in columns.items() if key != "rewards"})
+    with h5py.File(path, "a") as file:
+        options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        options.set_chunk((12,))
+        options.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, ())  # blosc, whose plugin h5py does not have
+        space = h5py.h5s.create_simple((12,))
+        rewards = h5py.h5d.create(file.id, b"rewards", h5py.h5t.IEEE_F32LE, space, options)
+        rewards.write_direct_chunk((0,), columns["rewards"].tobytes(), 0)
+    gzip = write_d4rl(make_transitions((500,)), tmp_path / "gzip.hdf5")
+    with h5py.File(gzip) as file:
+        chunk = file["rewards"].id.get_chunk_info(0)
+    content = bytearray(gzip.read_bytes())
+    content[chunk.byte_offset : chunk.byte_offset + chunk.size] = b"U" * chunk.size
+    gzip.write_bytes(content)
+    for damaged in (path, gzip):
+        with pytest.raises(DataError, match=rf"{damaged.name}: cannot be read \(.*Copy or download it again; or, if"):
+            load(damaged)
+        assert report(damaged)[0].startswith("FAIL  readable: ")
+
+
+def test_damaged_parquet_is_named(tmp_path) -> None:
+    write_parquet(make_transitions((500,)), tmp_path / "plain.parquet")
+    pq.write_table(pq.read_table(tmp_path / "plain.parquet"), tmp_path / "gzip.parquet", compression="gzip")
+    content = bytearray((tmp_path / "gzip.parquet").read_bytes())
+    content[100:500] = b"U" * 400
+    (tmp_path / "gzip.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"gzip\.parquet: cannot be read \(.*Copy or download it again"):
+        load(tmp_path / "gzip.parquet")
+    assert report(tmp_path / "gzip.parquet")[0].startswith("FAIL  readable: ")
+
+
+def test_a_flag_that_is_missing_may_mean_false(tmp_path) -> None:
+    columns = {**d4rl_columns(make_transitions()), "timeouts": [None] * 11 + [True]}
+    with pytest.raises(DataError, match=r"'timeouts' has missing values, the first in row 0; write false for them"):
+        load(write_columns(tmp_path / "a.parquet", columns))
+
+
+def test_two_ids_a_row_are_refused(tmp_path) -> None:
+    path = write_hdf5(tmp_path / "a.hdf5", {**d4rl_columns(make_transitions()), "episode_id": np.zeros((12, 2))})
+    for read in (lambda: load(path), lambda: resolve(path).splits(5)):
+        with pytest.raises(DataError, match=r"a\.hdf5: episode ids have shape \(12, 2\)"):
+            read()
+
+
 def test_files_are_joined_and_must_share_their_columns(tmp_path) -> None:
     first, second = make_transitions((3, 2)), make_transitions((4,), seed=1)
     write_parquet(first, tmp_path / "parts" / "a.parquet")
@@ -129,6 +209,74 @@ def test_files_are_joined_and_must_share_their_columns(tmp_path) -> None:
         load(tmp_path / "parts")
 
 
+def test_what_the_first_file_lacks_is_not_passed_over(tmp_path, caplog) -> None:
+    columns = d4rl_columns(make_transitions((3, 2), [True, True]))
+    first = {key: values for key, values in columns.items() if key not in ("timeouts", "next_observations")}
+    write_columns(tmp_path / "a.parquet", first)
+    write_columns(tmp_path / "b.parquet", columns)
+    with pytest.raises(DataError, match=r"b\.parquet: column\(s\) \['next_observations', 'timeouts'\] are not in the"):
+        load(tmp_path)
+    for name in ("a", "b", "c"):
+        cut = first["terminals"] if name == "a" else np.zeros(5, bool)
+        write_columns(tmp_path / f"{name}.parquet", {**first, "episode_id": np.zeros(5, int), "terminals": cut})
+    load(tmp_path)
+    (record,) = [record for record in caplog.records if "begins with the episode id" in record.getMessage()]
+    assert "c.parquet begins with the episode id that the file before ends with, 0" in record.getMessage()
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path) -> None:
+    table = pa.table({key: list(values) for key, values in d4rl_columns(make_transitions()).items()})
+    pq.write_table(table.append_column("rewards", table["rewards"]), tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match=r"twice\.parquet: there is more than one column 'rewards'"):
+        load(tmp_path / "twice.parquet")
+
+
+def test_the_first_files_types_do_not_decide_for_the_others(tmp_path) -> None:
+    data = make_transitions((3, 2, 4))
+    columns = {**d4rl_columns(data), "episode_id": np.repeat([1, 2, 3], (3, 2, 4))}
+    columns["rewards"] = np.r_[[0, 1, 2], np.full(6, 0.75)]
+    first, second = ({key: values[rows] for key, values in columns.items()} for rows in (slice(0, 3), slice(3, 9)))
+    whole = {"rewards": np.int64, "observations": np.int16, "terminals": bool, "episode_id": np.int32}
+    write_columns(tmp_path / "a.parquet", first | {key: first[key].astype(dtype) for key, dtype in whole.items()})
+    write_columns(tmp_path / "b.parquet", {**second, "terminals": second["terminals"].astype(np.float64)})
+    found = load(tmp_path)
+    np.testing.assert_array_equal(found.rewards, columns["rewards"].astype(np.float32))
+    np.testing.assert_array_equal(found.observations[3:], data.observations[3:])
+    np.testing.assert_array_equal(found.terminations, data.terminations)
+    for spoilt, message in (
+        (
+            {"episode_id": ["x"] * 6},
+            r"b\.parquet: column 'episode_id' holds ids of type object after ids of type int64",
+        ),
+        ({"actions": np.ones((6, 2), int)}, r"b\.parquet: actions have type int64"),
+        ({"episode_id": np.zeros((6, 2))}, r"b\.parquet: episode ids have shape \(6, 2\)"),
+    ):
+        write_columns(tmp_path / "b.parquet", second | spoilt)
+        with pytest.raises(DataError, match=message):
+            load(tmp_path)
+
+
+def test_globs_and_names_that_look_like_one(tmp_path, monkeypatch) -> None:
+    parts = {
+        name: make_transitions((length,), seed=length)
+        for length, name in enumerate(("a.parquet", "b.pq", "old/c.parquet", "old/er/d.parquet", "x[1].parquet"), 1)
+    }
+    for name, data in parts.items():
+        write_parquet(data, tmp_path / "data[1]" / name)
+    monkeypatch.chdir(tmp_path / "data[1]")
+    for name, lengths in (
+        (tmp_path / "data[1]", [1, 2, 3, 4, 5]),
+        (tmp_path / "data[1]" / "*.parquet", [1, 5]),
+        (tmp_path / "data[[]1]" / "?.parquet", [1]),
+        ("o*/*.parquet", [3]),
+        ("**/*.parquet", [1, 3, 4, 5]),
+        (f"file://{tmp_path}/data*/*/*/*.parquet", [4]),
+        ("x[1].parquet", [5]),
+    ):
+        found = load(str(name))
+        assert np.diff(found.episode_bounds())[:, 0].tolist() == lengths, name
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -137,7 +285,9 @@ def test_files_are_joined_and_must_share_their_columns(tmp_path) -> None:
         ("{tmp}/dato.hdf5", r"no such file.*data\.hdf5"),
         ("{tmp}/dato.parquet", "no such file"),
         ("{tmp}/*.parquet", "no Parquet file there"),
-        ("{tmp}", "no Parquet file there"),
+        ("{tmp}", r"no Parquet file there. HDF5 is read by the names of files, several as a list: .*data\.hdf5"),
+        ("{tmp}/*.hdf5", r"HDF5 is read by the names of files, several as a list: .*data\.hdf5"),
+        ("{tmp}/*.parquet/*.parquet", "no Parquet file there"),
         ("{tmp}/notes.txt", "files are read that end"),
         ("something", "There are the short names"),
         ("ftp://host/data.parquet", "cannot be reached"),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rllib_damo import DAMOConfig
+from rllib_damo.data import offline_data
 from rllib_damo.data.d4rl import write_d4rl
 from rllib_damo.data.offline_data import DAMOOfflineData, from_arrow, to_arrow, windows
 from rllib_damo.data.parquet import write_parquet
@@ -126,6 +127,16 @@ def test_windows_regroup_any_stream(lengths, cap, cuts) -> None:
     assert all(window.truncations[-1] or window.terminations[-1] for window in found)
     if cap >= max(lengths):
         np.testing.assert_array_equal(joined.truncations, data.truncations)
+
+
+def test_windows_join_their_parts_once(monkeypatch) -> None:
+    joined = []
+    monkeypatch.setattr(
+        offline_data, "concatenate", lambda parts, name: joined.append(len(parts)) or concatenate(parts, name)
+    )
+    parts = [DATA.slice(row, row + 1, mark_cut=False) for row in range(100)]
+    assert [len(window) for window in windows(parts, 60)] == [56, 44]
+    assert joined == [61, 40]
 
 
 def _pass(offline: DAMOOfflineData, rows: int) -> list[Transitions]:

@@ -1,6 +1,7 @@
 """The ``rllib-damo data`` commands: list, make, info, convert and check datasets.
 
-Exit codes: 0 well, 1 the data has problems or making it failed, 2 the command was wrong, 130 interrupted.
+Exit codes: 0 well, 1 `check` found problems or making a dataset failed, 2 the command was wrong or the other commands
+cannot use the data, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,23 +45,17 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "episode_ids": ("episode_id", "eps_id"),
 }
 _KEYS = {alias: key for key, aliases in ALIASES.items() for alias in aliases}
-END_COLUMNS = ("terminations", "truncations", "episode_ids")
+FLAGS = ("terminations", "truncations")
+END_COLUMNS = (*FLAGS, "episode_ids")
 _REQUIRED = ("observations", "actions", "rewards")
-_warn_once = functools.cache(logger.warning)  # a file is opened more than once
+warn_once = functools.cache(logger.warning)  # a file is opened more than once
 
 
-def match_names(name: str, present: Iterable[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Which column of a file holds which part of the schema: {schema name: column name}, absent ones left out.
-
-    Args:
-        name: of the dataset, for messages.
-        present: the file's columns.
-        given: the user's {alias: column name}, RLlib's `input_read_schema`; what it names of columns that the schema
-            does not know is left alone.
+def find_names(name: str, present: Sequence[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The columns of a file that the schema knows, as `match_names` tells them, whether or not they are enough.
 
     Raises:
-        DataError: if a column that is given is not there, if a required one is missing, or all of those that tell where
-            episodes end.
+        DataError: if a column that is given is not there, or one is there twice.
     """
     names = set(present)
     found = {
@@ -78,6 +72,26 @@ def match_names(name: str, present: Iterable[str], given: Mapping[str, str] | No
                 f"{sorted(names) or 'none'}."
             )
         found[_KEYS[alias]] = column
+    twice = [column for column in found.values() if present.count(column) > 1]
+    if twice:
+        raise DataError(f"{name}: there is more than one column {twice[0]!r}; leave one of this name.")
+    return found
+
+
+def match_names(name: str, present: Iterable[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Which column of a file holds which part of the schema: {schema name: column name}, absent ones left out.
+
+    Args:
+        name: of the dataset, for messages.
+        present: the file's columns.
+        given: the user's {alias: column name}, RLlib's `input_read_schema`; what it names of columns that the schema
+            does not know is left alone.
+
+    Raises:
+        DataError: as `find_names` does, if a required one is missing, or all of those that tell where episodes end.
+    """
+    names = list(present)
+    found = find_names(name, names, given)
     missing = [key for key in _REQUIRED if key not in found]
     if missing:
         raise DataError(
@@ -89,12 +103,12 @@ def match_names(name: str, present: Iterable[str], given: Mapping[str, str] | No
             f"{sorted(names)}. " + _naming([*END_COLUMNS])
         )
     if "terminations" not in found:
-        _warn_once(
+        warn_once(
             "%s: no column for terminations, so no transition is taken to be terminal; found %s. %s",
             name, ", ".join(sorted(names)), _naming(["terminations"]),
         )  # fmt: skip
     if not {"truncations", "next_observations", "episode_ids"} & set(found):
-        _warn_once(
+        warn_once(
             "%s: without truncations, next observations or episode ids, an episode that was cut can't be told from the "
             "one after it; found %s. If any was cut, add one of these. %s",
             name, ", ".join(sorted(names)), _naming(["truncations", "next_observations", "episode_ids"]),
@@ -145,6 +159,28 @@ def as_flags(name: str, key: str, values: np.ndarray) -> np.ndarray:
     return values.astype(bool)
 
 
+def as_ids(name: str, values: np.ndarray) -> np.ndarray:
+    """A column of episode ids as (N,); numbers in the widest type of their kind, so that files may differ in it.
+
+    Raises:
+        DataError: if a row has more than one.
+    """
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        raise DataError(f"{name}: episode ids have shape {values.shape}; they must be one number or text a row.")
+    return values.astype(f"{values.dtype.kind}8") if values.dtype.kind in "iuf" else values
+
+
+def as_column(name: str, key: str, values: np.ndarray) -> np.ndarray:
+    """A raw column in the type and dimensions that its part of the schema has, by `as_float_matrix` and the others."""
+    if key == "episode_ids":
+        return as_ids(name, values)
+    if key in FLAGS:
+        return as_flags(name, key, values)
+    return as_float_matrix(name, key, values, 1 if key == "rewards" else 2)
+
+
 def assemble(
     name: str, columns: dict[str, np.ndarray], *, lookahead: bool = False, partial: bool = False
 ) -> Transitions:
@@ -164,19 +200,19 @@ def assemble(
     Raises:
         DataError: for lengths that differ, types or shapes that do not fit, or when no row ends an episode.
     """
-    _check_lengths(name, columns)
+    check_lengths(name, {key: len(values) for key, values in columns.items()})
     observations = as_float_matrix(name, "observations", columns["observations"], 2)
     actions = as_float_matrix(name, "actions", columns["actions"], 2)
     rewards = as_float_matrix(name, "rewards", columns["rewards"], 1)
     terminations = _flags_or_false(name, columns, "terminations", len(rewards))
     truncations = _flags_or_false(name, columns, "truncations", len(rewards))
     if "episode_ids" in columns:
-        ids = columns["episode_ids"].reshape(-1)
+        ids = as_ids(name, columns["episode_ids"])
         ends = _last_of_ids(ids)
         truncations |= ends & ~terminations
         runs, episodes = int(ends.sum()), len(set(ids[ends].tolist()))
         if runs > episodes:
-            _warn_once(
+            warn_once(
                 "%s: %d episode ids occur in %d runs of rows, and each run is taken as an episode. If episodes are "
                 "interleaved, sort the rows by episode.",
                 name, episodes, runs,
@@ -226,8 +262,8 @@ def _last_of_ids(ids: np.ndarray) -> np.ndarray:
     return np.append(ids[1:] != ids[:-1], True)[: len(ids)]
 
 
-def _check_lengths(name: str, columns: dict[str, np.ndarray]) -> None:
-    lengths = {key: len(values) for key, values in columns.items()}
+def check_lengths(name: str, lengths: dict[str, int]) -> None:
+    """Refuse columns that don't all have the same number of rows."""
     if len(set(lengths.values())) > 1:
         listing = ", ".join(f"{key} {length}" for key, length in lengths.items())
         raise DataError(f"{name}: the columns have different lengths ({listing}); every transition needs all of them.")

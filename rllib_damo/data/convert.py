@@ -14,9 +14,9 @@ from minari.serialization import deserialize_space, serialize_space
 from rllib_damo.data.d4rl import write_d4rl
 from rllib_damo.data.minari_io import write_minari
 from rllib_damo.data.parquet import write_parquet
-from rllib_damo.data.reader import DEFAULT_CONVENTIONS, Conventions
+from rllib_damo.data.reader import DEFAULT_CONVENTIONS, HDF5_SUFFIXES, PARQUET_SUFFIXES, Conventions
 from rllib_damo.data.schema import DataError, check
-from rllib_damo.data.sources import HDF5_SUFFIXES, MINARI_SCHEME, PARQUET_SUFFIXES, resolve
+from rllib_damo.data.sources import MINARI_SCHEME, resolve
 
 # Facts that every format carries along (the rest of Minari's metadata describes its own files).
 _CARRIED = (

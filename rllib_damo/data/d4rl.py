@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from rllib_damo.data.columns import END_COLUMNS, assemble, episode_ends, match_names, new_file
+from rllib_damo.data.columns import END_COLUMNS, as_column, assemble, check_lengths, episode_ends, match_names, new_file
 from rllib_damo.data.reader import DEFAULT_CONVENTIONS, Conventions, Reader, split_at_ends
 from rllib_damo.data.recorded import normalized_to_env
 from rllib_damo.data.schema import DataError, Transitions
@@ -34,19 +34,15 @@ class D4RLReader(Reader):
             stop = total if stop is None else min(stop, total)
             lookahead = "next_observations" not in names and stop < total
             end = stop + 1 if lookahead else stop
-            lengths = {key: len(file[column]) for key, column in names.items()}
-            whole = start == 0 and stop == total
-            columns = {
-                key: _read(self.name, key, file[column], start, end if not whole else lengths[key])
-                for key, column in names.items()
-            }
+            columns = {key: _read(key, file[column], start, end) for key, column in names.items()}
         if self._conventions.are_normalized(is_recording=False):
-            columns["actions"] = normalized_to_env(self.name, columns["actions"], self._conventions.action_space)
-        return assemble(self.name, columns, lookahead=lookahead, partial=not whole)
+            space = self._conventions.action_space
+            columns["actions"] = normalized_to_env(self.name, columns["actions"], space, is_recording=False)
+        return assemble(self.name, columns, lookahead=lookahead, partial=not (start == 0 and stop == total))
 
     def splits(self, max_rows: int) -> list[tuple[int, int]]:
         with self._open() as (file, names):
-            marks = {key: file[names[key]][...] for key in END_COLUMNS if key in names}
+            marks = {key: as_column(self.name, key, file[names[key]][...]) for key in END_COLUMNS if key in names}
             rows = len(file[names["rewards"]])
         return split_at_ends(episode_ends(marks, rows), max_rows)
 
@@ -68,21 +64,32 @@ class D4RLReader(Reader):
         except OSError as error:
             raise DataError(f"{self.path}: not a readable HDF5 file ({error}). Copy or download it again.") from error
         with file:
-            if "episode_0" in file:
+            try:
+                yield file, self._names(file)
+            except (OSError, KeyError, RuntimeError, TypeError) as error:
                 raise DataError(
-                    f"{self.path}: this is the inside of a Minari dataset; give its id, or the folder that holds it."
-                )
-            datasets = [key for key, item in file.items() if isinstance(item, h5py.Dataset) and item.shape]
-            if file and not datasets:
-                raise DataError(
-                    f"{self.path}: no arrays at the top of the file, only groups ({', '.join(sorted(file)[:5])}). Put "
-                    "observations, actions, rewards and the marks of episode ends there, all episodes one after the "
-                    "other."
-                )
-            yield file, match_names(self.name, datasets, self._conventions.input_read_schema)
+                    f"{self.path}: cannot be read ({error}). Copy or download it again; or, if it needs a filter that "
+                    "is not installed, write it with gzip or without compression."
+                ) from error
+
+    def _names(self, file: h5py.File) -> dict[str, str]:
+        if "episode_0" in file:
+            raise DataError(
+                f"{self.path}: this is the inside of a Minari dataset; give its id, or the folder that holds it."
+            )
+        datasets = [key for key, item in file.items() if isinstance(item, h5py.Dataset) and item.shape]
+        if file and not datasets:
+            raise DataError(
+                f"{self.path}: no arrays at the top of the file, only groups ({', '.join(sorted(file)[:5])}). Put "
+                "observations, actions, rewards and the marks of episode ends there, all episodes one after the "
+                "other."
+            )
+        names = match_names(self.name, datasets, self._conventions.input_read_schema)
+        check_lengths(self.name, {key: len(file[column]) for key, column in names.items()})
+        return names
 
 
-def _read(name: str, key: str, dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
+def _read(key: str, dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
     """Rows [start, stop); wider floats become float32 on the way, a piece at a time, so that no second copy is held."""
     stop = min(stop, len(dataset))
     if key == "episode_ids" or dataset.dtype.kind != "f" or dataset.dtype.itemsize <= 4 or dataset.ndim > 2:

@@ -8,6 +8,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from rllib_damo.data.columns import as_float_matrix
 from rllib_damo.data.parquet import FilesReader
 from rllib_damo.data.recorded import decode_box, decode_msgpack_hook, normalized_to_env
 from rllib_damo.data.schema import DataError, Transitions
@@ -32,26 +33,34 @@ class EpisodesReader(FilesReader):
     """RLlib's recorded episodes (`output_write_episodes=True`). Pieces of one episode are put together again."""
 
     def read(self, start: int = 0, stop: int | None = None) -> Transitions:
-        chunks: list[_Chunk] = []
-        position = 0
-        for path in self.files.paths:
-            rows = self.files.open(path).metadata.num_rows
-            first, last = max(start - position, 0), rows if stop is None else min(stop - position, rows)
-            if first < last:
-                items = self.files.open(path).read(columns=["item"])["item"]
-                chunks += [self._decode(path, item.as_py()) for item in items.slice(first, last - first)]
-            position += rows
+        total = self._total()
+        stop = total if stop is None else min(stop, total)
+        chunks = [
+            self._decode(path, item.as_py())
+            for path, _, table in self._tables(["item"], start, stop)
+            for item in table["item"]
+        ]
         chunks = [chunk for chunk in chunks if len(chunk.rewards)]
-        if not chunks:
+        if not chunks and start == 0 and stop == total:
             raise DataError(f"{self.name}: no recorded episode has a step.")
+        if not chunks:
+            vectors, numbers, flags = np.zeros((0, 1), np.float32), np.zeros(0, np.float32), np.zeros(0, bool)
+            return Transitions(vectors, vectors, numbers, vectors, flags, flags, self.name)
         widths = {(chunk.observations.shape[1], chunk.actions.shape[1]) for chunk in chunks}
         if len(widths) > 1:
             raise DataError(f"{self.name}: episodes have different (observation, action) widths: {sorted(widths)}.")
         return self._join(_in_order(chunks))
 
     def splits(self, max_rows: int) -> list[tuple[int, int]]:
-        total = sum(self.files.open(path).metadata.num_rows for path in self.files.paths)
+        total = self._total()
         return [(i, min(i + _EPISODES_PER_SPLIT, total)) for i in range(0, total, _EPISODES_PER_SPLIT)]
+
+    def _check_columns(self, path: str, present: list[str]) -> None:
+        if present != ["item"]:
+            raise DataError(
+                f"{path}: columns {sorted(present)}, where {self.files.paths[0]} has recorded episodes in a column "
+                "'item'; keep the two kinds in folders of their own."
+            )
 
     def _join(self, chunks: list[_Chunk]) -> Transitions:
         terminations, truncations = [], []
@@ -81,9 +90,9 @@ class EpisodesReader(FilesReader):
             observations, actions, rewards = (
                 self._column(state, key) for key in ("observations", "actions", "rewards")
             )
-            if self._conventions.are_normalized(is_recording=True):
+            if len(rewards) and self._conventions.are_normalized(is_recording=True):
                 space = self._conventions.action_space or decode_box(state.get("_action_space"))
-                actions = normalized_to_env(self.name, actions, space)
+                actions = normalized_to_env(self.name, actions, space, is_recording=True)
             return _Chunk(
                 str(state["id_"]),
                 int(state["t_started"]),
@@ -107,12 +116,12 @@ class EpisodesReader(FilesReader):
         if len(data) and isinstance(data[0] if isinstance(data, list) else data, dict):
             raise DataError(f"{key} are dictionaries; DAMO needs flat vectors (FlattenObservation).")
         dims = 1 if key == "rewards" else 2
-        values = np.asarray(data, np.float32)
+        values = np.asarray(data, None if key == "actions" else np.float32)
         if values.size == 0:
             return np.zeros((0,) * dims, np.float32)
         if values.ndim != dims:
             raise DataError(f"{key} have shape {values.shape[1:]} a step; DAMO needs flat vectors.")
-        return values
+        return as_float_matrix(self.name, key, values, dims)
 
 
 def _in_order(chunks: list[_Chunk]) -> list[_Chunk]:

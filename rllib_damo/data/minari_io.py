@@ -161,8 +161,9 @@ def write_minari(
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    if len(transitions.episode_bounds()) > CACHE_ABOVE_EPISODES:
-        flat_cache.store(place / "data" / MAIN_FILE, transitions)
+    stops = transitions.episode_bounds()[:, 1]
+    if len(stops) > CACHE_ABOVE_EPISODES:
+        flat_cache.store(place / "data" / MAIN_FILE, transitions, stops)
     return place / "data"
 
 

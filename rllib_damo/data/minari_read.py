@@ -41,8 +41,8 @@ class MinariReader(Reader):
         stop = total if stop is None else min(stop, total)
         whole = start == 0 and stop == total
         cacheable = metadata["data_format"] == "hdf5" and total > CACHE_ABOVE_EPISODES
-        if cacheable and (copy := flat_cache.load(self.path / MAIN_FILE, self.name)) is not None:
-            return copy if whole else copy.slice(*copy.episode_bounds()[start:stop].reshape(-1)[[0, -1]])
+        if cacheable and (copy := flat_cache.load(self.path / MAIN_FILE, self.name, start, stop)) is not None:
+            return copy
         if metadata["data_format"] == "hdf5":
             episodes = self._read_hdf5(start, stop)
         elif metadata["data_format"] in ("arrow", "parquet"):
@@ -51,9 +51,12 @@ class MinariReader(Reader):
             raise DataError(
                 f"{self.name}: Minari's format {metadata['data_format']!r} is not known; re-save it as hdf5."
             )
-        transitions = self._join(episodes)
+        lengths = [len(rewards) for rewards in episodes["rewards"]]
+        if whole and not any(lengths):
+            raise DataError(f"{self.name}: no episode has a step.")
+        transitions = self._join(episodes, lengths)
         if cacheable and whole:
-            flat_cache.store(self.path / MAIN_FILE, transitions)
+            flat_cache.store(self.path / MAIN_FILE, transitions, np.cumsum(lengths))
         return transitions
 
     def splits(self, max_rows: int) -> list[tuple[int, int]]:
@@ -112,26 +115,25 @@ class MinariReader(Reader):
             except (OSError, pa.ArrowInvalid) as error:
                 raise DataError(f"{self.name}: {folder} cannot be read ({error}); download it again.") from error
             for key, parts in episodes.items():
-                values = column_to_numpy(self.name, key, table[key])
+                values = column_to_numpy(self.name, key, table[key], key=key)
                 parts.append(values if key == "observations" else values[:-1])
         return episodes
 
-    def _join(self, episodes: dict[str, list[np.ndarray]]) -> Transitions:
-        lengths = [len(rewards) for rewards in episodes["rewards"]]
+    def _join(self, episodes: dict[str, list[np.ndarray]], lengths: list[int]) -> Transitions:
         for index, length in enumerate(lengths):
             found = {key: len(parts[index]) for key, parts in episodes.items()}
             if found != {"observations": length + 1, **dict.fromkeys(_STEP_COLUMNS, length)}:
                 raise DataError(
                     f"{self.name}: an episode's arrays have lengths {found}; observations must have one more."
                 )
-        observations = [part for part, length in zip(episodes.pop("observations"), lengths, strict=True) if length]
-        if not observations:
-            raise DataError(f"{self.name}: no episode has a step.")
+        observations = episodes.pop("observations")
+        if any(lengths):
+            observations = [part for part, length in zip(observations, lengths, strict=True) if length]
         if len({part.shape[1:] for part in observations}) > 1:
             raise DataError(f"{self.name}: episodes have observations of different widths.")
         columns = {key: np.concatenate(episodes.pop(key)) for key in _STEP_COLUMNS}
         terminations, truncations = (as_flags(self.name, key, columns[key]) for key in ("terminations", "truncations"))
-        last = np.cumsum([length for length in lengths if length]) - 1
+        last = np.cumsum([length for length in lengths if length], dtype=np.int64) - 1
         truncations[last] |= ~terminations[last]
         return Transitions(
             as_float_matrix(self.name, "observations", np.concatenate([part[:-1] for part in observations]), 2),

@@ -142,7 +142,7 @@ class DAMOOfflineData(OfflineData):
         assert self.max_rows is not None
         if ray.is_initialized():
             batches = self.data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-            parts: Iterable[Transitions] = (from_arrow(batch, str(self.path)) for batch in batches)
+            parts: Iterable[Transitions] = (from_arrow(batch, str(self.path)) for batch in batches if len(batch))
         else:
             parts = (
                 reader.read(*unit_range)
@@ -196,18 +196,23 @@ def windows(parts: Iterable[Transitions], max_rows: int) -> Iterator[Transitions
 
     Parts may cut episodes; a cut is marked only where a window ends.
     """
-    held: Transitions | None = None
+    held: list[Transitions] = []
     for part in parts:
         if not len(part):
             continue
-        held = part if held is None else concatenate([held, part], part.name)
-        while held is not None and len(held) > max_rows:
-            ends = np.flatnonzero((held.terminations | held.truncations)[:max_rows])
+        held.append(part)
+        if sum(map(len, held)) <= max_rows:
+            continue
+        rest = concatenate(held, part.name)
+        while len(rest) > max_rows:
+            ends = np.flatnonzero((rest.terminations | rest.truncations)[:max_rows])
             stop = int(ends[-1]) + 1 if len(ends) else max_rows
-            yield held.slice(0, stop)
-            held = held.slice(stop, len(held), mark_cut=False) if stop < len(held) else None
-    if held is not None:
-        yield held.slice(0, len(held))
+            yield rest.slice(0, stop)
+            rest = rest.slice(stop, len(rest), mark_cut=False)
+        held = [rest]
+    if held:
+        rest = concatenate(held, held[-1].name)
+        yield rest.slice(0, len(rest))
 
 
 def to_arrow(transitions: Transitions) -> pa.Table:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from rllib_damo.data.columns import END_COLUMNS, assemble, episode_ends, match_names, new_file
-from rllib_damo.data.reader import DEFAULT_CONVENTIONS, Conventions, Reader, split_at_ends
+from rllib_damo.data.columns import (
+    END_COLUMNS,
+    FLAGS,
+    as_column,
+    assemble,
+    episode_ends,
+    find_names,
+    match_names,
+    new_file,
+    warn_once,
+)
+from rllib_damo.data.reader import (
+    DEFAULT_CONVENTIONS,
+    HDF5_SUFFIXES,
+    PARQUET_SUFFIXES,
+    Conventions,
+    Reader,
+    split_at_ends,
+)
 from rllib_damo.data.recorded import normalized_to_env, unpack_array
 from rllib_damo.data.schema import DataError, Transitions
 
@@ -45,17 +63,20 @@ class Files:
         """
         try:
             return pq.ParquetFile(self.filesystem.open_input_file(path))
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: not a readable Parquet file ({error}).") from error
 
 
 def find_files(pattern: str, filesystem: fs.FileSystem | None = None) -> Files:
     """The Parquet files that a path, a glob, a folder (searched in depth) or a URI (`s3://…`) names, sorted.
 
+    In a glob, `*` stays within a folder and `**` stands for any number of them. What exists by the very name is that.
+
     Raises:
         DataError: if there are none, or the filesystem cannot be reached.
     """
     name, path = pattern, pattern
+    wanted: tuple[str, ...] = ()  # the parts of a glob, below the folder `base`
     try:
         if filesystem is None and "://" in pattern:
             filesystem, path = fs.FileSystem.from_uri(pattern)
@@ -63,26 +84,37 @@ def find_files(pattern: str, filesystem: fs.FileSystem | None = None) -> Files:
             path = pattern.split("://", 1)[1]
         if filesystem is None:
             filesystem, path = fs.LocalFileSystem(), str(Path(pattern).expanduser())
-        base = path
-        while any(character in base for character in "*?["):
-            base = os.path.dirname(base)
-        info = filesystem.get_file_info(base or ".")
-        if info.type == fs.FileType.File:
-            return Files((base,), filesystem, name)
-        found: list[str] = []
+        base = PurePosixPath(path)
+        info = filesystem.get_file_info(str(base))
+        while info.type == fs.FileType.NotFound and any(sign in str(base) for sign in "*?["):
+            base, wanted = base.parent, (base.name, *wanted)
+            info = filesystem.get_file_info(str(base))
+        found = [info.path] if info.type == fs.FileType.File and not wanted else []
         if info.type == fs.FileType.Directory:
-            selector = fs.FileSelector(base or ".", recursive=True)
-            found = sorted(item.path for item in filesystem.get_file_info(selector) if item.type == fs.FileType.File)
+            selector = fs.FileSelector(str(base), recursive=len(wanted) != 1 or wanted[0] == "**")
+            items = [item.path for item in filesystem.get_file_info(selector) if item.type == fs.FileType.File]
+            found = sorted(
+                item for item in items if not wanted or _matches(PurePosixPath(item).relative_to(base).parts, wanted)
+            )
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(
             f"{pattern}: cannot be reached ({error}). Check the address, the network and the credentials."
         ) from error
-    wanted = path if base != path else f"{base}/*.parquet"
-    found = [item for item in found if fnmatch.fnmatch(os.path.normpath(item), os.path.normpath(wanted))]
-    found = [item for item in found if item.endswith((".parquet", ".pq"))]
-    if not found:
-        raise DataError(f"{pattern}: no Parquet file there.")
-    return Files(tuple(found), filesystem, name)
+    files = found if info.type == fs.FileType.File else [item for item in found if item.endswith(PARQUET_SUFFIXES)]
+    if not files:
+        hdf5 = [item for item in found if item.endswith(HDF5_SUFFIXES)]
+        mend = f" HDF5 is read by the names of files, several as a list: {', '.join(hdf5[:3])}." if hdf5 else ""
+        raise DataError(f"{pattern}: no Parquet file there.{mend}")
+    return Files(tuple(files), filesystem, name)
+
+
+def _matches(parts: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+    """Whether the parts of a path are those of a glob."""
+    if not wanted:
+        return not parts
+    if wanted[0] == "**":
+        return any(_matches(parts[i:], wanted[1:]) for i in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatch(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
 
 
 class FilesReader(Reader):
@@ -97,12 +129,54 @@ class FilesReader(Reader):
         self.files = files
         self.name = files.name
         self._conventions = conventions
+        self._groups: list[tuple[str, int, int]] | None = None
+        self._held: tuple[tuple[str, int, list[str]], pa.Table] | None = None  # a row group that is read in pieces
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": None}
+
+    @abstractmethod
+    def _check_columns(self, path: str, present: list[str]) -> None:
+        """Raises DataError where a file's columns are not those of the first one."""
+
+    def _row_groups(self) -> list[tuple[str, int, int]]:
+        """(path, number in the file, rows) of each row group."""
+        if self._groups is None:
+            groups = []
+            for path in self.files.paths:
+                file = self.files.open(path)
+                if file.metadata.num_rows:
+                    self._check_columns(path, file.schema_arrow.names)
+                groups += [(path, i, file.metadata.row_group(i).num_rows) for i in range(file.num_row_groups)]
+            self._groups = groups
+        return self._groups
+
+    def _total(self) -> int:
+        return sum(rows for _, _, rows in self._row_groups())
+
+    def _tables(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[str, int, pa.Table]]:
+        """The rows [start, stop), a table a row group: (path, place of its first row from `start` on, table)."""
+        position, opened_path, file = 0, "", None
+        for path, group, rows in self._row_groups():
+            first, last = max(start - position, 0), min(stop - position, rows)
+            if first < last:
+                key = path, group, columns
+                if self._held is not None and self._held[0] == key:
+                    table = self._held[1]
+                else:
+                    if file is None or opened_path != path:
+                        opened_path, file = path, self.files.open(path)
+                    try:
+                        table = file.read_row_group(group, columns=columns)
+                    except (OSError, pa.ArrowException) as error:
+                        raise DataError(f"{path}: cannot be read ({error}). Copy or download it again.") from error
+                self._held = (key, table) if last < rows else None
+                yield path, position + first - start, table.slice(first, last - first)
+            position += rows
 
 
 class ParquetReader(FilesReader):
     """Flat transitions in Parquet files that share their columns."""
-
-    _groups: list[tuple[str, int, int]] | None = None
 
     def read(self, start: int = 0, stop: int | None = None) -> Transitions:
         total = self.num_rows()
@@ -113,7 +187,8 @@ class ParquetReader(FilesReader):
         if is_recording:
             columns = _in_episodes(columns)
         if self._conventions.are_normalized(is_recording):
-            columns["actions"] = normalized_to_env(self.name, columns["actions"], self._conventions.action_space)
+            space = self._conventions.action_space
+            columns["actions"] = normalized_to_env(self.name, columns["actions"], space, is_recording=is_recording)
         return assemble(self.name, columns, lookahead=lookahead, partial=not (start == 0 and stop == total))
 
     def splits(self, max_rows: int) -> list[tuple[int, int]]:
@@ -123,7 +198,7 @@ class ParquetReader(FilesReader):
         return split_at_ends(episode_ends(self._columns(names, 0, rows), rows), max_rows)
 
     def num_rows(self) -> int:
-        return sum(rows for _, _, rows in self._row_groups())
+        return self._total()
 
     def metadata(self) -> dict[str, Any]:
         stored = (self.files.open(self.files.paths[0]).schema_arrow.metadata or {}).get(METADATA_KEY)
@@ -135,46 +210,55 @@ class ParquetReader(FilesReader):
         is_recording = {"eps_id", "new_obs", "terminateds", "module_id"} <= set(present)
         return names, is_recording
 
-    def _row_groups(self) -> list[tuple[str, int, int]]:
-        if self._groups is None:
-            self._groups = []
-            for path in self.files.paths:
-                metadata = self.files.open(path).metadata
-                self._groups += [(path, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
-        return self._groups
+    def _check_columns(self, path: str, present: list[str]) -> None:
+        names, _ = self._names()
+        missing = set(names.values()) - set(present)
+        if missing:
+            raise DataError(f"{path}: column(s) {sorted(missing)} are missing, which the first file has.")
+        found = find_names(path, present, self._conventions.input_read_schema)
+        more = sorted(found[key] for key in found.keys() - names.keys())
+        if more:
+            raise DataError(
+                f"{path}: column(s) {more} are not in the first file, {self.files.paths[0]}; all files must have them, "
+                "or none."
+            )
 
     def _columns(self, names: dict[str, str], start: int, stop: int) -> dict[str, np.ndarray]:
         """Rows [start, stop) of the named columns; row group by row group into arrays made once, to save memory."""
         out: dict[str, np.ndarray] = {}
-        for offset, table in self._tables(list(names.values()), start, stop):
+        starts: dict[str, int] = {}
+        for path, offset, table in self._tables(list(names.values()), start, stop):
+            starts.setdefault(path, offset)
             for key, column in names.items():
-                values = column_to_numpy(self.name, column, table[column], start + offset, key == "episode_ids")
+                values = column_to_numpy(self.name, column, table[column], start + offset, key)
+                values = as_column(path, key, values)
                 if key not in out:
-                    is_wide = values.dtype == np.float64 and key != "episode_ids"
-                    dtype = np.float32 if is_wide else values.dtype
-                    out[key] = np.empty((stop - start, *values.shape[1:]), dtype)
+                    out[key] = np.empty((stop - start, *values.shape[1:]), values.dtype)
                 elif values.shape[1:] != out[key].shape[1:]:
                     raise DataError(
-                        f"{self.name}: column {column!r} has rows of shape {values.shape[1:]} after rows of shape "
+                        f"{path}: column {column!r} has rows of shape {values.shape[1:]} after rows of shape "
                         f"{out[key].shape[1:]}; all rows must have one width."
                     )
-                with np.errstate(over="ignore"):
-                    out[key][offset : offset + len(values)] = values
+                elif values.dtype.kind != out[key].dtype.kind:
+                    raise DataError(
+                        f"{path}: column {column!r} holds ids of type {values.dtype} after ids of type "
+                        f"{out[key].dtype} in the files before; write all in one type."
+                    )
+                out[key][offset : offset + len(values)] = values
+        if "observations" in out and "next_observations" not in out and "episode_ids" in out:
+            self._warn_of_stitches(out, starts)
         return out or {key: np.zeros((0, 1), np.float32) for key in names}
 
-    def _tables(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.Table]]:
-        position, opened_path, file = 0, "", None
-        for path, group, rows in self._row_groups():
-            first, last = max(start - position, 0), min(stop - position, rows)
-            if first < last:
-                if file is None or opened_path != path:
-                    opened_path, file = path, self.files.open(path)
-                missing = set(columns) - set(file.schema_arrow.names)
-                if missing:
-                    raise DataError(f"{path}: column(s) {sorted(missing)} are missing, which the first file has.")
-                table = file.read_row_group(group, columns=columns)
-                yield position + first - start, table.slice(first, last - first)
-            position += rows
+    def _warn_of_stitches(self, columns: dict[str, np.ndarray], starts: dict[str, int]) -> None:
+        """A file that begins with the id that the one before ends with may have an episode of its own there."""
+        ends = episode_ends({key: columns[key] for key in END_COLUMNS if key in columns}, len(columns["rewards"]))
+        for path, start in starts.items():
+            if start and not ends[start - 1]:
+                warn_once(
+                    "%s: %s begins with the episode id that the file before ends with, %s, so its first rows are taken "
+                    "to go on with that episode. If they don't, use ids that no two files share.",
+                    self.name, path, columns["episode_ids"][start],
+                )  # fmt: skip
 
 
 def _in_episodes(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -184,9 +268,7 @@ def _in_episodes(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {key: values[order] for key, values in columns.items()}
 
 
-def column_to_numpy(
-    name: str, column: str, values: pa.ChunkedArray, first_row: int = 0, is_text: bool = False
-) -> np.ndarray:
+def column_to_numpy(name: str, column: str, values: pa.ChunkedArray, first_row: int = 0, key: str = "") -> np.ndarray:
     """A Parquet column as an array of N rows: numbers and flags (N,), vectors (N, width), strings (N,) object.
 
     Args:
@@ -194,7 +276,7 @@ def column_to_numpy(
         column: its name, for messages.
         values: the column, or a part of it.
         first_row: the number of its first row, for messages.
-        is_text: strings are just that; else they are arrays that RLlib packed.
+        key: its name in the schema. Strings are taken for arrays that RLlib packed, but in `episode_ids`.
 
     Raises:
         DataError: for missing values, or vectors of different widths.
@@ -202,15 +284,15 @@ def column_to_numpy(
     parts = []
     for chunk in values.chunks:
         if len(chunk):
-            parts.append(_chunk_to_numpy(name, column, chunk, first_row, is_text))
+            parts.append(_chunk_to_numpy(name, column, chunk, first_row, key))
         first_row += len(chunk)
     if len({part.shape[1:] for part in parts}) > 1:
         raise DataError(f"{name}: column {column!r} holds vectors of different widths.")
     return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
-def _chunk_to_numpy(name: str, column: str, chunk: pa.Array, first_row: int, is_text: bool) -> np.ndarray:
-    _refuse_missing(name, column, chunk, 1, first_row)
+def _chunk_to_numpy(name: str, column: str, chunk: pa.Array, first_row: int, key: str) -> np.ndarray:
+    _refuse_missing(name, column, chunk, 1, first_row, key)
     if isinstance(chunk, pa.ExtensionArray):
         chunk = chunk.storage
     kind = chunk.type
@@ -223,11 +305,11 @@ def _chunk_to_numpy(name: str, column: str, chunk: pa.Array, first_row: int, is_
             )
         if pa.types.is_nested(flat.type):
             raise DataError(f"{name}: column {column!r} holds {kind}; every row must be one flat vector.")
-        _refuse_missing(name, column, flat, width, first_row)
+        _refuse_missing(name, column, flat, width, first_row, key)
         return flat.to_numpy(zero_copy_only=False).reshape(len(chunk), width)
     values = chunk.to_numpy(zero_copy_only=False)
     is_bytes = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
-    if is_bytes and not is_text:
+    if is_bytes and key != "episode_ids":
         unpacked = [np.asarray(unpack_array(name, column, value)) for value in values]
         if len({item.shape for item in unpacked}) > 1:
             raise DataError(f"{name}: column {column!r} holds vectors of different widths.")
@@ -235,12 +317,11 @@ def _chunk_to_numpy(name: str, column: str, chunk: pa.Array, first_row: int, is_
     return values
 
 
-def _refuse_missing(name: str, column: str, values: pa.Array, width: int, first_row: int) -> None:
+def _refuse_missing(name: str, column: str, values: pa.Array, width: int, first_row: int, key: str) -> None:
     if values.null_count:
         row = first_row + int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]) // width
-        raise DataError(
-            f"{name}: column {column!r} has missing values, the first in row {row}; remove the episodes that have any."
-        )
+        mend = "write false for them" if key in FLAGS else "remove the episodes that have any"
+        raise DataError(f"{name}: column {column!r} has missing values, the first in row {row}; {mend}.")
 
 
 def _is_ragged(chunk: pa.Array, width: int) -> bool:

@@ -12,6 +12,9 @@ import numpy as np
 
 from rllib_damo.data.schema import Transitions
 
+HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+
 
 @dataclass(frozen=True)
 class Conventions:

@@ -11,20 +11,24 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rllib_damo.data.columns import as_float_matrix
 from rllib_damo.data.schema import DataError
 from rllib_damo.spaces import from_unit
 
+_UNIT_TOLERANCE = 1e-4  # normalised by a program in float32
 
-def normalized_to_env(name: str, actions: np.ndarray, space: gym.Space | None) -> np.ndarray:
-    """Normalised actions in the environment's units. RLlib records them before it clips and unsquashes them.
+
+def normalized_to_env(name: str, actions: np.ndarray, space: gym.Space | None, *, is_recording: bool) -> np.ndarray:
+    """Normalised actions in the environment's units, (N, act) float32; what is not finite stays so.
 
     Args:
         name: for messages.
-        actions: (N, act); what is beyond [-1, 1] is clipped.
+        actions: (N, act), or (N,) for one action.
         space: the environment's action Box.
+        is_recording: RLlib recorded them, which it does before it clips them to [-1, 1]. Others must lie there.
 
     Raises:
-        DataError: if the space is not known.
+        DataError: if the space is not known, or they are not normalised.
     """
     if space is None:
         raise DataError(
@@ -32,8 +36,17 @@ def normalized_to_env(name: str, actions: np.ndarray, space: gym.Space | None) -
             "Give the environment (--env), or action_space; or actions_in_input_normalized=False (--plain-actions) if "
             "they are in its units."
         )
+    unit = as_float_matrix(name, "actions", actions, 2)
+    beyond = ((np.abs(unit) > 1.0 + _UNIT_TOLERANCE) & np.isfinite(unit)).any(axis=1)
+    if beyond.any() and not is_recording:
+        row = int(np.flatnonzero(beyond)[0])
+        raise DataError(
+            f"{name}: normalised actions lie in [-1, 1], but {int(beyond.sum())} row(s) do not, first "
+            f"{unit[row].tolist()} in row {row}. If these are in the environment's units, leave out "
+            "actions_in_input_normalized=True (--normalized-actions)."
+        )
     try:
-        return from_unit(np.clip(np.asarray(actions, np.float32), -1.0, 1.0), space)
+        return from_unit(np.where(np.isfinite(unit), np.clip(unit, -1.0, 1.0), unit), space)
     except ValueError as error:
         raise DataError(f"{name}: {error}") from error
 

@@ -16,14 +16,12 @@ from rllib_damo.data.episodes import EpisodesReader
 from rllib_damo.data.minari_io import METADATA_FILE, local_ids, local_path
 from rllib_damo.data.minari_read import MinariReader, download
 from rllib_damo.data.parquet import ParquetReader, find_files
-from rllib_damo.data.reader import DEFAULT_CONVENTIONS, Conventions, Reader
+from rllib_damo.data.reader import DEFAULT_CONVENTIONS, HDF5_SUFFIXES, PARQUET_SUFFIXES, Conventions, Reader
 from rllib_damo.data.schema import DataError, Transitions, check, concatenate
 
 Input: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Transitions"
 
 MINARI_SCHEME = "minari://"
-HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf")
-PARQUET_SUFFIXES = (".parquet", ".pq")
 
 
 def load(
@@ -101,19 +99,18 @@ def resolve(
                 _refuse_conventions(name, conventions)
                 return MinariReader(folder, name)
         return _parquet(str(path), conventions)
-    if path.is_file() or name.endswith((*HDF5_SUFFIXES, *PARQUET_SUFFIXES)) or any(sign in name for sign in "*?["):
-        if name.endswith(HDF5_SUFFIXES):
-            if not path.is_file():
-                raise DataError(f"{name}: no such file." + _near(name))
+    is_file, is_glob = path.is_file(), any(sign in name for sign in "*?[")
+    if is_file or is_glob or name.endswith((*HDF5_SUFFIXES, *PARQUET_SUFFIXES)):
+        if not name.endswith((*HDF5_SUFFIXES, *PARQUET_SUFFIXES)):
+            raise DataError(
+                f"{name}: files are read that end in {', '.join(HDF5_SUFFIXES + PARQUET_SUFFIXES)}; "
+                "`rllib_damo.data.parquet.write_parquet` makes one of arrays."
+            )
+        if not is_file and not is_glob:
+            raise DataError(f"{name}: no such file." + _near(name))
+        if is_file and name.endswith(HDF5_SUFFIXES):
             return D4RLReader(path, conventions)
-        if name.endswith(PARQUET_SUFFIXES):
-            if not path.is_file() and not any(sign in name for sign in "*?["):
-                raise DataError(f"{name}: no such file." + _near(name))
-            return _parquet(str(path), conventions)
-        raise DataError(
-            f"{name}: files are read that end in {', '.join(HDF5_SUFFIXES + PARQUET_SUFFIXES)}; "
-            "`rllib_damo.data.parquet.write_parquet` makes one of arrays."
-        )
+        return _parquet(str(path), conventions)
     if name in short_names():
         from rllib_damo.data import behavior
 
