@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 
 from rllib_damo.data.columns import as_float_matrix
-from rllib_damo.data.parquet import FilesReader
+from rllib_damo.data.parquet_files import FilesReader
 from rllib_damo.data.recorded import decode_box, decode_msgpack_hook, normalized_to_env
 from rllib_damo.data.schema import DataError, Transitions
 

@@ -15,7 +15,8 @@ from rllib_damo.data.d4rl import D4RLReader
 from rllib_damo.data.episodes import EpisodesReader
 from rllib_damo.data.minari_io import METADATA_FILE, local_ids, local_path
 from rllib_damo.data.minari_read import MinariReader, download
-from rllib_damo.data.parquet import ParquetReader, find_files
+from rllib_damo.data.parquet import ParquetReader
+from rllib_damo.data.parquet_files import find_files
 from rllib_damo.data.reader import DEFAULT_CONVENTIONS, HDF5_SUFFIXES, PARQUET_SUFFIXES, Conventions, Reader
 from rllib_damo.data.schema import DataError, Transitions, check, concatenate
 
