@@ -60,7 +60,7 @@ class DAMO(Algorithm):
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         super().setup(config)
         self._num_gradient_steps = 0
-        self._module_age = -1  # gradient steps of what `get_module` gave; -1: other weights have been set since
+        self._is_module_current = False  # whether what `get_module` gave is still the policy
         self._pending_round: dict[str, Any] = {}  # what was asked of the runners, and not yet awaited
         self._rounds_missed = 0  # the last ones, to which no runner answered
         transitions = self.offline_data.transitions
@@ -162,7 +162,7 @@ class DAMO(Algorithm):
             results = self._foreach_learner("update_many", self.config.rollout_freq, timesteps)
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         self._num_gradient_steps += self.config.rollout_freq
-        self._module_age = -1
+        self._is_module_current = False
 
     def _roll_out(self) -> list[pa.Table]:
         """A round of rollouts for this iteration.
@@ -262,9 +262,9 @@ class DAMO(Algorithm):
     def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule | None:
         """The policy as it is now, to act with. (RLlib's is that of the last round of rollouts here, if any.)"""
         module = super().get_module(module_id)
-        if self.env_runner is not None and module is not None and self._module_age != self._num_gradient_steps:
+        if self.env_runner is not None and module is not None and not self._is_module_current:
             module.set_state(self._policy_weights()[module_id])
-            self._module_age = self._num_gradient_steps
+            self._is_module_current = True
         return module
 
     @override(Algorithm)
@@ -298,7 +298,7 @@ class DAMO(Algorithm):
     @override(Algorithm)
     def set_state(self, state: StateDict) -> None:
         super().set_state(state)
-        self._module_age = -1
+        self._is_module_current = False
         if COMPONENT_DYNAMICS in state:
             if self.dynamics is not None:
                 self.dynamics.set_state(state[COMPONENT_DYNAMICS])

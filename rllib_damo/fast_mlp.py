@@ -165,27 +165,21 @@ class _Buffers:
             return [weights[0].new_zeros(shape, dtype=dtype if is_low else None) for shape in shapes]
 
         self.hidden, self.deltas = buffers(is_mixed), buffers(is_mixed)
-        self.results = self.sums = [*self.hidden]
-        self.full = [*self.deltas]
+        self.sums = buffers(False) if layer_norm else [*self.hidden]
+        self.full = buffers(False) if layer_norm and is_mixed else [*self.deltas]
         self.top = self.hidden[-1]
-        self.scales: list[Tensor] = []
-        if layer_norm:
-            self.sums = buffers(False)
-            self.results = [*self.sums]
-            self.scales = [sums.new_zeros(*sums.shape[:2], 1) for sums in self.sums]
-            scratch = {sums.shape: torch.zeros_like(sums) for sums in self.sums[:-1]}
-            self.products = [scratch[sums.shape] for sums in self.sums[:-1]]
-        else:
-            self.products = []
         if is_mixed:
-            self.top, first = (weights[0].new_zeros(shapes[i]) for i in (-1, 0))
-            self.full[0] = torch.zeros_like(first)
+            self.top = weights[0].new_zeros(shapes[-1])
             if layer_norm:
-                self.full = buffers(False)
-                self.results[1:] = self.deltas[1:]  # free in the forward pass
                 self.hidden[-1] = self.top
             else:
-                self.results[0] = self.sums[0] = first
+                self.sums[0], self.full[0] = (weights[0].new_zeros(shapes[0]) for _ in range(2))
+        self.results = [*self.sums]
+        if layer_norm and is_mixed:
+            self.results[1:] = self.deltas[1:]  # free in the forward pass
+        self.scales = [sums.new_zeros(*sums.shape[:2], 1) for sums in self.sums if layer_norm]
+        scratch = {sums.shape: torch.zeros_like(sums) for sums in self.sums[:-1] if layer_norm}
+        self.products = [scratch[sums.shape] for sums in self.sums[:-1] if layer_norm]
         self.top_transposed = self.top.mT
         self._parts: dict[tuple[int | None, int | None], _Rows] = {}
 

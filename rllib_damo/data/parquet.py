@@ -7,6 +7,7 @@ episodes interleaved.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -42,7 +43,7 @@ class ParquetReader(FilesReader):
     def read(self, start: int = 0, stop: int | None = None) -> Transitions:
         total = self.num_rows()
         stop = total if stop is None else min(stop, total)
-        names, is_recording = self._names()
+        names, is_recording = self._names
         lookahead = "next_observations" not in names and stop < total
         columns = self._columns(names, start, stop + lookahead)
         if is_recording:
@@ -53,7 +54,7 @@ class ParquetReader(FilesReader):
         return assemble(self.name, columns, lookahead=lookahead, partial=not (start == 0 and stop == total))
 
     def splits(self, max_rows: int) -> list[tuple[int, int]]:
-        names, _ = self._names()
+        names, _ = self._names
         names = {key: names[key] for key in END_COLUMNS if key in names}
         rows = self.num_rows()
         return split_at_ends(episode_ends(self._columns(names, 0, rows), rows), max_rows)
@@ -65,6 +66,7 @@ class ParquetReader(FilesReader):
         stored = (self.files.open(self.files.paths[0]).schema_arrow.metadata or {}).get(METADATA_KEY)
         return json.loads(stored) if stored else {}
 
+    @functools.cached_property
     def _names(self) -> tuple[dict[str, str], bool]:
         present = self.files.open(self.files.paths[0]).schema_arrow.names
         names = match_names(self.name, present, self._conventions.input_read_schema)
@@ -72,7 +74,7 @@ class ParquetReader(FilesReader):
         return names, is_recording
 
     def _check_columns(self, path: str, present: list[str]) -> None:
-        names, _ = self._names()
+        names, _ = self._names
         missing = set(names.values()) - set(present)
         if missing:
             raise DataError(f"{path}: column(s) {sorted(missing)} are missing, which the first file has.")
