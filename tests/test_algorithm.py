@@ -1,91 +1,30 @@
-"""DAMO end to end in RLlib: dynamics, rollouts, gradient steps, evaluation, checkpoints. Small, on Pendulum."""
+"""DAMO end to end in RLlib: dynamics, rollouts, gradient steps, evaluation. Small, on Pendulum."""
 
 from __future__ import annotations
 
-import errno
-import gc
-import pickle
 import re
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import gymnasium as gym
 import numpy as np
 import pytest
-import ray
 import torch
-from ray import cloudpickle
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.registry import ALGORITHMS, _get_algorithm_class
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.rl_module import RLModule
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.test_utils import check
-from ray.tune.registry import get_trainable_cls, register_env
+from ray.tune.registry import get_trainable_cls
 
 from rllib_damo import DAMO, DAMOConfig
 from rllib_damo.baselines import BehaviorCloningConfig
 from rllib_damo.data import behavior
-from rllib_damo.dynamics import DynamicsEnsemble, component
 from rllib_damo.policy import load_policy
 from rllib_damo.recorded_steps import RecordedSteps
 from rllib_damo.update import METRICS
 from tests.recording import record_on_cpu
+from tests.small_runs import module_state, train_policy
 
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster(tmp_path_factory):
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> str:
-    """A small Pendulum dataset in a Parquet file."""
-    from rllib_damo.data.parquet import write_parquet
-
-    path = tmp_path_factory.mktemp("data") / "pendulum.parquet"
-    write_parquet(behavior.generate("pendulum-mixed", 2000, seed=0), path)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory) -> str:
-    return str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture
-def config(dataset, cache_dir) -> DAMOConfig:
-    return (
-        DAMOConfig()
-        .environment("Pendulum-v1")
-        .offline_data(input_=dataset)
-        .training(
-            eta=1.0, hidden_dims=(32, 32), train_batch_size_per_learner=32, rollout_freq=20, rollout_batch_size=100,
-            rollout_length=2,
-        )
-        .dynamics(
-            num_ensemble=3, num_elites=2, dynamics_hidden_dims=(32, 32), dynamics_weight_decay=(0.0, 0.0, 0.0),
-            dynamics_max_epochs=2, holdout_size=100, dynamics_cache_dir=cache_dir,
-        )
-        .evaluation(evaluation_interval=1, evaluation_duration=1)
-        .debugging(seed=3)
-    )  # fmt: skip
-
-
-def train_policy(algo: Algorithm, iterations: int) -> dict:
-    """Trains until ``iterations`` rounds of gradient steps are done; returns the last result."""
-    result: dict = {}
-    while iterations:
-        result = algo.train()
-        iterations -= result["phase"] == "policy"
-    return result
-
-
-def module_state(algo: Algorithm) -> dict:
-    return algo.learner_group.get_state(components="learner/rl_module")["learner"]["rl_module"][DEFAULT_MODULE_ID]
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def test_a_frozen_configuration_can_be_validated(config):
@@ -195,75 +134,6 @@ def test_recorded_steps_train_as_steps_do(config, tmp_path):
     check(*states, rtol=1e-5, atol=1e-6)
 
 
-def test_second_run_takes_the_model_from_the_cache(config):
-    algo = config.build_algo()
-    train_policy(algo, 1)
-    algo.stop()
-    algo = config.copy(copy_frozen=False).training(eta=0.5).build_algo()
-    assert algo.train()["phase"] == "policy"
-    algo.stop()
-
-
-def test_a_model_trained_in_bfloat16_is_another_one(config, tmp_path):
-    """Not the one that float32 has left in the cache; near it, and as the cache's to whoever asks for it again."""
-    losses = []
-    for precision in ("fp32", "bf16"):
-        config = config.copy(copy_frozen=False)
-        config.dynamics(dynamics_cache_dir=str(tmp_path), dynamics_precision=precision)
-        algo = config.build_algo()
-        losses.append(algo.train()["dynamics"]["train_loss"])
-        train_policy(algo, 1)
-        algo.stop()
-    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.05)
-    algo = config.build_algo()
-    assert algo.train()["phase"] == "policy"
-    algo.stop()
-
-
-@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapped"])
-def test_continuing_from_a_checkpoint_equals_uninterrupted_training(config, tmp_path, overlap):
-    config.env_runners(num_env_runners=int(overlap)).training(overlap_rollouts=overlap)
-    algo = config.build_algo()
-    train_policy(algo, 2)
-    path = algo.save_to_path(str(tmp_path / "checkpoint"))
-    train_policy(algo, 2)
-    uninterrupted = module_state(algo)
-    algo.stop()
-
-    restored = DAMO.from_checkpoint(path)
-    result = train_policy(restored, 2)
-    assert result["num_gradient_steps_lifetime"] == 80
-    continued = module_state(restored)
-    restored.stop()
-    assert uninterrupted.keys() == continued.keys()
-    for name, value in uninterrupted.items():
-        np.testing.assert_array_equal(value, continued[name], err_msg=name)
-
-
-def test_restoring_an_older_checkpoint_in_place_restores_the_weights(config, tmp_path):
-    algo = config.build_algo()
-    train_policy(algo, 1)
-    path = algo.save_to_path(str(tmp_path / "checkpoint"))
-    saved = module_state(algo)
-    train_policy(algo, 1)
-    algo.restore_from_path(path)
-    check(module_state(algo), saved)
-    evaluating = algo.eval_env_runner_group.local_env_runner.module.state_dict()
-    check(evaluating["actor.net.0.weight"].numpy(), saved["actor.net.0.weight"])
-    algo.stop()
-
-
-def test_optimisers_of_another_layout_are_named(config):
-    algo = config.build_algo()
-    learner = algo.learner_group._learner
-    state = learner.get_state()
-    for optimizer in state["optimizer"].values():
-        optimizer["state"]["param_groups"][0]["params"] = [0, 1]  # one for each parameter, as before they were flat
-    with pytest.raises(ValueError, match="optimisers are of another layout"):
-        learner.set_state(state)
-    algo.stop()
-
-
 def test_metrics_are_means_over_every_tenth_step_and_the_last(config):
     algo = config.training(rollout_freq=24).evaluation(evaluation_interval=None).build_algo()
     learner = algo.learner_group._learner
@@ -300,42 +170,6 @@ def test_the_delivered_policy_is_the_average_of_those_in_training(config):
     assert (averages[3] != actors[3]).any()
 
 
-def test_learning_rates_follow_their_schedules_also_after_a_restore(config, tmp_path):
-    config.training(actor_lr=[[0, 1e-3], [20, 5e-4], [40, 0.0]], critic_lr=1e-4)
-    algo = config.build_algo()
-    learners = [train_policy(algo, 1)["learners"]["default_policy"]]
-    saved = algo.save_to_path(str(tmp_path / "checkpoint"))
-    learners.append(train_policy(algo, 1)["learners"]["default_policy"])
-    assert [metrics["actor_learning_rate"] for metrics in learners] == pytest.approx([5e-4, 0.0])
-    assert [metrics["critic_learning_rate"] for metrics in learners] == pytest.approx([1e-4, 1e-4])
-    before = module_state(algo)
-    train_policy(algo, 1)
-    after = module_state(algo)
-    assert all(np.array_equal(after[name], before[name]) for name in before if name.startswith("actor."))
-    assert not all(np.array_equal(after[name], before[name]) for name in before if name.startswith("critics."))
-    algo.stop()
-    restored = Algorithm.from_checkpoint(saved)
-    metrics = train_policy(restored, 1)["learners"]["default_policy"]
-    assert metrics["actor_learning_rate"] == pytest.approx(0.0)
-    assert metrics["qf_loss"] == pytest.approx(learners[1]["qf_loss"], rel=1e-6)
-    restored.stop()
-
-
-def test_a_schedules_first_rate_is_the_same_number_after_a_restore(config, tmp_path):
-    """Also before the first step: a rate in float32 is not the one in float64 that it came from."""
-
-    def rate(algo):
-        learner = algo.learner_group._learner
-        return learner.get_optimizer(DEFAULT_MODULE_ID, "actor").param_groups[0]["lr"]
-
-    algo = config.training(actor_lr=[[0, 3e-4], [50, 0.0]]).build_algo()
-    path = algo.save_to_path(tmp_path)
-    restored = DAMO.from_checkpoint(path)
-    assert repr(rate(algo)) == repr(rate(restored)) == "0.0003"
-    algo.stop()
-    restored.stop()
-
-
 @pytest.mark.parametrize(
     ("config_class", "runners"), [(DAMOConfig, 0), (DAMOConfig, 1), (BehaviorCloningConfig, 0)], ids=str
 )
@@ -356,277 +190,6 @@ def test_get_module_is_the_policy_as_it_is_now(config, config_class, runners, tm
         assert not torch.equal(actions, untrained)
         untrained = actions
     algo.stop()
-
-
-def test_an_error_in_a_remote_learner_is_raised(config):
-    algo = config.training(critic_lr=1e30, actor_lr=1e30).learners(num_learners=1).build_algo()
-    with pytest.raises(RuntimeError, match="Training diverged within the last 20 gradient steps"):
-        train_policy(algo, 3)
-    algo.stop()
-
-
-def test_a_cache_may_be_emptied_while_a_run_goes_on(config, tmp_path):
-    algo = config.dynamics(dynamics_cache_dir=str(tmp_path / "cache")).build_algo()
-    train_policy(algo, 1)
-    algo.dynamics.path.unlink()
-    path = algo.save_to_path(tmp_path / "checkpoint")
-    assert algo.train()["phase"] == "policy"
-    assert algo.dynamics.path.exists()
-    algo.stop()
-    restored = DAMO.from_checkpoint(path)
-    assert restored.train()["phase"] == "policy"
-    restored.stop()
-
-
-def test_a_damaged_file_in_the_cache_is_trained_anew(config, tmp_path, caplog):
-    config.dynamics(dynamics_cache_dir=str(tmp_path)).evaluation(evaluation_interval=None)
-    algo = config.build_algo()
-    train_policy(algo, 1)
-    path = algo.dynamics.path
-    algo.stop()
-    path.write_bytes(path.read_bytes()[:1000])
-    again = config.copy(copy_frozen=False).build_algo()
-    assert "is damaged" in caplog.text
-    assert "trained again" in caplog.text
-    assert again.train()["phase"] == "dynamics"
-    again.stop()
-
-
-def test_a_model_that_cannot_be_written_is_not_lost(config, tmp_path, monkeypatch):
-    algo = config.dynamics(dynamics_cache_dir=str(tmp_path)).evaluation(evaluation_interval=None).build_algo()
-    algo.train()
-    with monkeypatch.context() as patch:
-        patch.setattr(DynamicsEnsemble, "save", _full_disk)
-        for _ in range(2):
-            with pytest.raises(ValueError, match=r"can't be written to .*dynamics-.*No space left.*dynamics_cache_dir"):
-                algo.train()
-    assert algo.train()["phase"] == "dynamics"
-    assert algo.dynamics.path.exists()
-    assert algo.train()["phase"] == "policy"
-    algo.stop()
-
-
-def _full_disk(*args):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_a_run_waits_for_anothers_model(config, tmp_path, monkeypatch, caplog):
-    """In one iteration, whatever it lasts, and in whichever thread: as many iterations as where the model was there."""
-    monkeypatch.setattr(component, "WAIT_SECONDS", 0.05)
-    config.dynamics(dynamics_cache_dir=str(tmp_path)).evaluation(evaluation_interval=None)
-    first, second = config.build_algo(), config.copy(copy_frozen=False).build_algo()
-    first.train()
-    with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(second.train)
-        time.sleep(0.3)
-        assert not waiting.done()
-        with ThreadPoolExecutor(1) as other:
-            other.submit(first.train).result()
-        result = waiting.result()
-    assert result["phase"] == "dynamics"
-    assert result["dynamics"]["waited_seconds"] > 0.2
-    assert f"(lock {second.dynamics.path}.lock)" in caplog.text
-    assert second.train()["phase"] == "policy"
-    first.stop()
-    second.stop()
-
-
-def test_interrupted_dynamics_training_resumes(config, tmp_path):
-    config.dynamics(dynamics_max_epochs=3, dynamics_cache_dir=str(tmp_path / "a"))
-    algo = config.build_algo()
-    algo.train()
-    path = algo.save_to_path(str(tmp_path / "checkpoint"))
-    algo.stop()
-    restored = DAMO.from_checkpoint(path)
-    assert restored.train()["dynamics"]["epoch"] == 2
-    restored.stop()
-
-
-def test_a_checkpoint_that_is_older_than_an_option_goes_on_with_its_default(config, tmp_path):
-    algo = config.evaluation(evaluation_interval=None).build_algo()
-    train_policy(algo, 1)
-    path = algo.save_to_path(str(tmp_path / "checkpoint"))
-    algo.stop()
-    file = tmp_path / "checkpoint" / "class_and_ctor_args.pkl"
-    stored = pickle.loads(file.read_bytes())
-    older = stored["ctor_args_and_kwargs"][0][0]
-    del older["cuda_graphs"]
-    file.write_bytes(cloudpickle.dumps(stored))
-    restored = DAMO.from_checkpoint(path)
-    assert restored.config.cuda_graphs is False
-    assert restored.config.hidden_dims == (32, 32)  # what it does have stays
-    assert train_policy(restored, 1)["num_gradient_steps_lifetime"] == 40
-    restored.stop()
-
-
-def test_rl_module_from_checkpoint_acts(config, tmp_path):
-    algo = config.build_algo()
-    train_policy(algo, 1)
-    path = algo.save_to_path(str(tmp_path / "checkpoint"))
-    algo.stop()
-    module = RLModule.from_checkpoint(f"{path}/learner_group/learner/rl_module/{DEFAULT_MODULE_ID}")
-    actions = module.forward_inference({"obs": torch.zeros(4, 3)})["actions"]
-    assert actions.shape == (4, 1)
-    assert (actions.abs() <= 1).all()
-
-
-@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapped"])
-def test_remote_rollout_runners_survive_a_killed_one(config, overlap):
-    config.env_runners(num_env_runners=2).evaluation(evaluation_interval=None).training(overlap_rollouts=overlap)
-    algo = config.fault_tolerance(restart_failed_env_runners=True).build_algo()
-    assert train_policy(algo, 1)["env_runners"]["rollout"]["num_transitions"] == 200
-    ray.kill(algo.env_runner_group._worker_manager.actors()[1], no_restart=False)
-    for steps in (40, 60, 80):
-        assert train_policy(algo, 1)["num_gradient_steps_lifetime"] == steps
-    algo.stop()
-
-
-@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapped"])
-def test_a_runner_that_dies_after_its_round_is_no_loss_nor_is_the_only_one(config, overlap):
-    config.env_runners(num_env_runners=1).evaluation(evaluation_interval=None).training(overlap_rollouts=overlap)
-    algo = config.build_algo()
-    train_policy(algo, 1)
-    manager = algo.env_runner_group._worker_manager
-    if overlap:  # until the round that was asked for is there
-        ray.get(manager.actors()[1].ping.remote())
-    ray.kill(manager.actors()[1], no_restart=False)
-    for steps in (40, 60):
-        assert train_policy(algo, 1)["num_gradient_steps_lifetime"] == steps
-    algo.stop()
-
-
-def test_a_trial_whose_setup_failed_can_be_named():
-    """Ray asks an actor for its name, and where that fails it reports this instead of the error."""
-    algo = DAMO.__new__(DAMO)
-    algo.config = None
-    assert repr(algo) == "DAMO"
-
-
-def _faulty_rule(obs, actions, next_obs):
-    raise ArithmeticError("a fault of the user's rule")
-
-
-def test_an_error_in_a_rollout_runner_is_raised(config):
-    config.env_runners(num_env_runners=1).evaluation(evaluation_interval=None)
-    algo = config.dynamics(termination_fn=_faulty_rule).build_algo()
-    with pytest.raises(RuntimeError, match="a fault of the user's rule"):
-        train_policy(algo, 1)
-    algo.stop()
-
-
-def test_runners_that_never_answer_end_training(config, monkeypatch):
-    monkeypatch.setattr("rllib_damo.algorithm.time.sleep", lambda seconds: None)
-    config.env_runners(num_env_runners=1).evaluation(evaluation_interval=None)
-    algo = config.fault_tolerance(num_consecutive_env_runner_failures_tolerance=2).build_algo()
-    monkeypatch.setattr(algo.env_runner_group, "fetch_ready_async_reqs", lambda **kwargs: [])
-    with pytest.raises(RuntimeError, match=r"for 3 rounds.*num_env_runners=0"):
-        train_policy(algo, 10)
-    algo.stop()
-
-
-def test_a_restored_stream_of_windows_goes_on(config, tmp_path):
-    config.offline_data(max_dataset_rows=800).evaluation(evaluation_interval=None)
-    algo = config.build_algo()
-    train_policy(algo, 1)
-    assert algo.offline_data.window == 2
-    saved = algo.save_to_path(str(tmp_path / "checkpoint"))
-    third = train_policy(algo, 1)
-    algo.stop()
-    restored = Algorithm.from_checkpoint(saved)
-    assert restored.offline_data.window == 2
-    again = train_policy(restored, 1)
-    assert again["dataset"] == third["dataset"]
-    assert again["learners"][DEFAULT_MODULE_ID]["qf_loss"] == third["learners"][DEFAULT_MODULE_ID]["qf_loss"]
-    restored.stop()
-
-
-def test_a_restore_takes_the_learning_rate_of_the_configuration(config, tmp_path):
-    config.evaluation(evaluation_interval=None)
-    algo = config.build_algo()
-    train_policy(algo, 1)
-    saved = algo.save_to_path(str(tmp_path / "checkpoint"))
-    algo.stop()
-    slower = config.copy(copy_frozen=False).training(actor_lr=1e-6).build_algo()
-    slower.restore_from_path(saved)
-    rates = {name: group["lr"] for name, o in slower.learner_group._learner._update.optimizers.items()
-             for group in o.param_groups}  # fmt: skip
-    assert rates["actor"] == 1e-6
-    assert rates["critic"] == 3e-4
-    slower.stop()
-
-
-def test_a_model_without_terminations_is_refused_where_they_are_needed(config, tmp_path):
-    path = DynamicsEnsemble(3, 1, hidden_dims=(4,)).save(tmp_path / "model.pt")
-    register_env("no-known-rule", lambda context: gym.make("Pendulum-v1"))
-    config.environment("no-known-rule").dynamics(dynamics_path=path)
-    with pytest.raises(ValueError, match=r"dynamics_path.*no-known-rule.*termination_fn"):
-        config.build_algo()
-
-
-def test_overlapped_rounds_follow_the_policy_of_the_iteration_before(config):
-    config.env_runners(num_env_runners=1).training(overlap_rollouts=True).evaluation(evaluation_interval=None)
-    algo = config.build_algo()
-    for steps in (20, 40, 60):
-        policy = module_state(algo)["actor.net.0.weight"].copy()
-        result = train_policy(algo, 1)
-        assert result["env_runners"]["rollout"]["num_transitions"] == 200
-        assert result["num_gradient_steps_lifetime"] == algo._pending_round["iteration"] == steps
-        asked_for = algo._pending_round["weights"][DEFAULT_MODULE_ID]["actor.net.0.weight"]
-        np.testing.assert_array_equal(asked_for, policy)
-        assert (module_state(algo)["actor.net.0.weight"] != policy).any()
-    rows = algo.learner_group._learner._synthetic.rows[:600]
-    assert len(rows.unique(dim=0)) == 600  # each round has random numbers of its own
-    algo.stop()
-
-
-def test_restoring_in_place_drops_the_round_that_was_asked_for_since(config, tmp_path):
-    config.env_runners(num_env_runners=1).training(overlap_rollouts=True).evaluation(evaluation_interval=None)
-    algo = config.build_algo()
-    train_policy(algo, 1)
-    path = algo.save_to_path(str(tmp_path / "checkpoint"))
-    train_policy(algo, 2)
-    expected = module_state(algo)
-    algo.restore_from_path(path)
-    train_policy(algo, 2)
-    check(module_state(algo), expected)
-    algo.stop()
-
-
-def test_two_learners_hold_the_same_networks_and_half_of_the_rollouts_each(config, tmp_path):
-    algo = config.learners(num_learners=2).evaluation(evaluation_interval=None).build_algo()
-    train_policy(algo, 2)
-    sums = algo.learner_group.foreach_learner(_parameter_sums)
-    first, second = (result.get() for result in sums)
-    assert first == second
-    assert first["rows"] == 200
-    # A checkpoint has both halves of the model buffer.
-    path = algo.save_to_path(str(tmp_path / "checkpoint"))
-    train_policy(algo, 2)
-    uninterrupted = module_state(algo)
-    algo.restore_from_path(path)
-    train_policy(algo, 2)
-    check(module_state(algo), uninterrupted, decimals=12)
-    algo.stop()
-
-
-def test_a_round_that_is_in_the_model_buffer_leaves_the_object_store(config):
-    """The Ray Dataset that brought it is gone, executor and all, without waiting for Python's garbage collection."""
-    algo = config.evaluation(evaluation_interval=None).build_algo()
-    train_policy(algo, 1)
-    gc.collect()
-    gc.disable()
-    try:
-        train_policy(algo, 2)
-        left = [type(o).__name__ for o in gc.get_objects()]
-    finally:
-        gc.enable()
-    algo.stop()
-    assert left.count("StreamingExecutor") == 0
-
-
-def _parameter_sums(learner) -> dict[str, float]:
-    module = learner.module[DEFAULT_MODULE_ID]
-    return {"rows": len(learner._synthetic)} | {n: float(p.double().sum()) for n, p in module.named_parameters()}
 
 
 def test_batches_and_rollouts_start_from_the_best_share_of_the_data(config):

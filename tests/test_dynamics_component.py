@@ -1,0 +1,127 @@
+"""The dynamics model within a run: its cache, which runs share, and what can go wrong with it."""
+
+from __future__ import annotations
+
+import errno
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import gymnasium as gym
+import pytest
+from ray.tune.registry import register_env
+
+from rllib_damo import DAMO
+from rllib_damo.dynamics import DynamicsEnsemble, component
+from tests.small_runs import train_policy
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def test_second_run_takes_the_model_from_the_cache(config):
+    algo = config.build_algo()
+    train_policy(algo, 1)
+    algo.stop()
+    algo = config.copy(copy_frozen=False).training(eta=0.5).build_algo()
+    assert algo.train()["phase"] == "policy"
+    algo.stop()
+
+
+def test_interrupted_dynamics_training_resumes(config, tmp_path):
+    config.dynamics(dynamics_max_epochs=3, dynamics_cache_dir=str(tmp_path / "a"))
+    algo = config.build_algo()
+    algo.train()
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    algo.stop()
+    restored = DAMO.from_checkpoint(path)
+    assert restored.train()["dynamics"]["epoch"] == 2
+    restored.stop()
+
+
+def test_a_run_waits_for_anothers_model(config, tmp_path, monkeypatch, caplog):
+    """In one iteration, whatever it lasts, and in whichever thread: as many iterations as where the model was there."""
+    monkeypatch.setattr(component, "WAIT_SECONDS", 0.05)
+    config.dynamics(dynamics_cache_dir=str(tmp_path)).evaluation(evaluation_interval=None)
+    first, second = config.build_algo(), config.copy(copy_frozen=False).build_algo()
+    first.train()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(second.train)
+        time.sleep(0.3)
+        assert not waiting.done()
+        with ThreadPoolExecutor(1) as other:
+            other.submit(first.train).result()
+        result = waiting.result()
+    assert result["phase"] == "dynamics"
+    assert result["dynamics"]["waited_seconds"] > 0.2
+    assert f"(lock {second.dynamics.path}.lock)" in caplog.text
+    assert second.train()["phase"] == "policy"
+    first.stop()
+    second.stop()
+
+
+def test_a_cache_may_be_emptied_while_a_run_goes_on(config, tmp_path):
+    algo = config.dynamics(dynamics_cache_dir=str(tmp_path / "cache")).build_algo()
+    train_policy(algo, 1)
+    algo.dynamics.path.unlink()
+    path = algo.save_to_path(tmp_path / "checkpoint")
+    assert algo.train()["phase"] == "policy"
+    assert algo.dynamics.path.exists()
+    algo.stop()
+    restored = DAMO.from_checkpoint(path)
+    assert restored.train()["phase"] == "policy"
+    restored.stop()
+
+
+def test_a_damaged_file_in_the_cache_is_trained_anew(config, tmp_path, caplog):
+    config.dynamics(dynamics_cache_dir=str(tmp_path)).evaluation(evaluation_interval=None)
+    algo = config.build_algo()
+    train_policy(algo, 1)
+    path = algo.dynamics.path
+    algo.stop()
+    path.write_bytes(path.read_bytes()[:1000])
+    again = config.copy(copy_frozen=False).build_algo()
+    assert "is damaged" in caplog.text
+    assert "trained again" in caplog.text
+    assert again.train()["phase"] == "dynamics"
+    again.stop()
+
+
+def test_a_model_that_cannot_be_written_is_not_lost(config, tmp_path, monkeypatch):
+    algo = config.dynamics(dynamics_cache_dir=str(tmp_path)).evaluation(evaluation_interval=None).build_algo()
+    algo.train()
+    with monkeypatch.context() as patch:
+        patch.setattr(DynamicsEnsemble, "save", _full_disk)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"can't be written to .*dynamics-.*No space left.*dynamics_cache_dir"):
+                algo.train()
+    assert algo.train()["phase"] == "dynamics"
+    assert algo.dynamics.path.exists()
+    assert algo.train()["phase"] == "policy"
+    algo.stop()
+
+
+def _full_disk(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_model_trained_in_bfloat16_is_another_one(config, tmp_path):
+    """Not the one that float32 has left in the cache; near it, and as the cache's to whoever asks for it again."""
+    losses = []
+    for precision in ("fp32", "bf16"):
+        config = config.copy(copy_frozen=False)
+        config.dynamics(dynamics_cache_dir=str(tmp_path), dynamics_precision=precision)
+        algo = config.build_algo()
+        losses.append(algo.train()["dynamics"]["train_loss"])
+        train_policy(algo, 1)
+        algo.stop()
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.05)
+    algo = config.build_algo()
+    assert algo.train()["phase"] == "policy"
+    algo.stop()
+
+
+def test_a_model_without_terminations_is_refused_where_they_are_needed(config, tmp_path):
+    path = DynamicsEnsemble(3, 1, hidden_dims=(4,)).save(tmp_path / "model.pt")
+    register_env("no-known-rule", lambda context: gym.make("Pendulum-v1"))
+    config.environment("no-known-rule").dynamics(dynamics_path=path)
+    with pytest.raises(ValueError, match=r"dynamics_path.*no-known-rule.*termination_fn"):
+        config.build_algo()
