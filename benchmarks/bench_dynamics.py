@@ -35,7 +35,8 @@ def main() -> None:
     next_obs = obs + np.sin(obs) * actions.mean(1, keepdims=True)
     trainer = DynamicsTrainer(
         DynamicsEnsemble(OBS_DIM, ACT_DIM), obs, actions, next_obs, obs.sum(1), np.zeros(args.rows, bool),
-        batch_size=args.batch_size, max_epochs_since_update=100, precision=args.precision, device=args.device,
+        lr=2e-3, weight_decay=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), max_epochs_since_update=100,
+        batch_size=args.batch_size, precision=args.precision, device=args.device,
     )  # fmt: skip
     num_train = args.rows - min(1000, args.rows // 5)
     rates, peaks = [], []

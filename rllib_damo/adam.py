@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,12 +23,8 @@ class FusedAdam(torch.optim.Adam):
         super().__init__(params, lr=lr, fused=True)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of the parameters that have gradients."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             if not params:
@@ -44,7 +40,6 @@ class FusedAdam(torch.optim.Adam):
                 lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
                 eps=group["eps"], amsgrad=False, maximize=False,
             )  # fmt: skip
-        return loss
 
     step.hooked = True  # type: ignore[attr-defined]  # says that torch has wrapped it already, for profiler and hooks
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray.rllib.core import (
     COMPONENT_ENV_RUNNER,
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-_METADATA = "rllib_checkpoint.json"
 _CONSTRUCTOR = "class_and_ctor_args.pkl"
 
 
@@ -94,7 +93,6 @@ def play(
     episodes: int = 10,
     steps: int | None = None,
     env: str | None = None,
-    env_config: dict[str, Any] | None = None,
     seed: int | None = None,
     render: bool = False,
     explore: bool = False,
@@ -109,7 +107,6 @@ def play(
         episodes: number of episodes; ignored if `steps` is given.
         steps: number of environment steps; the last episode may be cut.
         env: environment instead of the checkpoint's own.
-        env_config: keyword arguments of the environment, over the checkpoint's own.
         seed: seed of the environment.
         render: show the environment in a window.
         explore: draw actions from the policy instead of its mean.
@@ -128,7 +125,7 @@ def play(
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=1, num_gpus_per_env_runner=0, explore=explore)
     config.environment(
         env=env or config.env,
-        env_config={**config.env_config, **(env_config or {}), **({"render_mode": "human"} if render else {})},
+        env_config={**config.env_config, **({"render_mode": "human"} if render else {})},
     )
     if seed is not None:
         config.debugging(seed=seed)

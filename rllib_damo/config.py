@@ -52,13 +52,12 @@ class DAMOConfig(AlgorithmConfig):
 
         super().__init__(algo_class=algo_class or DAMO)
 
-        # The objective (damo.md 1-12)
+        # The objective (docs/damo.md 1-12)
         self.eta = 1.0
         self.actor_eta: float | None = 1.0
         self.f_divergence = "half_squared"
         self.actor_f_divergence = "chi_squared"
         self.max_actor_weight = 5.0
-        self.normalize_actor_weight = False
         self.policy_improvement = "consistent"
         self.data_alignment = True
         self.behavior_alignment = True
@@ -133,7 +132,8 @@ class DAMOConfig(AlgorithmConfig):
     def paper(cls) -> DAMOConfig:
         """The paper's settings (its Tables 3 and 4; η and rollout length are per task and still to be set).
 
-        3 M gradient steps; no anchor to the data, one divergence for critic and actor, raw observations.
+        3 M gradient steps; no anchor to the data, one divergence for critic and actor, raw observations. The classifier
+        keeps its regularisation (label smoothing, clipped logit, standardised inputs): without, it saturates.
         """
         config = cls().dynamics(dynamics_lr=1e-3)
         return config.training(
@@ -165,7 +165,6 @@ class DAMOConfig(AlgorithmConfig):
         f_divergence: str | None = NotProvided,
         actor_f_divergence: str | None = NotProvided,
         max_actor_weight: float | None = NotProvided,
-        normalize_actor_weight: bool | None = NotProvided,
         policy_improvement: str | None = NotProvided,
         data_alignment: bool | None = NotProvided,
         behavior_alignment: bool | None = NotProvided,
@@ -207,10 +206,9 @@ class DAMOConfig(AlgorithmConfig):
         Args:
             eta: η > 0, the one coefficient of the objective, in units of a step's reward; larger is more conservative.
             actor_eta: the coefficient inside the actor's density ratio (paper C.2: 1.0); None takes ``eta``.
-            f_divergence: the critic's f, "half_squared" or "chi_squared" (damo.md 7).
-            actor_f_divergence: the f whose f*' turns Bellman residuals into the actor's density ratio (damo.md 10).
+            f_divergence: the critic's f, "half_squared", or without target networks "chi_squared" (docs/damo.md 7).
+            actor_f_divergence: the f whose f*' turns Bellman residuals into the actor's density ratio (step 10 there).
             max_actor_weight: upper bound of that ratio; it is never below 0.
-            normalize_actor_weight: divide the clamped ratio by its batch mean (a density ratio has mean 1).
             policy_improvement: "consistent", the actor ascends the critic's objective; "inconsistent", SAC's loss.
             data_alignment: False trains on the plain reward (the paper's "w/o er"): no classifier.
             behavior_alignment: False trains critics by plain TD and the actor by SAC ("w/o ir").

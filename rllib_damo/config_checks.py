@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _SWITCHES = (
     "data_alignment", "behavior_alignment", "target_networks", "twin_q", "critic_layer_norm", "normalize_observations",
-    "normalize_actor_weight", "classifier_spectral_norm", "overlap_rollouts", "cuda_graphs",
+    "classifier_spectral_norm", "overlap_rollouts", "cuda_graphs",
 )  # fmt: skip
 
 
@@ -110,6 +110,11 @@ def _check_choices(config: Config) -> None:
         if value not in choices:
             hint = " It is not >= KL, which the bound needs." if value == "half_chi_squared" else ""
             config._value_error(f"`{name}` must be one of {', '.join(choices)}; found {value!r}.{hint}")
+    if config.f_divergence == "chi_squared" and config.target_networks and config.behavior_alignment:
+        config._value_error(
+            "`f_divergence`='chi_squared' has a linear part, which with target networks raises the values without "
+            "bound. Set f_divergence='half_squared', or target_networks=False, or behavior_alignment=False (plain TD)."
+        )
     if config.termination_fn is not None and not _takes_three(config.termination_fn):
         config._value_error(
             "`termination_fn` must be a function of (obs, actions, next_obs) that returns a bool tensor; found "

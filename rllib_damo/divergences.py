@@ -1,4 +1,4 @@
-"""The f-divergences that DAMO's dual may use (damo.md, step 7).
+"""The f-divergences that DAMO's dual may use (docs/damo.md, step 7).
 
 The bound behind the objective needs ``D_f(p‖q) >= KL(p‖q)`` for all p, q. Half the χ²-divergence, f(x) = (x-1)²/2,
 does not satisfy it and is therefore not offered.
@@ -17,16 +17,12 @@ TensorFn = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class FDivergence:
-    """A convex f, its derivative, its conjugate f*(y) = max_{x>=0} xy - f(x) and the conjugate's derivative.
-
-    ``slope_at_zero`` is f*'(0): how much of f* is linear around y = 0 (see ``losses.critic_loss``).
-    """
+    """A convex f, its derivative, its conjugate f*(y) = max_{x>=0} xy - f(x) and the conjugate's derivative."""
 
     f: TensorFn
     f_prime: TensorFn
     conjugate: TensorFn
     conjugate_prime: TensorFn
-    slope_at_zero: float
 
 
 DIVERGENCES: dict[str, FDivergence] = {
@@ -36,7 +32,6 @@ DIVERGENCES: dict[str, FDivergence] = {
         f_prime=lambda x: x,
         conjugate=lambda y: y.square() / 2,
         conjugate_prime=lambda y: y,
-        slope_at_zero=0.0,
     ),
     # D_f = χ² >= KL.
     "chi_squared": FDivergence(
@@ -44,6 +39,5 @@ DIVERGENCES: dict[str, FDivergence] = {
         f_prime=lambda x: 2 * (x - 1),
         conjugate=lambda y: torch.where(y >= -2, y + y.square() / 4, -torch.ones_like(y)),
         conjugate_prime=lambda y: (1 + y / 2).clamp(min=0),
-        slope_at_zero=1.0,
     ),
 }

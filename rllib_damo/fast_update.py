@@ -106,10 +106,9 @@ class FastUpdate(DAMOUpdate):
         delta = torch.ones_like(values)
         initial_delta = 0.0
         if o.behavior_alignment:
-            slope = self.divergence.slope_at_zero
-            dual_prime = self.divergence.conjugate_prime((target - q_data) / o.eta) - slope
+            dual_prime = self.divergence.conjugate_prime((target - q_data) / o.eta)
             torch.mul(dual_prime, -o.eta / num, out=delta[:, num + num_initial :])
-            initial_delta = o.eta * (1 - o.gamma) * (1 - slope) / num_initial
+            initial_delta = o.eta * (1 - o.gamma) / num_initial
         else:
             torch.mul(q_data - target, 1 / num, out=delta[:, num + num_initial :])
 
@@ -121,10 +120,8 @@ class FastUpdate(DAMOUpdate):
             value_delta[:num] = -1 / num
             log_prob_delta[num : 2 * num] = alpha / num
         else:
-            weight = losses.density_ratio(
-                target - q_data.amin(0), o.actor_eta, self.actor_divergence, o.max_actor_weight,
-                o.normalize_actor_weight,
-            )  # fmt: skip
+            residual = target - q_data.amin(0)
+            weight = losses.density_ratio(residual, o.actor_eta, self.actor_divergence, o.max_actor_weight)
             discount = weight * o.gamma * (1 - update.terminated)
             torch.mul(discount, -1 / num, out=value_delta[:num])
             value_delta[num:] = -(1 - o.gamma) / num_initial

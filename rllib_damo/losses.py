@@ -1,4 +1,4 @@
-"""DAMO's losses, one small function for each step of the derivation (arXiv 2502.00850; damo.md numbers in brackets).
+"""DAMO's losses, one small function for each step of the derivation (arXiv 2502.00850; numbers of docs/damo.md).
 
 A batch has B transitions (s, a, r, s', terminated) and B0 initial states s0; a' ~ π(s') and a0 ~ π(s0) are
 re-parameterised samples. ``(C, B)`` marks tensors with one row for each of the C critics. Everything here is a pure
@@ -46,27 +46,22 @@ def critic_loss(
     eta: float,
     gamma: float,
     divergence: FDivergence,
-    full_gradient: bool = False,
 ) -> Tensor:
     """η(1-γ) Q(s0,a0) + η² f*((target - Q(s,a))/η), the inner minimisation times η, summed over the critics [9].
 
-    Under the full gradient the linear part f*'(0)·x of f* cancels, in expectation, against f*'(0)(1-γ)Q(s0,a0)
-    (Bellman flow). With a target network it would not, and would raise Q without bound, so both are left out there:
-    for ``half_squared`` nothing changes, for ``chi_squared`` the squared TD error remains.
+    A linear part of f*, which ``chi_squared`` has, must cancel against (1-γ)Q(s0,a0) (Bellman flow). It does under the
+    full gradient alone; with target networks it raises Q without bound, and `DAMOConfig` refuses it there.
 
     Args:
         q: ``(C, B)`` Q(s,a).
-        target: ``(B,)``, or ``(C, B)`` with each critic's own value where ``full_gradient`` is set.
+        target: ``(B,)``, or ``(C, B)`` with each critic's own value and its gradient (no target networks).
         initial_q: ``(C, B0)`` Q(s0, a0).
         eta: the coefficient η > 0.
         gamma: discount factor.
         divergence: f, its conjugate and their derivatives.
-        full_gradient: the target carries a gradient (no target network).
     """
-    slope = 0.0 if full_gradient else divergence.slope_at_zero
-    y = (target - q) / eta
-    dual = eta**2 * (divergence.conjugate(y) - slope * y)
-    return (dual.mean(-1) + eta * (1 - gamma) * (1 - slope) * initial_q.mean(-1)).sum()
+    dual = eta**2 * divergence.conjugate((target - q) / eta)
+    return (dual.mean(-1) + eta * (1 - gamma) * initial_q.mean(-1)).sum()
 
 
 def td_loss(q: Tensor, target: Tensor) -> Tensor:
@@ -74,30 +69,26 @@ def td_loss(q: Tensor, target: Tensor) -> Tensor:
     return 0.5 * (target - q).square().mean(-1).sum()
 
 
-def density_ratio(
-    residual: Tensor, actor_eta: float, divergence: FDivergence, max_weight: float, normalize: bool = False
-) -> Tensor:
-    """w = f*'(x/actor_eta), an estimate of ρ*/ρ^π_M, clamped to [0, max_weight], without gradient [10]. ``(B,)``.
-
-    A density ratio is not negative and its mean is 1; ``normalize`` divides by the batch mean.
-    """
-    weight = divergence.conjugate_prime(residual.detach() / actor_eta).clamp(0, max_weight)
-    return weight / weight.mean().clamp(min=1e-3) if normalize else weight
+def density_ratio(residual: Tensor, actor_eta: float, divergence: FDivergence, max_weight: float) -> Tensor:
+    """w = f*'(x/actor_eta), an estimate of ρ*/ρ^π_M, clamped to [0, max_weight], without gradient [10]. ``(B,)``."""
+    return divergence.conjugate_prime(residual.detach() / actor_eta).clamp(0, max_weight)
 
 
 def consistent_actor_loss(
-    initial_q: Tensor, soft_next_value: Tensor, weight: Tensor, terminated: Tensor, gamma: float
+    initial_q: Tensor, next_q: Tensor, weight: Tensor, terminated: Tensor, gamma: float
 ) -> Tensor:
-    """-[(1-γ) Q(s0,π(s0)) + w γ (1-terminated) (Q(s',π(s')) - α log π)]: ascends the critic's own objective [10].
+    """-[(1-γ) Q(s0,π(s0)) + w γ (1-terminated) Q(s',π(s'))]: ascends the critic's own objective [10].
+
+    Its entropy term, w γ (1-terminated) α log π, is added where this is used.
 
     Args:
         initial_q: ``(B0,)`` the smallest Q(s0, π(s0)) of the critics.
-        soft_next_value: ``(B,)`` the smallest Q(s', π(s')) of the critics, minus α log π(a'|s').
+        next_q: ``(B,)`` the smallest Q(s', π(s')) of the critics.
         weight: ``(B,)`` from ``density_ratio``.
         terminated: ``(B,)`` 1 where s' is terminal.
         gamma: discount factor.
     """
-    return -((1 - gamma) * initial_q.mean() + (weight * gamma * (1 - terminated) * soft_next_value).mean())
+    return -((1 - gamma) * initial_q.mean() + (weight * gamma * (1 - terminated) * next_q).mean())
 
 
 def sac_actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:

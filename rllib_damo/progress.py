@@ -71,8 +71,8 @@ def cell(column: Column, flat: Result) -> str:
 class ProgressTable(Callback):
     """Prints a row at each result, the header at first, every 30 rows, and when a column joins."""
 
-    def __init__(self, many_trials: bool = False) -> None:
-        self.many_trials = many_trials
+    def __init__(self) -> None:
+        self.many_trials = False
         self.columns: list[Column] = []
         self.rows = 0
 

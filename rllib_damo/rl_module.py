@@ -80,8 +80,3 @@ class DAMOTorchRLModule(TorchRLModule, InferenceOnlyAPI):
                 obs, torch.randn(len(obs), self.action_space.shape[0], device=obs.device)
             )
         return {Columns.ACTIONS: actions, Columns.ACTION_LOGP: log_prob}
-
-    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Not part of DAMO's update (``update.py`` evaluates the networks); for tools that expect a forward pass."""
-        actions, log_prob = self.sample_actions(batch[Columns.OBS].float())
-        return {Columns.ACTIONS: actions, Columns.ACTION_LOGP: log_prob}

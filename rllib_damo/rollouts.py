@@ -24,11 +24,9 @@ from torch import Tensor
 
 from rllib_damo.buffers import as_constant
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
-from rllib_damo.dynamics.rollout import Model, from_arrow, rollout, to_arrow
+from rllib_damo.dynamics.rollout import Model, rollout, to_arrow
 from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
 from rllib_damo.spaces import check_spaces, from_unit
-
-__all__ = ["ModelRolloutEnvRunner", "from_arrow", "rollout", "to_arrow"]
 
 
 class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
@@ -146,20 +144,10 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
     # -- sampling ----------------------------------------------------------------------------------------------------
 
     @override(EnvRunner)
-    def sample(
-        self,
-        *,
-        num_starts: int | None = None,
-        length: int | None = None,
-        weights: Any = None,
-        iteration: int | None = None,
-        **kwargs: Any,
-    ) -> list[Any]:
-        """One round of rollouts under the current policy.
+    def sample(self, *, weights: Any = None, iteration: int | None = None, **kwargs: Any) -> list[Any]:
+        """One round of rollouts under the current policy: this runner's share of ``rollout_batch_size`` starts.
 
         Args:
-            num_starts: start states, drawn from those set; default: this runner's share of ``rollout_batch_size``.
-            length: steps; default ``rollout_length``.
             weights: the policy's state to take first; None keeps the present one.
             iteration: fixes the random numbers, with seed and worker index; default: a count of the calls.
 
@@ -169,19 +157,6 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         Raises:
             RuntimeError: dynamics or start states have not been set.
         """
-        return [
-            to_arrow(self.sample_tensors(num_starts=num_starts, length=length, weights=weights, iteration=iteration))
-        ]
-
-    def sample_tensors(
-        self,
-        *,
-        num_starts: int | None = None,
-        length: int | None = None,
-        weights: Any = None,
-        iteration: int | None = None,
-    ) -> dict[str, Tensor]:
-        """As `sample`, but the tensors of `rollout` on this runner's device, for a Learner in the same process."""
         if self._dynamics is None and self.config.dynamics_path is not None:
             self.set_dynamics(self.config.dynamics_path)
         if self._dynamics is None or self._termination_fn is None:
@@ -193,9 +168,8 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         if iteration is not None:
             self._iteration = iteration
         self._seed_generator()
-        num_starts = self._share() if num_starts is None else num_starts
         among = len(self._starts if self._start_rows is None else self._start_rows)
-        picks = torch.randint(among, (num_starts,), generator=self._generator, device=self._device)
+        picks = torch.randint(among, (self._share(),), generator=self._generator, device=self._device)
         if self._start_rows is not None:
             picks = self._start_rows[picks]
         batch = rollout(
@@ -203,12 +177,12 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
             self.model(self._dynamics),
             self._termination_fn,
             self._starts[picks],
-            self.config.rollout_length if length is None else length,
+            self.config.rollout_length,
             self._generator,
         )
         self._iteration += 1
         self._log(batch)
-        return batch
+        return [to_arrow(batch)]
 
     def sample_round(
         self,
@@ -217,7 +191,6 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         dynamics_path: str | None = None,
         start_states: Any = None,
         start_rows: Any = None,
-        num_starts: int | None = None,
         iteration: int | None = None,
     ) -> tuple[list[Any], dict[str, Any]]:
         """Everything that a round needs in one call: `sample`'s tables and the metrics.
@@ -228,7 +201,7 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
             self.set_dynamics(dynamics_path)
         if start_states is not None:
             self.set_start_states(start_states, start_rows)
-        tables = self.sample(num_starts=num_starts, weights=weights, iteration=iteration)
+        tables = self.sample(weights=weights, iteration=iteration)
         return tables, self.get_metrics()
 
     def try_round(self, **job: Any) -> tuple[list[Any], dict[str, Any]] | str:

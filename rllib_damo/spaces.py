@@ -1,7 +1,7 @@
 """Box spaces: what DAMO accepts, and the map between a space's own units and "unit actions" in [-1, 1].
 
 Unit actions are what the networks see; files, `Transitions` and environments hold the space's own units. The map is the
-one RLlib applies with `normalize_actions=True` (architecture: an affine map of the Box onto [-1, 1]).
+one RLlib applies with `normalize_actions=True` (an affine map of the Box onto [-1, 1]).
 """
 
 from __future__ import annotations

@@ -38,7 +38,6 @@ class UpdateOptions:
     f_divergence: str
     actor_f_divergence: str
     max_actor_weight: float
-    normalize_actor_weight: bool
     policy_improvement: str
     data_alignment: bool
     behavior_alignment: bool
@@ -208,9 +207,7 @@ class DAMOUpdate(Update):
         else:
             target = losses.bellman_target(rewards, update.terminated, q_next, next_log_prob.detach(), alpha, o.gamma)
         if o.behavior_alignment:
-            critic_loss = losses.critic_loss(
-                q_data, target, q_initial, o.eta, o.gamma, self.divergence, full_gradient=not o.target_networks
-            )
+            critic_loss = losses.critic_loss(q_data, target, q_initial, o.eta, o.gamma, self.divergence)
         else:
             critic_loss = losses.td_loss(q_data, target)
 
@@ -221,9 +218,7 @@ class DAMOUpdate(Update):
             entropy_loss = alpha * log_prob[num + num_initial :].mean()
         else:
             residual = (target if target.ndim == 1 else target.min(0).values) - q_data.min(0).values
-            weight = losses.density_ratio(
-                residual, o.actor_eta, self.actor_divergence, o.max_actor_weight, o.normalize_actor_weight
-            )
+            weight = losses.density_ratio(residual, o.actor_eta, self.actor_divergence, o.max_actor_weight)
             value_loss = losses.consistent_actor_loss(
                 q_initial.min(0).values, q_next.min(0).values, weight, update.terminated, o.gamma
             )

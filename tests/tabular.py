@@ -1,4 +1,4 @@
-"""Small tabular MDPs on which damo.md's objective and its dual can be evaluated exactly, in NumPy alone.
+"""Small tabular MDPs on which docs/damo.md's objective and its dual can be evaluated exactly, in NumPy alone.
 
 S states, A actions; dynamics ``(S, A, S)``, policies ``(S, A)``, transition occupancies ρ(s,a,s') ``(S, A, S)``.
 Nothing here imports the package, so that the tests compare two independent writings of the same equations.
@@ -18,7 +18,7 @@ ArrayFn = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class Divergence:
-    """f, f', the conjugate f* and f*' (damo.md 7)."""
+    """f, f', the conjugate f* and f*' (docs/damo.md 7)."""
 
     f: ArrayFn
     f_prime: ArrayFn
@@ -89,7 +89,7 @@ class Problem:
         return float((1 - self.gamma) * self.initial @ np.linalg.solve(np.eye(len(r)) - self.gamma * p, r))
 
     def modified_rewards(self, eta: float) -> Array:
-        """r̃ = r - η log(ρ^π_M/ρ^μ_T) where ρ^π_M > 0, and 0 elsewhere, where nothing weighs it (damo.md 3)."""
+        """r̃ = r - η log(ρ^π_M/ρ^μ_T) where ρ^π_M > 0, and 0 elsewhere, where nothing weighs it (docs/damo.md 3)."""
         rho_model, rho_behavior = self.rho_model, self.rho_behavior
         on = rho_model > 0
         result = np.zeros_like(rho_model)

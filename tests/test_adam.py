@@ -58,20 +58,6 @@ def test_the_learning_rate_may_change() -> None:
     assert moves[2] < 0.02 * moves[1]
 
 
-def test_a_closure_is_called_with_gradients() -> None:
-    param = nn.Parameter(torch.ones(2))
-    optimizer = FusedAdam([param], lr=0.1)
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        loss = param.square().sum()
-        loss.backward()
-        return float(loss)
-
-    assert optimizer.step(closure) == 2.0
-    torch.testing.assert_close(param.detach(), torch.full((2,), 0.9))
-
-
 def test_it_leaves_torchs_compiler_alone() -> None:
     """Which costs a second and 73 MB to import, and compiles nothing here."""
     program = """

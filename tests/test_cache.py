@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from filelock import Timeout
 
 from rllib_damo.dynamics import DynamicsEnsemble, cache
 
@@ -41,7 +42,7 @@ def test_an_unusable_directory_is_named(tmp_path):
 
 
 def test_lock_excludes_and_can_give_up(tmp_path):
-    with cache.lock("k", tmp_path), pytest.raises(cache.Timeout):
+    with cache.lock("k", tmp_path), pytest.raises(Timeout):
         cache.lock("k", tmp_path).acquire(timeout=0.01)
     with cache.lock("k", tmp_path):
         pass
@@ -82,7 +83,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_save_and_write_round_trip(tmp_path):
     model = DynamicsEnsemble(2, 1, hidden_dims=(4,), num_ensemble=2, num_elites=1)
     path = cache.path(cache.key("data", {}, 0), tmp_path)
-    cache.save(model, path)
+    model.save(path)
     copy = cache.write(path.read_bytes(), tmp_path)
     assert copy != path
     assert copy == cache.write(path.read_bytes(), tmp_path)

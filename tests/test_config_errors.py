@@ -66,7 +66,7 @@ CHOICES = (
 )
 SWITCHES = (
     "data_alignment", "behavior_alignment", "target_networks", "twin_q", "critic_layer_norm",
-    "normalize_observations", "normalize_actor_weight", "classifier_spectral_norm", "overlap_rollouts", "cuda_graphs",
+    "normalize_observations", "classifier_spectral_norm", "overlap_rollouts", "cuda_graphs",
 )  # fmt: skip
 
 BAD_VALUES: list[tuple[str, Any]] = [
@@ -247,6 +247,14 @@ def test_the_anchor_may_be_a_schedule_but_not_in_cuda_graphs() -> None:
     config = good().training(bc_weight=[[0, 2.0], [100, 0.0]])
     config.validate()
     assert "bc_weight=[[0, 2.0]" in error_of(config.training(cuda_graphs=True).learners(num_gpus_per_learner=1))
+
+
+def test_a_chi_squared_critic_is_refused_with_target_networks_alone() -> None:
+    message = error_of(good().training(f_divergence="chi_squared"))
+    assert "half_squared" in message
+    assert "target_networks=False" in message
+    good().training(f_divergence="chi_squared", target_networks=False).validate()
+    good().training(f_divergence="chi_squared", behavior_alignment=False).validate()
 
 
 def test_half_chi_squared_is_refused_with_its_reason() -> None:

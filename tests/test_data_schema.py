@@ -18,7 +18,6 @@ def test_episode_facts_follow_from_the_flags() -> None:
     np.testing.assert_allclose(data.episode_returns(), expected)
     discounted = [sum(0.9**t * float(r) for t, r in enumerate(data.rewards[a:b])) for a, b in data.episode_bounds()]
     np.testing.assert_allclose(data.episode_returns(0.9), discounted)
-    np.testing.assert_array_equal(data.start_observations(), data.observations[[0, 4, 5]])
 
 
 def test_best_rows_are_whole_episodes_in_order_of_return() -> None:

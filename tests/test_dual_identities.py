@@ -1,4 +1,4 @@
-"""What the dual says and does not say (damo.md, section of that name), exactly, on random tabular MDPs."""
+"""What the dual says and does not say (docs/damo.md, section of that name), exactly, on random tabular MDPs."""
 
 from __future__ import annotations
 

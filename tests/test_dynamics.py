@@ -10,6 +10,7 @@ from rllib_damo.dynamics import DynamicsEnsemble, DynamicsTrainer
 from rllib_damo.dynamics.gradients import Gradients, reference_loss
 
 OBS, ACT, NOISE = 3, 2, 0.1
+OPTIMISER = {"lr": 1e-3, "weight_decay": (2.5e-5, 7.5e-5, 1e-4)}
 SMALL = {"hidden_dims": (48, 48), "num_ensemble": 4, "num_elites": 2}
 
 
@@ -37,7 +38,8 @@ def arguments(data: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 def make_trainer(num: int = 600, **kwargs) -> DynamicsTrainer:
     torch.manual_seed(0)
-    return DynamicsTrainer(DynamicsEnsemble(OBS, ACT, **SMALL), *arguments(linear_system(num, 1)), **kwargs)
+    ensemble = DynamicsEnsemble(OBS, ACT, **SMALL)
+    return DynamicsTrainer(ensemble, *arguments(linear_system(num, 1)), **(OPTIMISER | kwargs))
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +200,7 @@ def test_resumed_training_is_bit_exact(learn_terminations):
         data = linear_system(600, 1)
         data["terminations"] = data["observations"][:, 0] > 1
         ensemble = DynamicsEnsemble(OBS, ACT, **SMALL, learn_terminations=learn_terminations)
-        trainer = DynamicsTrainer(ensemble, *arguments(data), max_epochs_since_update=1, seed=3)
+        trainer = DynamicsTrainer(ensemble, *arguments(data), **OPTIMISER, max_epochs_since_update=1, seed=3)
         if trainer._termination is not None:
             trainer._termination._steps_left = 20
         return trainer
@@ -228,7 +230,7 @@ def test_unknown_successors_of_terminals_are_left_out():
     data = linear_system(600, 1)
     data["terminations"][::10] = True
     data["next_observations"][::10] = data["observations"][::10]
-    trainer = DynamicsTrainer(DynamicsEnsemble(OBS, ACT, **SMALL), *arguments(data))
+    trainer = DynamicsTrainer(DynamicsEnsemble(OBS, ACT, **SMALL), *arguments(data), **OPTIMISER)
     assert len(trainer._inputs) == 540
 
 
@@ -259,8 +261,9 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="dynamics_weight_decay has 5 values"):
         make_trainer(weight_decay=(0.0,) * 5)
     data = linear_system(50, 1)
+    wrong = data | {"rewards": data["rewards"][:, None]}
     with pytest.raises(ValueError, match=r"rewards have shape \(50, 1\)"):
-        DynamicsTrainer(DynamicsEnsemble(OBS, ACT, **SMALL), *arguments(data | {"rewards": data["rewards"][:, None]}))
+        DynamicsTrainer(DynamicsEnsemble(OBS, ACT, **SMALL), *arguments(wrong), **OPTIMISER)
 
 
 @pytest.mark.gpu

@@ -30,7 +30,6 @@ DEFAULTS = UpdateOptions(
     f_divergence="half_squared",
     actor_f_divergence="chi_squared",
     max_actor_weight=5.0,
-    normalize_actor_weight=False,
     policy_improvement="consistent",
     data_alignment=True,
     behavior_alignment=True,
@@ -132,7 +131,7 @@ def step(options: UpdateOptions, twin_q: bool = True) -> tuple[DAMOTorchRLModule
     return module, dict(zip(METRICS, metrics.tolist(), strict=True))
 
 
-# -- the same step, written out from damo.md without any of the package's loss functions ----------------------------
+# -- the same step, written out from docs/damo.md without any of the package's loss functions -----------------------
 
 
 def f_star(name: str, y: Tensor) -> Tensor:
@@ -146,7 +145,7 @@ def f_star_prime(name: str, y: Tensor) -> Tensor:
 def plain_gradients(
     o: UpdateOptions, twin_q: bool = True, weight_gradient: bool = False, stop_target: bool = False
 ) -> dict[str, Sequence[Tensor]]:
-    """Gradients of one step by plain autograd, one network evaluation for each term of damo.md's steps 4, 5 and 9-12.
+    """Gradients of one step by plain autograd, an evaluation for each term of docs/damo.md's steps 4, 5 and 9-12.
 
     Args:
         o: the options.
@@ -188,8 +187,6 @@ def plain_gradients(
     for c in range(len(q)):
         if not o.behavior_alignment:
             critic_loss = critic_loss + 0.5 * (o.eta * y[c]).square().mean()
-        elif o.target_networks and o.f_divergence == "chi_squared":  # both linear parts dropped
-            critic_loss = critic_loss + o.eta**2 * (f_star(o.f_divergence, y[c]) - y[c]).mean()
         else:
             critic_loss = critic_loss + o.eta * (1 - o.gamma) * q_initial[c].mean()
             critic_loss = critic_loss + o.eta**2 * f_star(o.f_divergence, y[c]).mean()
@@ -206,8 +203,6 @@ def plain_gradients(
         else:
             x = ((target if target.ndim == 1 else target.min(0).values) - q.min(0).values).detach()
         w = f_star_prime(o.actor_f_divergence, x / o.actor_eta).clamp(0, o.max_actor_weight)
-        if o.normalize_actor_weight:
-            w = w / w.mean()
         soft_value = value * m.critics(u.next_obs, a_next).min(0).values - alpha * log_prob_next
         actor_loss = -(1 - o.gamma) * value * m.critics(s0, a_initial).min(0).values.mean()
         actor_loss = actor_loss - (w * o.gamma * (1 - u.terminated) * soft_value).mean()
@@ -240,7 +235,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bounded weight": {"actor_f_divergence": "half_squared", "actor_eta": 0.1},
     "unbounded weight": {"actor_f_divergence": "half_squared", "actor_eta": 0.1, "max_actor_weight": math.inf},
     "tight weight": {"max_actor_weight": 0.8},
-    "normalized weight": {"normalize_actor_weight": True},
     "without data alignment": {"data_alignment": False},
     "without behavior alignment": {"behavior_alignment": False, "policy_improvement": "inconsistent"},
     "inconsistent": {"policy_improvement": "inconsistent"},

@@ -108,10 +108,6 @@ class DAMOOfflineData(OfflineData):
                     )
         return self._dataset
 
-    @data.setter
-    def data(self, dataset: Dataset) -> None:
-        self._dataset = dataset
-
     def refresh(self) -> Transitions | None:
         """The next window of at most `max_dataset_rows` checked transitions, from the start again after the last.
 

@@ -93,10 +93,6 @@ class Transitions:
         chosen[order[before < fraction * len(self)]] = True
         return np.flatnonzero(np.repeat(chosen, lengths))
 
-    def start_observations(self) -> np.ndarray:
-        """First observation of every episode: (E, obs) float32."""
-        return self.observations[self.episode_bounds()[:, 0]]
-
     def fingerprint(self) -> str:
         """SHA-256 over the content (not the name), as 64 hex digits."""
         digest = hashlib.sha256()

@@ -9,15 +9,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
-
-if TYPE_CHECKING:
-    from rllib_damo.dynamics.ensemble import DynamicsEnsemble
-
-__all__ = ["Timeout", "atomic_write", "check_writable", "directory", "key", "lock", "path", "save", "write"]
+from filelock import FileLock
 
 #: Part of every key; raise it when training changes so that old files no longer stand for the same settings.
 _VERSION = 1
@@ -102,11 +97,6 @@ def atomic_write(target: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def save(ensemble: DynamicsEnsemble, path: str | os.PathLike[str]) -> str:
-    """Writes a trained ensemble; returns the absolute path."""
-    return ensemble.save(path)
 
 
 def write(content: bytes, cache_dir: str | os.PathLike[str] | None = None) -> Path:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import Timeout
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.utils.numpy import convert_to_numpy
-from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 
 from rllib_damo.buffers import Batch
 from rllib_damo.dynamics import cache
@@ -144,7 +143,7 @@ class DynamicsComponent:
         while not self._lock.is_locked:
             try:
                 self._lock.acquire(timeout=WAIT_SECONDS)
-            except cache.Timeout:
+            except Timeout:
                 logger.warning(
                     f"Another run trains the same dynamics model; this one waits for it (lock {self._lock.lock_file}). "
                     "If it is an algorithm in this program, let that train, or stop() it."
@@ -206,7 +205,7 @@ class DynamicsComponent:
         if self.ready:
             state["file"] = self._content
         elif self._trainer is not None:
-            state["trainer"] = convert_to_numpy(self._trainer.state_dict())
+            state["trainer"] = self._trainer.state_dict()
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -226,4 +225,4 @@ class DynamicsComponent:
             self._finish()
         elif state["trainer"] is not None and not self.ready:
             self._trainer = self._make_trainer()
-            self._trainer.load_state_dict(convert_to_torch_tensor(state["trainer"], device=self.device))
+            self._trainer.load_state_dict(state["trainer"])

@@ -1,4 +1,4 @@
-"""The dynamics ensemble: Gaussian networks that predict a state change and a reward (damo.md, "Model, rollouts")."""
+"""The dynamics ensemble: Gaussian networks that predict a state change and a reward (docs/damo.md, "Model")."""
 
 from __future__ import annotations
 

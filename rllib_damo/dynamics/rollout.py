@@ -1,4 +1,4 @@
-"""Branched rollouts of a policy in the dynamics model (damo.md, "Model, rollouts, buffers")."""
+"""Branched rollouts of a policy in the dynamics model (docs/damo.md, "Model, rollouts, buffers")."""
 
 from __future__ import annotations
 

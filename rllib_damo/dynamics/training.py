@@ -1,4 +1,4 @@
-"""Maximum-likelihood training of the dynamics ensemble, one epoch a call (damo.md, "Model, rollouts, buffers")."""
+"""Maximum-likelihood training of the dynamics ensemble, one epoch a call (docs/damo.md, "Model, rollouts, buffers")."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ from rllib_damo.dynamics.termination_head import TerminationTrainer
 #: A member counts as improved when its hold-out error falls by this fraction.
 _IMPROVEMENT = 0.01
 
-#: First layer to last, of the paper's four hidden layers and the output (damo.md).
-PAPER_WEIGHT_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
-
 ArrayLike = np.ndarray | Tensor
 
 
@@ -39,7 +36,7 @@ class DynamicsTrainer:
         rewards: ``(N,)``.
         terminations: ``(N,)`` bool.
         lr: Adam's learning rate.
-        weight_decay: one coefficient a layer, first to last; None for the paper's, stretched to the number of layers.
+        weight_decay: one coefficient a layer, first to last.
         batch_size: rows a step, drawn separately for each member.
         max_epochs: stop after this many at the latest; None for no limit.
         max_epochs_since_update: patience, in epochs.
@@ -62,8 +59,8 @@ class DynamicsTrainer:
         rewards: ArrayLike,
         terminations: ArrayLike,
         *,
-        lr: float = 1e-3,
-        weight_decay: Sequence[float] | None = None,
+        lr: float,
+        weight_decay: Sequence[float],
         batch_size: int = 256,
         max_epochs: int | None = None,
         max_epochs_since_update: int = 5,
@@ -74,8 +71,6 @@ class DynamicsTrainer:
         device: torch.device | str = "cpu",
     ):
         num_layers = len(ensemble.weights)
-        if weight_decay is None:
-            weight_decay = np.interp(np.linspace(0, 1, num_layers), np.linspace(0, 1, 5), PAPER_WEIGHT_DECAY).tolist()
         if len(weight_decay) != num_layers:
             raise ValueError(
                 f"dynamics_weight_decay has {len(weight_decay)} values, but the networks have {num_layers} layers "
