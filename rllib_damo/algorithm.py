@@ -151,12 +151,12 @@ class DAMO(Algorithm):
 
         if self.dynamics is not None:
             with self.metrics.log_time((TIMERS, "rollouts")):
-                tables = self._roll_out()
-            if not tables and not self._num_gradient_steps:
+                parts = self._roll_out()
+            if not parts and not self._num_gradient_steps:
                 return
-            if tables:
+            if parts:
                 with self.metrics.log_time((TIMERS, "model_buffer")):
-                    self._fill_model_buffers(tables)
+                    self._fill_model_buffers(parts)
         with self.metrics.log_time((TIMERS, "learner_update")):
             timesteps = {NUM_GRADIENT_STEPS: self._num_gradient_steps}
             results = self._foreach_learner("update_many", self.config.rollout_freq, timesteps)
@@ -164,8 +164,8 @@ class DAMO(Algorithm):
         self._num_gradient_steps += self.config.rollout_freq
         self._is_module_current = False
 
-    def _roll_out(self) -> list[pa.Table]:
-        """A round of rollouts for this iteration.
+    def _roll_out(self) -> list[Any]:
+        """A round of rollouts for this iteration: Arrow tables, or tensors on the GPU that runner and learner share.
 
         It is rolled out now, under the current policy; with ``overlap_rollouts`` it was asked for an iteration ago,
         and the next one is asked for.
@@ -176,7 +176,7 @@ class DAMO(Algorithm):
         if self.config.overlap_rollouts and (results or self._num_gradient_steps):
             self._request_round(self._policy_weights(), self._num_gradient_steps + self.config.rollout_freq)
         self.metrics.aggregate([metrics for _, metrics in results], key=ENV_RUNNER_RESULTS)
-        return [table for tables, _ in results for table in tables]
+        return [part for parts, _ in results for part in parts]
 
     def _policy_weights(self) -> dict[str, Any]:
         """A copy: what a learner in this process hands out is its own memory, which the gradient steps change."""
@@ -231,13 +231,16 @@ class DAMO(Algorithm):
             "iteration": iteration,
         }
 
-    def _fill_model_buffers(self, tables: list[pa.Table]) -> None:
-        """Passes the round to the learners' model buffers as Ray Datasets; several learners get an equal part each.
+    def _fill_model_buffers(self, parts: list[Any]) -> None:
+        """Adds a round to the learners' model buffers, tables as Ray Datasets; several learners get an equal part each.
 
         ``from_blocks`` and not ``from_arrow_refs``: the latter starts a task to look at each table, which never gets a
         CPU where learners and runners hold them all.
         """
-        round_ = pa.concat_tables(tables)
+        if not isinstance(parts[0], pa.Table):  # on the GPU already
+            self.learner_group._learner.add_tensors(parts[0])
+            return
+        round_ = pa.concat_tables(parts)
         if not self.learner_group.is_remote:
             self.learner_group._learner.add_rollouts(ray.data.from_blocks([round_]))
             return

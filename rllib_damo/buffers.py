@@ -41,6 +41,10 @@ class Layout(NamedTuple):
         rows[:, -2], rows[:, -1] = rewards, terminated
         return rows
 
+    def join(self, obs: Tensor, actions: Tensor, next_obs: Tensor, rewards: Tensor, terminated: Tensor) -> Tensor:
+        """As `pack`, for tensors."""
+        return torch.cat((obs, actions, next_obs, rewards[:, None], terminated[:, None].to(rewards.dtype)), dim=1)
+
     def unpack(self, rows: Any) -> Batch:
         """Views of the columns of ``rows (N, width)``, a tensor or a NumPy array."""
         o, a = self.obs_dim, self.act_dim

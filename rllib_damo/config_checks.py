@@ -153,6 +153,11 @@ def _check_choices(config: Config) -> None:
             "`cuda_graphs`=True is for one learner on a GPU, `.learners(num_gpus_per_learner=1)`, and does not go "
             f"with {', '.join(others)}: set cuda_graphs=False."
         )
+    if config.num_learners > 1 and 0 < config.num_gpus_per_learner < 1:
+        config._value_error(
+            "`num_gpus_per_learner` must be 0 or a whole number for several learners, which can't share a GPU: found "
+            f"num_gpus_per_learner={config.num_gpus_per_learner} with num_learners={config.num_learners}."
+        )
     if config.grad_clip_by != "global_norm":
         config._value_error(
             f"`grad_clip_by` must be 'global_norm' (of each network's gradient); found {config.grad_clip_by!r}."

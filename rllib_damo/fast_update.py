@@ -74,7 +74,7 @@ class FastUpdate(DAMOUpdate):
 
     def constants(self) -> Hashable:
         rates = [group["lr"] for optimizer in self.optimizers.values() for group in optimizer.param_groups]
-        return self.value_weight, self.return_size, *rates
+        return self.value_weight, self.return_size if self.is_anchored else None, *rates
 
     @torch.no_grad()
     def step(self, batch: StepBatch) -> Tensor:

@@ -147,6 +147,10 @@ class DAMOTorchLearner(TorchLearner):
             count += len(rows)
         return count
 
+    def add_tensors(self, batch: dict[str, Tensor]) -> None:
+        """As `add_rollouts`, for a round on this learner's own device."""
+        self._synthetic.add(self._layout.join(**batch))
+
     def get_model_buffer(self) -> dict[str, Any]:
         """The state of this learner's part of the model buffer."""
         return self._synthetic.get_state()

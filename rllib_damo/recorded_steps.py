@@ -10,8 +10,9 @@ from torch import Tensor
 
 from rllib_damo.update import StepBatch, Update
 
-#: Steps taken one operation after the other, before the first is recorded: optimisers and buffers come to be in them.
-WARMUP_STEPS = 3
+#: Steps taken one operation after the other before each that is recorded, in which optimisers, buffers and cuBLAS's
+#: handles come to be, and kernels are loaded: what a recording doesn't allow.
+WARMUP_STEPS = 1
 
 #: Records the operations of a step, which needn't run yet, with the draws of a generator. Returns a function that runs
 #: them on the same memory, and the tensor that the step returned, which every run fills.
@@ -20,10 +21,12 @@ Recorder: TypeAlias = "Callable[[Callable[[], Tensor], torch.Generator], tuple[C
 
 def record_cuda_graph(step: Callable[[], Tensor], generator: torch.Generator) -> tuple[Callable[[], None], Tensor]:
     """A `Recorder` for a GPU."""
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(generator)
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
-        output = step()
+    with torch.cuda.device(generator.device):  # whose stream is recorded; RLlib sets no current device
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(generator)
+        torch.cuda.current_blas_handle()  # each thread has its own, which can't be made within a recording
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
+            output = step()
     return graph.replay, output
 
 
@@ -45,7 +48,7 @@ class RecordedSteps:
         self._update, self._record = update, record
         self._recordings: dict[bool, tuple[Callable[[], None], Tensor]] = {}
         self._constants: Hashable = None
-        self._warmup_left = WARMUP_STEPS
+        self._warmup_left: dict[bool, int] = {}
         self.num_recorded = 0
 
     def step(self, batch: StepBatch) -> Tensor:
@@ -53,16 +56,26 @@ class RecordedSteps:
 
         Args:
             batch: always the same tensors.
+
+        Raises:
+            RuntimeError: the step can't be recorded.
         """
         update = self._update
-        if self._warmup_left:
-            self._warmup_left -= 1
-            return update.step(batch)
         constants = update.constants()
         if constants != self._constants:
-            self._recordings, self._constants = {}, constants
+            self._recordings, self._constants, self._warmup_left = {}, constants, {}
+        left = self._warmup_left.setdefault(update.measures, WARMUP_STEPS)
+        if left:
+            self._warmup_left[update.measures] = left - 1
+            return update.step(batch)
         if update.measures not in self._recordings:
-            self._recordings[update.measures] = self._record(lambda: update.step(batch), update.generator)
+            try:
+                self._recordings[update.measures] = self._record(lambda: update.step(batch), update.generator)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    "The gradient step could not be recorded as a CUDA graph: restore the last checkpoint, in a new "
+                    "process, with cuda_graphs=False."
+                ) from error
             self.num_recorded += 1
         run, output = self._recordings[update.measures]
         run()

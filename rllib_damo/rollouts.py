@@ -26,7 +26,7 @@ from rllib_damo.buffers import as_constant
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.rollout import Model, rollout, to_arrow
 from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
-from rllib_damo.spaces import check_spaces, from_unit
+from rllib_damo.spaces import action_bounds, check_spaces
 
 
 class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
@@ -50,10 +50,7 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         super().__init__(config=config, **kwargs)
         self.worker_index: int = kwargs.get("worker_index") or 0
         self.spaces = kwargs.get("spaces") or {}
-        is_local_copy = self.worker_index == 0 and self.config.num_env_runners > 0
-        self._device = torch.device(
-            get_device(self.config, 0 if is_local_copy else self.config.num_gpus_per_env_runner)
-        )
+        self._device = torch.device(get_device(self.config, self._num_gpus()))
         self._base_seed = self.config.seed if self.config.seed is not None else _entropy()
         self._generator = torch.Generator(self._device)
         self._iteration = 0
@@ -66,6 +63,17 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         self._termination_fn: TerminationFn | None = None
         self.module: Any = None
         self.make_module()
+
+    def _num_gpus(self) -> float:
+        cfg = self.config
+        if cfg.num_env_runners > 0 and self.worker_index == 0:  # it rolls out nothing
+            return 0
+        return max(cfg.num_gpus_per_env_runner, self._shares_learners_gpu())
+
+    def _shares_learners_gpu(self) -> bool:
+        """Whether runner and learner are both in the algorithm's process, and on a GPU there."""
+        cfg = self.config
+        return cfg.num_env_runners == cfg.num_learners == 0 and cfg.num_gpus_per_learner > 0
 
     @override(EnvRunner)
     def make_module(self) -> None:
@@ -106,7 +114,10 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         rule = resolve_termination(self.config.env, self.config.termination_fn, self.config.env_config)
         if rule is not None:
             given = rule
-            return lambda obs, actions, next_obs: given(obs, from_unit(actions, space), next_obs)
+            # Here once: taken from the space at each step, they would be copied to a GPU then, and waited for.
+            low, high = (torch.as_tensor(bound, device=self._device) for bound in action_bounds(space))
+            half = (high - low) * 0.5
+            return lambda obs, actions, next_obs: given(obs, low + (actions + 1.0) * half, next_obs)
         if dynamics.termination is None:
             raise ValueError(
                 f"There is no known termination rule for env={self.config.env!r}, and the dynamics {name or 'given'} "
@@ -145,14 +156,18 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
 
     @override(EnvRunner)
     def sample(self, *, weights: Any = None, iteration: int | None = None, **kwargs: Any) -> list[Any]:
-        """One round of rollouts under the current policy: this runner's share of ``rollout_batch_size`` starts.
+        """One round of rollouts under the current policy, as a list of Arrow tables; arguments as for `roll_out`."""
+        return [to_arrow(self.roll_out(weights=weights, iteration=iteration))]
+
+    def roll_out(self, *, weights: Any = None, iteration: int | None = None) -> dict[str, Tensor]:
+        """One round of rollouts from this runner's share of ``rollout_batch_size`` starts.
 
         Args:
             weights: the policy's state to take first; None keeps the present one.
             iteration: fixes the random numbers, with seed and worker index; default: a count of the calls.
 
         Returns:
-            Arrow tables with the columns of `rollout`.
+            The tensors of `rollout`, on this runner's device.
 
         Raises:
             RuntimeError: dynamics or start states have not been set.
@@ -182,7 +197,7 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         )
         self._iteration += 1
         self._log(batch)
-        return [to_arrow(batch)]
+        return batch
 
     def sample_round(
         self,
@@ -195,14 +210,15 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
     ) -> tuple[list[Any], dict[str, Any]]:
         """Everything that a round needs in one call: `sample`'s tables and the metrics.
 
-        A runner that was restarted after a failure answers it like any other.
+        Where runner and learner share a GPU, `roll_out`'s tensors stay on it and are in the place of the tables. A
+        runner that was restarted after a failure answers it like any other.
         """
         if dynamics_path is not None:
             self.set_dynamics(dynamics_path)
         if start_states is not None:
             self.set_start_states(start_states, start_rows)
-        tables = self.sample(weights=weights, iteration=iteration)
-        return tables, self.get_metrics()
+        batch = self.roll_out(weights=weights, iteration=iteration)
+        return [batch if self._shares_learners_gpu() else to_arrow(batch)], self.get_metrics()
 
     def try_round(self, **job: Any) -> tuple[list[Any], dict[str, Any]] | str:
         """As `sample_round`, but an error is returned, as its traceback: RLlib drops what a remote runner raises."""

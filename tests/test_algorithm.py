@@ -95,6 +95,7 @@ def test_trains_on_a_gpu(config):
     learner = train_policy(algo, 2)["learners"][DEFAULT_MODULE_ID]
     assert np.isfinite([learner[k] for k in ("policy_loss", "qf_loss", "classifier_loss", "initial_value_mean")]).all()
     assert algo.learner_group._learner._offline.is_cuda
+    assert algo.dynamics.device.type == algo.env_runner._device.type == "cuda"
     algo.stop()
 
 

@@ -249,6 +249,11 @@ def test_the_anchor_may_be_a_schedule_but_not_in_cuda_graphs() -> None:
     assert "bc_weight=[[0, 2.0]" in error_of(config.training(cuda_graphs=True).learners(num_gpus_per_learner=1))
 
 
+def test_several_learners_need_a_gpu_each() -> None:
+    message = error_of(good().learners(num_learners=2, num_gpus_per_learner=0.5))
+    assert "`num_gpus_per_learner` must be 0 or a whole number" in message
+
+
 def test_a_chi_squared_critic_is_refused_with_target_networks_alone() -> None:
     message = error_of(good().training(f_divergence="chi_squared"))
     assert "half_squared" in message

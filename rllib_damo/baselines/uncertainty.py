@@ -41,7 +41,7 @@ UNCERTAINTIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-_ROWS = 1000  # through all members at once: what a CPU's cache holds
+_ROWS = 1000  # through all members at once, on a CPU: what its cache holds
 
 
 class PenalizedDynamics:
@@ -65,8 +65,9 @@ class PenalizedDynamics:
         @torch.inference_mode()
         def penalized(obs: Tensor, unit_actions: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
             next_obs, rewards = sample(obs, unit_actions, generator)
+            rows = _ROWS if obs.device.type == "cpu" else max(1, len(obs))
             doubt = torch.cat(
-                [self._doubt(*part) for part in zip(obs.split(_ROWS), unit_actions.split(_ROWS), strict=True)]
+                [self._doubt(*part) for part in zip(obs.split(rows), unit_actions.split(rows), strict=True)]
             )
             self._sum, self._count = self._sum + doubt.sum(), self._count + len(doubt)
             return next_obs, rewards - self.penalty_coef * doubt

@@ -42,7 +42,8 @@ class DynamicsComponent:
     def __init__(self, config: AlgorithmConfig, columns: Batch, name: str, fingerprint: str):
         self.config, self.name, self.fingerprint = config, name, fingerprint
         self.columns: Batch | None = columns  # until the model is trained
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wants_gpu = config.num_gpus_per_learner > 0 or config.num_gpus_per_env_runner > 0
+        self.device = torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
         self.learn_terminations = resolve_termination(config.env, config.termination_fn, config.env_config) is None
         self._trainer: DynamicsTrainer | None = None
         self._lock: Any = None

@@ -82,14 +82,15 @@ def rollout(
                     "terminated": terminated,
                 }
                 finite = (next_obs.sum(-1) + rewards).isfinite()
-                if not finite.all():
+                # In one question, since a GPU's answer is waited for
+                are_finite, go_on = torch.stack((finite.all(), ~terminated.any())).tolist()
+                if not are_finite:
                     rows = {name: column[finite] for name, column in rows.items()}
                 end = count + len(rows["obs"])
                 for name, column in rows.items():
                     out[name][count:end] = column
                 count = end
-                alive = ~rows["terminated"]
-                obs = rows["next_obs"] if alive.all() else rows["next_obs"][alive]
+                obs = rows["next_obs"] if go_on else rows["next_obs"][~rows["terminated"]]
                 if not len(obs):
                     break
     return {name: column[:count] for name, column in out.items()}

@@ -70,7 +70,7 @@ class TerminationTrainer:
         unit_actions: ``(N, act)``.
         next_obs: ``(N, obs)``.
         terminations: ``(N,)`` bool.
-        generator: on the data's device.
+        generator: the CPU's, wherever the data is.
         num_steps: gradient steps in all.
         batch_size: rows a step.
     """
@@ -135,5 +135,4 @@ class TerminationTrainer:
         load_optimizer_state(self._optimizer, state["optimizer"])
 
     def _draw(self, rows: Tensor, num: int) -> Tensor:
-        picks = torch.randint(len(rows), (num,), generator=self._generator, device=rows.device)
-        return rows[picks]
+        return rows[torch.randint(len(rows), (num,), generator=self._generator).to(rows.device)]

@@ -81,7 +81,7 @@ class DynamicsTrainer:
         self._batch_size, self._max_epochs, self._patience = batch_size, max_epochs, max_epochs_since_update
         self._logvar_loss_coef = logvar_loss_coef
         self._dtype = torch.bfloat16 if precision == "bf16" else None
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed)  # the CPU's: the same draws on every device
 
         obs, actions, next_obs, rew = (
             torch.as_tensor(a).to(self.device, torch.float32)
@@ -102,10 +102,8 @@ class DynamicsTrainer:
         order = self._randperm(len(inputs))
         num_holdout = min(holdout_size, len(inputs) // 5)
         self._holdout, train = order[:num_holdout], order[num_holdout:]
-        draws = torch.randint(
-            len(train), (ensemble.num_ensemble, len(train)), generator=self._generator, device=self.device
-        )
-        self._bootstrap = train[draws]  # (E, N) rows of each member's sample
+        draws = torch.randint(len(train), (ensemble.num_ensemble, len(train)), generator=self._generator)
+        self._bootstrap = train[draws.to(self.device)]  # (E, N) rows of each member's sample
 
         self._termination = None
         if ensemble.termination is not None:
@@ -211,7 +209,7 @@ class DynamicsTrainer:
             param.grad = None
         load_optimizer_state(self._optimizer, state["optimizer"])
         self.ensemble.load_state_dict({k: torch.as_tensor(v) for k, v in state["ensemble"].items()})
-        self._generator.set_state(torch.as_tensor(state["generator"]).cpu())
+        self._generator.set_state(torch.as_tensor(state["generator"]))
         if self._termination is not None:
             self._termination.load_state_dict(state["termination"])
 
@@ -240,7 +238,7 @@ class DynamicsTrainer:
             std.copy_(torch.where(std_ > 1e-6, std_, 1.0))  # a constant column stays as it is
 
     def _randperm(self, n: int) -> Tensor:
-        return torch.randperm(n, generator=self._generator, device=self.device)
+        return torch.randperm(n, generator=self._generator).to(self.device)
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[dict[str, float], np.ndarray]:
