@@ -17,7 +17,13 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, TIMERS
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    EVALUATION_RESULTS,
+    LEARNER_RESULTS,
+    NUM_EPISODES_LIFETIME,
+    TIMERS,
+)  # fmt: skip
 from ray.rllib.utils.typing import StateDict
 
 from rllib_damo.buffers import Batch, Layout
@@ -272,10 +278,20 @@ class DAMO(Algorithm):
 
     @override(Algorithm)
     def _run_one_evaluation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """No evaluation while the dynamics model is being trained: the policy is still the initial one."""
+        """No evaluation while the dynamics model is being trained: the policy is still the initial one.
+
+        Where no episode ended (all evaluation runners died, say), RLlib gives the last evaluation's numbers again.
+        """
         if not self._num_gradient_steps:
             return {}
-        return super()._run_one_evaluation(*args, **kwargs)
+        before = self._num_evaluation_episodes()
+        results = super()._run_one_evaluation(*args, **kwargs)
+        if self._num_evaluation_episodes() == before and self.config.custom_evaluation_function is None:
+            results[EVALUATION_RESULTS].pop(ENV_RUNNER_RESULTS, None)
+        return results
+
+    def _num_evaluation_episodes(self) -> float:
+        return self.metrics.peek((EVALUATION_RESULTS, ENV_RUNNER_RESULTS, NUM_EPISODES_LIFETIME), default=0)
 
     @override(Algorithm)
     def cleanup(self) -> None:

@@ -89,10 +89,12 @@ class RingBuffer:
         return {"rows": np.array(self.rows[: self.size].cpu()), "next": self._next, "capacity": self.capacity}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """Takes the rows of a buffer of this capacity as they lay; of one of another capacity the newest."""
+        rows = torch.from_numpy(np.array(state["rows"]))
+        self.size, self._next = len(rows), state["next"]
         if state["capacity"] != self.capacity:
-            raise ValueError(
-                f"The checkpoint's model buffer holds {state['capacity']} rows, this configuration's {self.capacity}: "
-                "restore with the same rollout_batch_size, rollout_length, model_retain_epochs and num_learners."
-            )
-        self.size, self._next = len(state["rows"]), state["next"]
-        self.rows[: self.size].copy_(torch.from_numpy(np.array(state["rows"])))
+            oldest_first = rows.roll(-self._next, 0) if self.size == state["capacity"] else rows
+            rows = oldest_first[-self.capacity :]
+            self.size = len(rows)
+            self._next = self.size % self.capacity
+        self.rows[: self.size].copy_(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
 import math
@@ -265,7 +266,7 @@ class DAMOTorchLearner(TorchLearner):
     @override(TorchLearner)
     def _set_optimizer_state(self, state: StateDict) -> None:
         try:
-            super()._set_optimizer_state(state)
+            super()._set_optimizer_state(copy.deepcopy(state))  # whose arrays would be Adam's own from then on
         except ValueError as error:
             raise ValueError(
                 f"The checkpoint's optimisers are of another layout, perhaps of an earlier version ({error}). Training "

@@ -37,6 +37,20 @@ class DAMOTorchRLModule(TorchRLModule, InferenceOnlyAPI):
     def get_non_inference_attributes(self) -> list[str]:
         return ["critics", "target_critics", "classifier", "log_alpha"]
 
+    def set_state(self, state: dict[str, Any]) -> None:
+        """As RLlib's.
+
+        Raises:
+            RuntimeError: the state is of networks of other sizes.
+        """
+        try:
+            super().set_state(state)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "The checkpoint's networks are not this configuration's: restore with its hidden_dims, twin_q, "
+                f"critic_layer_norm and spaces ({error})."
+            ) from error
+
     def trainable(self) -> dict[str, list[nn.Parameter]]:
         """The parameters of each optimiser by its name; the option ``<name>_lr`` is its learning rate."""
         return {

@@ -90,6 +90,18 @@ def test_state_is_a_snapshot() -> None:
     assert state["rows"][:, 0].tolist() == [0, 1, 2, 3]
 
 
-def test_state_of_another_capacity_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"holds 4 rows.*8.*rollout_batch_size"):
-        RingBuffer(LAYOUT, 8, CPU).set_state(RingBuffer(LAYOUT, 4, CPU).get_state())
+@pytest.mark.parametrize("sizes", [[], [4], [10], [8, 7]])
+@pytest.mark.parametrize("capacity", [3, 7, 20])
+def test_a_buffer_of_another_capacity_takes_the_newest_rows(capacity: int, sizes: list[int]) -> None:
+    """A search may change the length of rollouts from a checkpoint on."""
+    buffer, total = RingBuffer(LAYOUT, 10, CPU), 0
+    for size in sizes:
+        buffer.add(numbered(total, total + size))
+        total += size
+    other = RingBuffer(LAYOUT, capacity, CPU)
+    other.set_state(buffer.get_state())
+    kept = min(total, 10, capacity)
+    assert content(other) == list(range(total - kept, total))
+    other.add(numbered(total, total + 2))
+    kept = min(kept + 2, capacity)
+    assert content(other) == list(range(total + 2 - kept, total + 2))

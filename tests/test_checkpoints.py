@@ -52,6 +52,36 @@ def test_restoring_an_older_checkpoint_in_place_restores_the_weights(config, tmp
     algo.stop()
 
 
+def test_a_state_in_memory_can_be_taken_twice(config):
+    """Training on does not change it."""
+    algo = config.evaluation(evaluation_interval=None).build_algo()
+    train_policy(algo, 2)
+    state, ends = algo.get_state(), []
+    for _ in range(2):
+        algo.set_state(state)
+        train_policy(algo, 2)
+        ends.append(module_state(algo))
+    algo.stop()
+    check(*ends)
+
+
+def test_other_rollouts_may_follow_a_checkpoint_but_no_other_networks(config, tmp_path):
+    algo = config.evaluation(evaluation_interval=None).build_algo()
+    train_policy(algo, 2)
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    algo.stop()
+    longer = config.copy(copy_frozen=False).training(rollout_length=3, rollout_batch_size=60).build_algo()
+    longer.restore_from_path(path)
+    assert len(longer.learner_group._learner._synthetic) == 400
+    train_policy(longer, 1)
+    assert len(longer.learner_group._learner._synthetic) == 580
+    longer.stop()
+    wider = config.copy(copy_frozen=False).training(hidden_dims=(48, 32)).build_algo()
+    with pytest.raises(RuntimeError, match="networks are not this configuration's: restore with its hidden_dims"):
+        wider.restore_from_path(path)
+    wider.stop()
+
+
 def test_restoring_in_place_drops_the_round_that_was_asked_for_since(config, tmp_path):
     config.env_runners(num_env_runners=1).training(overlap_rollouts=True).evaluation(evaluation_interval=None)
     algo = config.build_algo()

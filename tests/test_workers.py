@@ -41,6 +41,20 @@ def test_a_runner_that_dies_after_its_round_is_no_loss_nor_is_the_only_one(confi
     algo.stop()
 
 
+def test_an_evaluation_whose_runners_are_dead_has_no_result(config):
+    """RLlib repeats the last one's."""
+    config.evaluation(evaluation_num_env_runners=1, evaluation_parallel_to_training=False)
+    algo = config.fault_tolerance(restart_failed_env_runners=False, ignore_env_runner_failures=True).build_algo()
+    assert "normalized_score" in train_policy(algo, 1)["evaluation"]["env_runners"]
+    (runner,) = algo.eval_env_runner_group._worker_manager.actors().values()
+    ray.kill(runner)
+    for _ in range(3):
+        evaluation = train_policy(algo, 1)["evaluation"]
+        assert "env_runners" not in evaluation
+        assert evaluation["num_healthy_workers"] == 0
+    algo.stop()
+
+
 def test_runners_that_never_answer_end_training(config, monkeypatch):
     monkeypatch.setattr("rllib_damo.algorithm.time.sleep", lambda seconds: None)
     config.env_runners(num_env_runners=1).evaluation(evaluation_interval=None)
