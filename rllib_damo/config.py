@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import inspect
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +18,7 @@ from rllib_damo.config_checks import check_options, is_number
 from rllib_damo.data.schema import Transitions
 from rllib_damo.evaluation import DAMOCallbacks
 from rllib_damo.evaluation_runner import EvaluationEnvRunner
+from rllib_damo.files import absolute, absolute_input
 
 TerminationFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -303,7 +301,7 @@ class DAMOConfig(AlgorithmConfig):
             termination_fn: (obs, env actions, next_obs) → bool ``(B,)``; None: known for MuJoCo's environments by
                 their exact id, learned from the dataset's terminals for all others.
         """
-        dynamics_path, dynamics_cache_dir = _absolute(dynamics_path), _absolute(dynamics_cache_dir)
+        dynamics_path, dynamics_cache_dir = absolute(dynamics_path), absolute(dynamics_cache_dir)
         for name, value in list(locals().items()):
             if name in DYNAMICS_OPTIONS and value is not NotProvided:
                 setattr(self, name, value)
@@ -331,7 +329,7 @@ class DAMOConfig(AlgorithmConfig):
                 says that actions lie in [-1, 1] (None: in RLlib's recordings, and in nothing else).
         """
         if "input_" in kwargs:
-            kwargs["input_"] = _found(kwargs["input_"])
+            kwargs["input_"] = absolute_input(kwargs["input_"])
         super().offline_data(**kwargs)
         if max_dataset_rows is not NotProvided:
             self.max_dataset_rows = max_dataset_rows
@@ -411,27 +409,17 @@ class DAMOConfig(AlgorithmConfig):
         if not any(isinstance(c, type) and issubclass(c, DAMOCallbacks) for c in callbacks):
             self.callbacks([DAMOCallbacks, *callbacks])
         # Tune's `param_space` may be a dictionary, which has passed no method of this class.
-        for name, find in (("dynamics_path", _absolute), ("dynamics_cache_dir", _absolute), ("input_", _found)):
+        for name, find in (
+            ("dynamics_path", absolute),
+            ("dynamics_cache_dir", absolute),
+            ("input_", absolute_input),
+        ):
             given, place = getattr(self, name), find(getattr(self, name))
             if place != given:
                 setattr(self, name, place)
         if self.observation_space is None and self.env is not None and not self.in_evaluation:
             observation_space, action_space = _spaces_of(self)
             self.environment(observation_space=observation_space, action_space=action_space)
-
-
-def _absolute(place: Any) -> Any:
-    """A path as absolute text; what is none as it is. In a trial's own folder, relative ones are of the search's."""
-    if not isinstance(place, (str, Path)) or not place:
-        return place
-    return os.path.abspath(os.path.join(os.environ.get("TUNE_ORIG_WORKING_DIR", ""), os.path.expanduser(place)))
-
-
-def _found(input_: Any) -> Any:
-    """Paths that are there, and patterns of such, as absolute text; other text (a name, an address) as it is."""
-    if isinstance(input_, (list, tuple)):
-        return [*map(_found, input_)]
-    return input_ if isinstance(input_, str) and not glob.glob(_absolute(input_)) else _absolute(input_)
 
 
 def _spaces_of(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space]:

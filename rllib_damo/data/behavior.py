@@ -23,6 +23,7 @@ from tqdm import tqdm
 from rllib_damo.data import minari_io, units
 from rllib_damo.data.behavior_policy import FOLDER, PolicyRecord, load_index, policy_version
 from rllib_damo.data.schema import DataError, Transitions
+from rllib_damo.files import cache_root
 
 NAMESPACE = "rllib_damo"
 RECIPE_VERSION = 1  # raise it when equal settings would give other data
@@ -268,11 +269,6 @@ def _is_there(spec: DatasetSpec, transitions: int | None, recipe: str) -> bool:
         return False
     metadata = json.loads((folder / minari_io.METADATA_FILE).read_text())
     return metadata.get("behavior_recipe") == recipe and transitions in (None, metadata["total_steps"])
-
-
-def cache_root() -> pathlib.Path:
-    """``$RLLIB_DAMO_CACHE``, else ``~/.cache/rllib_damo``."""
-    return pathlib.Path(os.environ.get("RLLIB_DAMO_CACHE") or pathlib.Path.home() / ".cache" / "rllib_damo").absolute()
 
 
 @contextlib.contextmanager
