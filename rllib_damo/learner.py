@@ -19,8 +19,8 @@ from ray.rllib.utils.typing import StateDict
 from torch import Tensor
 
 from rllib_damo.adam import FusedAdam
+from rllib_damo.arrow import from_arrow
 from rllib_damo.buffers import Layout, RingBuffer, as_constant
-from rllib_damo.dynamics.rollout import from_arrow
 from rllib_damo.fast_update import fastest_update
 from rllib_damo.flat import flatten
 from rllib_damo.recorded_steps import RecordedSteps

@@ -22,9 +22,10 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_
 from ray.rllib.utils.typing import StateDict
 from torch import Tensor
 
+from rllib_damo.arrow import to_arrow
 from rllib_damo.buffers import as_constant
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
-from rllib_damo.dynamics.rollout import Model, rollout, to_arrow
+from rllib_damo.dynamics.rollout import Model, rollout
 from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
 from rllib_damo.spaces import action_bounds, check_spaces
 
