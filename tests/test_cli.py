@@ -19,9 +19,10 @@ from ray.tune import Checkpoint, CheckpointConfig
 
 from rllib_damo import DAMOConfig, cli, experiment
 from rllib_damo.checkpoints import play
-from rllib_damo.cli_inputs import UsageError, apply_config, check_env, check_stop, flatten, load_file, near
+from rllib_damo.cli_inputs import UsageError, apply_config, check_env, check_stop, load_file
 from rllib_damo.data.schema import DataError
 from rllib_damo.experiment import RunOptions, has_search_space
+from rllib_damo.names import flatten, near
 from rllib_damo.outcome import FAILED, OK, USAGE
 from rllib_damo.policy import load_policy
 from rllib_damo.progress import ProgressTable
