@@ -67,7 +67,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, RunOptions]]:
         collected.append((config, stop, options))
         return OK
 
-    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(cli, "run", run)
     return collected
 
 
@@ -545,7 +545,7 @@ def test_a_scheduler_bears_results_that_did_not_evaluate(monkeypatch) -> None:
 
 
 def test_evaluate_asks_for_an_environment_where_the_checkpoint_has_none(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("rllib_damo.checkpoints.load_config", lambda *args: PPOConfig())
+    monkeypatch.setattr("rllib_damo.cli.load_config", lambda *args: PPOConfig())
     tmp_path.joinpath("rllib_checkpoint.json").write_text("{}")
     assert cli.invoke(["evaluate", str(tmp_path)]) == USAGE
     assert "trained without an environment: name one by --env" in capsys.readouterr().err
