@@ -33,5 +33,5 @@ def make_env(
     try:
         return gym.make(env, **env_config)
     except (gym.error.Error, ImportError, TypeError) as error:
-        given = f" with env_config={env_config!r}" if env_config else ""
-        raise error_class(f"env (--env) {env!r}{given}: no such environment can be made ({error}).") from error
+        given = f", env_config={env_config!r}" if env_config else ""
+        raise error_class(f"env={env!r}{given} (--env): no such environment can be made ({error}).") from error

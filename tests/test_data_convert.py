@@ -59,7 +59,7 @@ def test_the_environment_gives_what_the_file_does_not(tmp_path) -> None:
     assert convert(src, "test/plain-v0", env_id=ENV) == "test/plain-v0"
     assert minari.load_dataset("test/plain-v0").env_spec.id == ENV
     assert_equal(load("test/plain-v0"), data)
-    with pytest.raises(DataError, match=r"env .--env. 'Nothing-v9'"):
+    with pytest.raises(DataError, match=r"env='Nothing-v9' .--env."):
         convert(src, "test/other-v0", env_id="Nothing-v9")
     with pytest.raises(DataError, match="exists"):
         convert(src, "test/plain-v0", env_id=ENV)
