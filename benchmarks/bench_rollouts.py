@@ -11,8 +11,9 @@ import time
 
 import torch
 
+from rllib_damo.arrow import to_arrow
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
-from rllib_damo.dynamics.rollout import rollout, to_arrow
+from rllib_damo.dynamics.rollout import rollout
 from rllib_damo.dynamics.termination import resolve_termination
 from rllib_damo.networks import Actor
 

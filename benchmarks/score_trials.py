@@ -20,8 +20,8 @@ from score_settings import METHODS, environment, make_config
 
 from rllib_damo.algorithm import NUM_GRADIENT_STEPS
 from rllib_damo.config import DYNAMICS_OPTIONS, TRAINING_OPTIONS
-from rllib_damo.dynamics.cache import atomic_write
 from rllib_damo.evaluation import discounted_return, normalized_score
+from rllib_damo.files import atomic_write
 from rllib_damo.policy import Policy
 
 #: Between checkpoints where no evaluation makes one (dynamics training, long intervals).

@@ -13,6 +13,7 @@ from ray.rllib.core import (
     COMPONENT_LEARNER_GROUP,
     COMPONENT_RL_MODULE,
 )
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -115,8 +116,6 @@ def play(
     Returns:
         The episodes, with their actions as the policy gave them (unit actions, for DAMO).
     """
-    from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
-
     folder = checkpoint_dir(checkpoint)
     config = load_config(folder, algorithm)
     if config.is_multi_agent:

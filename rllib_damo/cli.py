@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from gymnasium.error import DependencyNotInstalled
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-if TYPE_CHECKING:
-    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-
-# Ray and torch take seconds to import: the commands import them, so that --help and wrong options answer at once.
+from rllib_damo import cli_inputs, playback
+from rllib_damo.checkpoints import CheckpointError, load_config, play
+from rllib_damo.data.schema import DataError
+from rllib_damo.experiment import RunOptions, quieten, run
+from rllib_damo.storage import local_copy
 
 app = typer.Typer(
     name="rllib",
@@ -91,9 +94,6 @@ def train(
     Prints a line per result, and the checkpoints' paths at the end. Exit codes: 0 well, 1 the run failed, 2 the
     command or the config was wrong, 130 interrupted.
     """
-    from rllib_damo import cli_inputs
-    from rllib_damo.experiment import RunOptions, run
-
     given_stop = cli_inputs.check_stop(cli_inputs.parse_json("--stop", stop), "--stop")
     changes = cli_inputs.parse_json("--config", config) or {}
     options = RunOptions(
@@ -129,8 +129,6 @@ def train(
 
 def _experiment(what: list[str], algo: str | None, preset: Any) -> tuple[AlgorithmConfig, Any, Path]:
     """(config, stop, file or algorithm) of what `rllib train` was asked for; `preset` is what `run_config` passes."""
-    from rllib_damo import cli_inputs
-
     if preset is not None:
         if what or algo is not None:
             raise cli_inputs.UsageError("this script has its own config: give it options only, and no --algo.")
@@ -174,13 +172,6 @@ def evaluate(
 
     Loading a checkpoint executes its pickles: only play those that you trust.
     """
-    from gymnasium.error import DependencyNotInstalled
-
-    from rllib_damo import cli_inputs, playback
-    from rllib_damo.checkpoints import load_config, play
-    from rllib_damo.experiment import quieten
-    from rllib_damo.storage import local_copy
-
     quieten()
     playback.check_out(out)
     if render:
@@ -227,11 +218,7 @@ def invoke(arguments: list[str], preset: Any = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
     except ValueError as error:
-        from rllib_damo.checkpoints import CheckpointError
-        from rllib_damo.cli_inputs import UsageError
-        from rllib_damo.data.schema import DataError
-
-        if not isinstance(error, CheckpointError | DataError | UsageError):
+        if not isinstance(error, CheckpointError | DataError | cli_inputs.UsageError):
             raise
         typer.echo(f"Error: {error}", err=True)
         return 2

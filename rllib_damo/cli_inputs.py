@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -10,29 +9,24 @@ import json
 import math
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gymnasium as gym
 from ray import cloudpickle
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.registry import ALGORITHMS
+from ray.tune.registry import TRAINABLE_CLASS, _global_registry, get_trainable_cls
+
+from rllib_damo.environments import is_registered
+from rllib_damo.names import flatten, near, near_any_case
 
 
 class UsageError(ValueError):
     """The user's mistake: shown as one message without a traceback, exit code 2."""
-
-
-def near(name: str, known: Iterable[str], count: int = 5) -> str:
-    """The names near to `name` as the end of a message, or "" if there are none."""
-    # A name without its folders may be meant: "normalized_score" for "evaluation/env_runners/normalized_score".
-    names = sorted(set(known))
-    found = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
-    tail = name.rsplit("/", 1)[-1]
-    tails = difflib.get_close_matches(tail, {other.rsplit("/", 1)[-1] for other in names}, n=count, cutoff=0.75)
-    found += [other for close in tails for other in names if other.rsplit("/", 1)[-1] == close and other not in found]
-    return f" Did you mean {' or '.join(map(repr, found[:count]))}?" if found else ""
 
 
 def parse_json(option: str, text: str | None) -> dict[str, Any] | None:
@@ -67,24 +61,6 @@ def check_stop(stop: Any, name: str = "stop") -> Any:
         if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(float(value)):
             raise UsageError(f"{name}: the value of {key!r} must be a number, but is {value!r}.")
     return flat
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a/b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}/"))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def nested(values: Any, path: Sequence[str]) -> Any:
-    """What lies at a path of keys in mappings; None where there is nothing."""
-    for key in path:
-        values = values.get(key) if isinstance(values, Mapping) else None
-    return values
 
 
 def load_file(path: Path) -> tuple[AlgorithmConfig, Any]:
@@ -133,9 +109,6 @@ def run_file(path: Path) -> ModuleType:
 
 def default_config(algo: str) -> AlgorithmConfig:
     """The default config of an algorithm by name: DAMO, one of RLlib's, or one registered with Tune."""
-    from ray.rllib.algorithms.registry import ALGORITHMS
-    from ray.tune.registry import TRAINABLE_CLASS, _global_registry, get_trainable_cls
-
     if algo not in ALGORITHMS and not _global_registry.contains(TRAINABLE_CLASS, algo):
         raise UsageError(
             f"unknown algorithm {algo!r}.{near_any_case(algo, ALGORITHMS) or f' Known: {sorted(ALGORITHMS)}.'}"
@@ -146,19 +119,9 @@ def default_config(algo: str) -> AlgorithmConfig:
     return trainable.get_default_config()
 
 
-def near_any_case(name: str, known: Iterable[str]) -> str:
-    """As `near`, with a match of the same letters in another case first."""
-    known = list(known)
-    same = [other for other in known if other.lower() == name.lower()]
-    return f" Did you mean {same[0]!r}?" if same else near(name, known)
-
-
 def check_env(env: Any) -> Any:
     """The environment, if Gymnasium or Tune's registry knows it (ids with a module, "module:Id-v0", are imported)."""
-    import gymnasium as gym
-    from ray.tune.registry import ENV_CREATOR, _global_registry
-
-    if not isinstance(env, str) or _global_registry.contains(ENV_CREATOR, env) or env.startswith("ale_py:"):
+    if not isinstance(env, str) or is_registered(env) or env.startswith("ale_py:"):
         return env
     module, _, name = env.rpartition(":")
     try:

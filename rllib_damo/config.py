@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import inspect
-import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -14,15 +11,19 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.typing import LearningRateOrSchedule
-from torch import Tensor
 
-from rllib_damo.cli_inputs import near
 from rllib_damo.config_checks import check_options, is_number
+from rllib_damo.data.offline_data import DAMOOfflineData
 from rllib_damo.data.schema import Transitions
+from rllib_damo.dynamics.termination import TerminationFn
+from rllib_damo.environments import make_env
 from rllib_damo.evaluation import DAMOCallbacks
 from rllib_damo.evaluation_runner import EvaluationEnvRunner
-
-TerminationFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+from rllib_damo.files import absolute, absolute_input
+from rllib_damo.learner import DAMOTorchLearner
+from rllib_damo.names import near
+from rllib_damo.rl_module import DAMOTorchRLModule
+from rllib_damo.rollouts import ModelRolloutEnvRunner
 
 
 class DAMOConfig(AlgorithmConfig):
@@ -47,8 +48,6 @@ class DAMOConfig(AlgorithmConfig):
 
     def __init__(self, algo_class: type | None = None):
         from rllib_damo.algorithm import DAMO
-        from rllib_damo.data.offline_data import DAMOOfflineData
-        from rllib_damo.rollouts import ModelRolloutEnvRunner
 
         super().__init__(algo_class=algo_class or DAMO)
 
@@ -254,14 +253,12 @@ class DAMOConfig(AlgorithmConfig):
                 policy at its start, one iteration old when it is used; needs ``num_env_runners`` >= 1.
             kwargs: RLlib's own training options (``gamma``, ``train_batch_size_per_learner``, ``grad_clip``, ...).
         """
-        own = {k: v for k, v in locals().items() if k in TRAINING_OPTIONS and v is not NotProvided}
         known = TRAINING_OPTIONS | set(inspect.signature(super().training).parameters)
         for name in kwargs:
             if name not in known:
                 raise TypeError(f"`{type(self).__name__}.training()` has no option {name!r}.{near(name, known)}")
         super().training(**kwargs)
-        for name, value in own.items():
-            setattr(self, name, value)
+        self._set(locals(), TRAINING_OPTIONS)
         return self
 
     def dynamics(
@@ -303,10 +300,8 @@ class DAMOConfig(AlgorithmConfig):
             termination_fn: (obs, env actions, next_obs) → bool ``(B,)``; None: known for MuJoCo's environments by
                 their exact id, learned from the dataset's terminals for all others.
         """
-        dynamics_path, dynamics_cache_dir = _absolute(dynamics_path), _absolute(dynamics_cache_dir)
-        for name, value in list(locals().items()):
-            if name in DYNAMICS_OPTIONS and value is not NotProvided:
-                setattr(self, name, value)
+        dynamics_path, dynamics_cache_dir = absolute(dynamics_path), absolute(dynamics_cache_dir)
+        self._set(locals(), DYNAMICS_OPTIONS)
         return self
 
     @override(AlgorithmConfig)
@@ -331,11 +326,16 @@ class DAMOConfig(AlgorithmConfig):
                 says that actions lie in [-1, 1] (None: in RLlib's recordings, and in nothing else).
         """
         if "input_" in kwargs:
-            kwargs["input_"] = _found(kwargs["input_"])
+            kwargs["input_"] = absolute_input(kwargs["input_"])
         super().offline_data(**kwargs)
-        if max_dataset_rows is not NotProvided:
-            self.max_dataset_rows = max_dataset_rows
+        self._set(locals(), ["max_dataset_rows"])
         return self
+
+    def _set(self, arguments: Mapping[str, Any], names: Iterable[str]) -> None:
+        """Sets the options of these names that a method was given, whose arguments these are."""
+        for name in names:
+            if arguments[name] is not NotProvided:
+                setattr(self, name, arguments[name])
 
     # -- what RLlib asks for ---------------------------------------------------------------------------------------
 
@@ -347,14 +347,10 @@ class DAMOConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        from rllib_damo.rl_module import DAMOTorchRLModule
-
         return RLModuleSpec(module_class=DAMOTorchRLModule)
 
     @override(AlgorithmConfig)
     def get_default_learner_class(self) -> type:
-        from rllib_damo.learner import DAMOTorchLearner
-
         return DAMOTorchLearner
 
     @property
@@ -411,49 +407,14 @@ class DAMOConfig(AlgorithmConfig):
         if not any(isinstance(c, type) and issubclass(c, DAMOCallbacks) for c in callbacks):
             self.callbacks([DAMOCallbacks, *callbacks])
         # Tune's `param_space` may be a dictionary, which has passed no method of this class.
-        for name, find in (("dynamics_path", _absolute), ("dynamics_cache_dir", _absolute), ("input_", _found)):
+        for name, find in (("dynamics_path", absolute), ("dynamics_cache_dir", absolute), ("input_", absolute_input)):
             given, place = getattr(self, name), find(getattr(self, name))
             if place != given:
                 setattr(self, name, place)
         if self.observation_space is None and self.env is not None and not self.in_evaluation:
-            observation_space, action_space = _spaces_of(self)
-            self.environment(observation_space=observation_space, action_space=action_space)
-
-
-def _absolute(place: Any) -> Any:
-    """A path as absolute text; what is none as it is. In a trial's own folder, relative ones are of the search's."""
-    if not isinstance(place, (str, Path)) or not place:
-        return place
-    return os.path.abspath(os.path.join(os.environ.get("TUNE_ORIG_WORKING_DIR", ""), os.path.expanduser(place)))
-
-
-def _found(input_: Any) -> Any:
-    """Paths that are there, and patterns of such, as absolute text; other text (a name, an address) as it is."""
-    if isinstance(input_, (list, tuple)):
-        return [*map(_found, input_)]
-    return input_ if isinstance(input_, str) and not glob.glob(_absolute(input_)) else _absolute(input_)
-
-
-def _spaces_of(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space]:
-    """Builds the environment once to read its spaces."""
-    from ray.rllib.env.env_context import EnvContext
-    from ray.tune.registry import ENV_CREATOR, _global_registry
-
-    context = EnvContext(config.env_config, worker_index=0)
-    if isinstance(config.env, str) and _global_registry.contains(ENV_CREATOR, config.env):
-        env = _global_registry.get(ENV_CREATOR, config.env)(context)
-    elif isinstance(config.env, str):
-        try:
-            env = gym.make(config.env, **config.env_config)
-        except (gym.error.Error, ImportError, TypeError) as error:
-            raise ValueError(
-                f"`config.environment(env={config.env!r}, env_config={dict(config.env_config)!r})`: {error}"
-            ) from error
-    else:
-        env = config.env(context)
-    spaces = env.observation_space, env.action_space
-    env.close()
-    return spaces
+            env = make_env(self.env, self.env_config)
+            self.environment(observation_space=env.observation_space, action_space=env.action_space)
+            env.close()
 
 
 TRAINING_OPTIONS = frozenset(inspect.signature(DAMOConfig.training).parameters) - {"self", "kwargs"}

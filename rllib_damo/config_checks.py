@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ray.rllib.models import MODEL_DEFAULTS
 
 from rllib_damo.divergences import DIVERGENCES
+from rllib_damo.networks import PRODUCT_DTYPES
 from rllib_damo.spaces import check_spaces
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ def _check_choices(config: Config) -> None:
         ("actor_f_divergence", tuple(DIVERGENCES)),
         ("policy_improvement", ("consistent", "inconsistent")),
         ("initial_states", ("dataset", "episode_start")),
-        ("precision", ("fp32", "bf16")),
-        ("dynamics_precision", ("fp32", "bf16")),
+        ("precision", tuple(PRODUCT_DTYPES)),
+        ("dynamics_precision", tuple(PRODUCT_DTYPES)),
     ):
         value = getattr(config, name)
         if value not in choices:

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, EVALUATION_RESULTS
-from ray.tune.registry import ENV_CREATOR, _global_registry
+from ray.tune.schedulers import SCHEDULER_IMPORT, create_scheduler
 from ray.tune.search.variant_generator import generate_variants, parse_spec_vars
 
 from rllib_damo import storage
-from rllib_damo.cli_inputs import UsageError, near
+from rllib_damo.cli_inputs import UsageError
 from rllib_damo.config import DAMOConfig
 from rllib_damo.data.offline_data import DAMOOfflineData
+from rllib_damo.environments import is_registered
+from rllib_damo.names import near
 from rllib_damo.outcome import USAGE, console, err, report
 from rllib_damo.progress import ProgressTable
 from rllib_damo.results import with_flat_score, with_last_evaluation
@@ -116,8 +118,8 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
             err.print(f"[red]Error:[/red] {stopper.error}")
             return USAGE
         # The environment is known in a new process if the file that registered it is run there.
-        is_registered = isinstance(config.env, str) and _global_registry.contains(ENV_CREATOR, config.env)
-        file = f" --file {shlex.quote(str(options.file))}" if options.file is not None and is_registered else ""
+        named = options.file is not None and is_registered(config.env)
+        file = f" --file {shlex.quote(str(options.file))}" if named else ""
         return report(
             results, metric=_score_attr(config, options), searched=_search_space(config), place=place, options=file,
             verbose=options.verbosity > 0,
@@ -203,8 +205,6 @@ def _wandb(options: RunOptions) -> list[tune.Callback]:
 
 
 def _scheduler(options: RunOptions, config: AlgorithmConfig) -> Any:
-    from ray.tune.schedulers import SCHEDULER_IMPORT, create_scheduler
-
     if options.scheduler is None:
         if options.scheduler_config:
             raise UsageError("--scheduler-config needs --scheduler.")

@@ -19,7 +19,7 @@ from rllib_damo import losses
 from rllib_damo.buffers import Batch
 from rllib_damo.fast_mlp import FastMLP
 from rllib_damo.flat import gradient_of
-from rllib_damo.networks import LOG_STD_MAX, LOG_STD_MIN, Standardize
+from rllib_damo.networks import LOG_STD_MAX, LOG_STD_MIN, PRODUCT_DTYPES, Standardize
 from rllib_damo.rl_module import DAMOTorchRLModule
 from rllib_damo.update import DAMOUpdate, StepBatch, UpdateOptions
 
@@ -61,7 +61,7 @@ class FastUpdate(DAMOUpdate):
 
     def __init__(self, module: DAMOTorchRLModule, *, options: UpdateOptions, precision: str = "fp32", **parts: Any):
         super().__init__(module, options=options, **parts)
-        dtype = torch.bfloat16 if precision == "bf16" else None
+        dtype = PRODUCT_DTYPES[precision]
         self._actor = FastMLP(module.actor.net, dtype)
         self._critics = FastMLP(module.critics.net, dtype)
         self._targets = FastMLP(module.target_critics.net, dtype)

@@ -20,11 +20,12 @@ from ray.rllib.utils.typing import StateDict
 from torch import Tensor
 
 from rllib_damo.adam import FusedAdam
+from rllib_damo.arrow import from_arrow
 from rllib_damo.buffers import Layout, RingBuffer, as_constant
-from rllib_damo.dynamics.rollout import from_arrow
 from rllib_damo.fast_update import fastest_update
 from rllib_damo.flat import flatten
 from rllib_damo.recorded_steps import RecordedSteps
+from rllib_damo.seeds import fresh_seed
 from rllib_damo.update import CLASSIFIER_METRICS, METRICS, StepBatch, Update, UpdateOptions
 
 COMPONENT_DAMO = "damo"
@@ -60,7 +61,7 @@ class DAMOTorchLearner(TorchLearner):
         capacity = cfg.rollout_batch_size * cfg.rollout_length * cfg.model_retain_epochs if cfg.uses_model else 0
         self._synthetic = RingBuffer(self._layout, math.ceil(capacity / max(1, cfg.num_learners)), self._device)
         self._generator = torch.Generator(self._device)
-        self._base_seed = cfg.seed if cfg.seed is not None else int(np.random.SeedSequence().generate_state(1)[0])
+        self._base_seed = cfg.seed if cfg.seed is not None else fresh_seed()
         self._num_steps = 0
         self._update = self.make_update(
             module=module,

@@ -10,6 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+#: Precision -> dtype of the products between hidden layers; None: the parameters' own.
+PRODUCT_DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+
+
+def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each column of ``x (N, dim)``, ``(dim,)`` each; a constant column has a scale of 1."""
+    std, mean = torch.std_mean(x, dim=0)
+    return mean, torch.where(std > 1e-6, std, 1.0)
 
 
 class Standardize(nn.Module):
@@ -24,10 +32,10 @@ class Standardize(nn.Module):
         self.register_buffer("std", torch.ones(dim))
 
     def fit(self, x: Tensor) -> None:
-        """Takes mean and standard deviation of the rows of ``x (N, dim)``; constant columns keep a scale of 1."""
-        std, mean = torch.std_mean(x, dim=0)
+        """Takes the statistics of the rows of ``x (N, dim)``."""
+        mean, std = mean_and_std(x)
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+        self.std.copy_(std)
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std

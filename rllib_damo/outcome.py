@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from rllib_damo import storage
-from rllib_damo.cli_inputs import nested
+from rllib_damo.names import nested
 
 if TYPE_CHECKING:
     from ray.tune import Checkpoint, Result, ResultGrid

@@ -10,7 +10,7 @@ from typing import Any
 from ray.tune import Callback
 from rich.console import Console
 
-from rllib_damo.cli_inputs import flatten
+from rllib_damo.names import flatten
 
 Result = Mapping[str, Any]
 _HEADER_EVERY = 30

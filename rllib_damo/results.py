@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ray.rllib.utils.metrics import EVALUATION_RESULTS
 from ray.tune.result import TRAINING_ITERATION
 
-from rllib_damo.cli_inputs import flatten, nested
+from rllib_damo.names import flatten, nested
 from rllib_damo.stopping import reached
 
 if TYPE_CHECKING:

@@ -22,10 +22,12 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_
 from ray.rllib.utils.typing import StateDict
 from torch import Tensor
 
+from rllib_damo.arrow import to_arrow
 from rllib_damo.buffers import as_constant
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
-from rllib_damo.dynamics.rollout import Model, rollout, to_arrow
+from rllib_damo.dynamics.rollout import Model, rollout
 from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
+from rllib_damo.seeds import fresh_seed
 from rllib_damo.spaces import action_bounds, check_spaces
 
 
@@ -51,7 +53,7 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         self.worker_index: int = kwargs.get("worker_index") or 0
         self.spaces = kwargs.get("spaces") or {}
         self._device = torch.device(get_device(self.config, self._num_gpus()))
-        self._base_seed = self.config.seed if self.config.seed is not None else _entropy()
+        self._base_seed = self.config.seed if self.config.seed is not None else fresh_seed()
         self._generator = torch.Generator(self._device)
         self._iteration = 0
         self._weights_seq_no = 0
@@ -300,7 +302,3 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
     @override(Checkpointable)
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
         return [(COMPONENT_RL_MODULE, self.module)]
-
-
-def _entropy() -> int:
-    return int(np.random.SeedSequence().generate_state(1)[0])

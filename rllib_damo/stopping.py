@@ -8,7 +8,7 @@ from typing import Any
 from ray import tune
 from ray.rllib.utils.metrics import EVALUATION_RESULTS, LEARNER_RESULTS
 
-from rllib_damo.cli_inputs import flatten, near
+from rllib_damo.names import flatten, near
 
 
 def reached(stop: Mapping[str, float], flat: Mapping[str, Any]) -> bool:

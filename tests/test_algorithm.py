@@ -16,9 +16,9 @@ from ray.rllib.utils.test_utils import check
 from ray.tune.registry import get_trainable_cls
 
 from rllib_damo import DAMO, DAMOConfig
+from rllib_damo.arrow import from_arrow
 from rllib_damo.baselines import BehaviorCloningConfig
 from rllib_damo.data import behavior
-from rllib_damo.dynamics.rollout import from_arrow
 from rllib_damo.policy import load_policy
 from rllib_damo.recorded_steps import RecordedSteps
 from rllib_damo.update import METRICS

@@ -1,4 +1,4 @@
-"""Keys, folders, locks and atomic files of the dynamics cache."""
+"""Keys, folders and locks of the dynamics cache."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,15 +24,6 @@ def test_key_depends_on_all_of_its_parts():
 def test_key_refuses_what_has_no_stable_text():
     with pytest.raises(ValueError, match="plain numbers"):
         cache.key("data", {"fn": print}, 0)
-
-
-def test_directory_comes_from_argument_then_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("RLLIB_DAMO_CACHE", str(tmp_path / "env"))
-    assert cache.path("k").parent == tmp_path / "env"
-    assert cache.path("k", tmp_path / "given").parent == tmp_path / "given"
-    monkeypatch.delenv("RLLIB_DAMO_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache.path("k").parent == tmp_path / ".cache" / "rllib_damo"
 
 
 def test_an_unusable_directory_is_named(tmp_path):
@@ -63,21 +54,6 @@ def test_a_directory_that_is_not_writable_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(cache.os, "access", lambda place, mode: False)
     with pytest.raises(ValueError, match=f"{tmp_path} is not writable.*dynamics_cache_dir"):
         cache.check_writable(tmp_path)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    target = tmp_path / "file"
-    target.write_bytes(b"old")
-
-    def fail() -> None:
-        with cache.atomic_write(target) as file:
-            file.write(b"new")
-            raise RuntimeError("half-way")
-
-    with pytest.raises(RuntimeError, match="half-way"):
-        fail()
-    assert target.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_save_and_write_round_trip(tmp_path):

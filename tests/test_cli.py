@@ -19,9 +19,10 @@ from ray.tune import Checkpoint, CheckpointConfig
 
 from rllib_damo import DAMOConfig, cli, experiment
 from rllib_damo.checkpoints import play
-from rllib_damo.cli_inputs import UsageError, apply_config, check_env, check_stop, flatten, load_file, near
+from rllib_damo.cli_inputs import UsageError, apply_config, check_env, check_stop, load_file
 from rllib_damo.data.schema import DataError
 from rllib_damo.experiment import RunOptions, has_search_space
+from rllib_damo.names import flatten, near
 from rllib_damo.outcome import FAILED, OK, USAGE
 from rllib_damo.policy import load_policy
 from rllib_damo.progress import ProgressTable
@@ -66,7 +67,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, RunOptions]]:
         collected.append((config, stop, options))
         return OK
 
-    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(cli, "run", run)
     return collected
 
 
@@ -544,7 +545,7 @@ def test_a_scheduler_bears_results_that_did_not_evaluate(monkeypatch) -> None:
 
 
 def test_evaluate_asks_for_an_environment_where_the_checkpoint_has_none(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("rllib_damo.checkpoints.load_config", lambda *args: PPOConfig())
+    monkeypatch.setattr("rllib_damo.cli.load_config", lambda *args: PPOConfig())
     tmp_path.joinpath("rllib_checkpoint.json").write_text("{}")
     assert cli.invoke(["evaluate", str(tmp_path)]) == USAGE
     assert "trained without an environment: name one by --env" in capsys.readouterr().err

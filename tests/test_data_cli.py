@@ -130,8 +130,8 @@ def test_odd_data_passes_with_warnings(capsys: pytest.CaptureFixture[str]) -> No
         (["check", "nothing.hdf5", "--column", "obs"], "--column obs: write obs=NAME, with one of observations, obs,"),
         (["convert", "nothing.hdf5", "a.hdf5", "--column", "o=o_t"], "--column o=o_t: write obs=NAME"),
         (["info", "nothing.hdf5", "--column", "obs="], "--column obs=: write obs=NAME"),
-        (["check", "nothing.hdf5", "--env", "Nope-v0"], "(--env) 'Nope-v0'"),
-        (["check", "nothing.hdf5", "--env", "nomodule_:Nope-v0"], "(--env) 'nomodule_:Nope-v0'"),
+        (["check", "nothing.hdf5", "--env", "Nope-v0"], "env='Nope-v0' (--env)"),
+        (["check", "nothing.hdf5", "--env", "nomodule_:Nope-v0"], "env='nomodule_:Nope-v0' (--env)"),
     ],
 )
 def test_mistakes_are_told_and_exit_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,10 +33,9 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_every_round_trip_is_lossless(tmp_path, episodes, order) -> None:
     data = make_transitions([length for length, _ in episodes], [ended for _, ended in episodes])
-    facts = {"ref_min_score": -1.5, "ref_max_score": 99.0, "author": {"b", "a"}, "description": "made for a test"}
-    write_minari(
-        data, "test/start-v0", observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE, overwrite=True, **facts
-    )
+    facts = {"ref_min_score": -1.5, "ref_max_score": 99.0, "author": ["a", "b"], "description": "made for a test"}
+    spaces = {"observation_space": OBSERVATION_SPACE, "action_space": ACTION_SPACE}
+    write_minari(data, "test/start-v0", **spaces, metadata=facts, overwrite=True)
     src = "minari://test/start-v0"
     for dst in [*order, "minari://test/back-v0"]:
         target = dst if dst.startswith("minari") else str(tmp_path / dst)
@@ -60,7 +59,7 @@ def test_the_environment_gives_what_the_file_does_not(tmp_path) -> None:
     assert convert(src, "test/plain-v0", env_id=ENV) == "test/plain-v0"
     assert minari.load_dataset("test/plain-v0").env_spec.id == ENV
     assert_equal(load("test/plain-v0"), data)
-    with pytest.raises(DataError, match=r"env_id .--env. 'Nothing-v9'"):
+    with pytest.raises(DataError, match=r"env='Nothing-v9' .--env."):
         convert(src, "test/other-v0", env_id="Nothing-v9")
     with pytest.raises(DataError, match="exists"):
         convert(src, "test/plain-v0", env_id=ENV)

@@ -258,8 +258,7 @@ def test_minari_reads_what_is_written(episodes) -> None:
         dataset_id,
         observation_space=OBSERVATION_SPACE,
         action_space=ACTION_SPACE,
-        ref_min_score=10,
-        ref_max_score=20,
+        metadata={"ref_min_score": 10, "ref_max_score": 20},
     )
     dataset = minari.load_dataset(dataset_id)
     assert (dataset.total_episodes, dataset.total_steps) == (len(episodes), len(data))
@@ -274,7 +273,7 @@ def test_minari_reads_what_is_written(episodes) -> None:
 
 def test_written_datasets_are_byte_equal_and_whole(tmp_path) -> None:
     data = make_transitions((5, 3, 1))
-    spaces = {"observation_space": OBSERVATION_SPACE, "action_space": ACTION_SPACE, "author": {"b", "a"}}
+    spaces = {"observation_space": OBSERVATION_SPACE, "action_space": ACTION_SPACE}
     contents = []
     for _ in range(2):
         folder = write_minari(data, "test/same-v0", overwrite=True, **spaces)

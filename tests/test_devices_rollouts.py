@@ -96,7 +96,7 @@ def test_tables_are_the_only_copy_to_the_cpu():
     with Watch() as seen:
         (table,) = runner.sample()
     assert len(table) == 20 * 4
-    assert Counter(seen.reads)["rollout.py:to_arrow"] == len(table.column_names)
+    assert Counter(seen.reads)["arrow.py:to_arrow"] == len(table.column_names)
 
 
 def test_mopos_penalty_stays_on_its_device():

@@ -6,10 +6,11 @@ import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
+from rllib_damo.arrow import from_arrow, to_arrow
 from rllib_damo.config import DAMOConfig
 from rllib_damo.dynamics import DynamicsEnsemble, never_terminates
 from rllib_damo.dynamics import rollout as rollout_module
-from rllib_damo.dynamics.rollout import from_arrow, rollout, to_arrow
+from rllib_damo.dynamics.rollout import rollout
 from rllib_damo.rollouts import ModelRolloutEnvRunner
 
 OBS, ACT = 3, 2

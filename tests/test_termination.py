@@ -126,7 +126,6 @@ def test_an_own_environment_of_a_known_name_is_not_mistaken_for_it():
 @pytest.mark.parametrize(
     ("env_id", "termination_fn", "options", "match"),
     [
-        ("Hopper-v5", "never", {}, "termination_fn must be a function"),
         ("Hopper-v5", None, {"xml_file": "mine.xml"}, "xml_file.*termination_fn"),
         ("Ant-v5", None, {"healthy_angle_range": (-1, 1)}, "'healthy_angle_range', which Ant-v5 does not take"),
         ("Hopper-v5", None, {"healthy_z_range": 0.7}, r"healthy_z_range.*pair \(low, high\)"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rllib_damo.config import DYNAMICS_OPTIONS, TRAINING_OPTIONS, DAMOConfig
@@ -53,12 +52,6 @@ class BaselineConfig(DAMOConfig):
             found: Any = getattr(self, name)
             if found != getattr(default, name):
                 self._value_error(f"{self._name} does not read `{name}`: leave it out; found {found!r}.")
-
-    def _set(self, **options: Any) -> None:
-        """Sets those options that were given."""
-        for name, value in options.items():
-            if value is not NotProvided:
-                setattr(self, name, value)
 
     def _require_not_negative(self, *names: str) -> None:
         for name in names:

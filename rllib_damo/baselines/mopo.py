@@ -108,7 +108,7 @@ class MOPOConfig(BaselineConfig):
             kwargs: the options in ``reads``, see ``DAMOConfig.training``; and RLlib's own.
         """
         super().training(**kwargs)
-        self._set(uncertainty=uncertainty, penalty_coef=penalty_coef)
+        self._set(locals(), ("uncertainty", "penalty_coef"))
         return self
 
     def validate(self) -> None:

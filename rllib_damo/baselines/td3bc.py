@@ -86,7 +86,7 @@ class TD3BCConfig(BaselineConfig):
             kwargs: the options in ``reads``, see ``DAMOConfig.training``; and RLlib's own.
         """
         super().training(**kwargs)
-        self._set(bc_alpha=bc_alpha, policy_noise=policy_noise, noise_clip=noise_clip, policy_delay=policy_delay)
+        self._set(locals(), ("bc_alpha", "policy_noise", "noise_clip", "policy_delay"))
         return self
 
     def validate(self) -> None:

@@ -23,6 +23,8 @@ from tqdm import tqdm
 from rllib_damo.data import minari_io, units
 from rllib_damo.data.behavior_policy import FOLDER, PolicyRecord, load_index, policy_version
 from rllib_damo.data.schema import DataError, Transitions
+from rllib_damo.evaluation import REFERENCE_RETURNS
+from rllib_damo.files import cache_root
 
 NAMESPACE = "rllib_damo"
 RECIPE_VERSION = 1  # raise it when equal settings would give other data
@@ -207,19 +209,17 @@ def make(
             shutil.rmtree(folder)
             return spec.dataset_id
         rows = _generate(spec, size, seed, folder, progress, workers)
-        # imported late: Ray, which evaluation.py needs, takes seconds
-        from rllib_damo.evaluation import reference_returns
-
-        low, high = reference_returns(spec.env_id) or (None, None)
+        low, high = REFERENCE_RETURNS[spec.task]
         minari_io.write_minari(
             rows,
             spec.dataset_id,
             env_spec=spec.env_id,
-            ref_min_score=low,
-            ref_max_score=high,
-            algorithm_name=f"rllib_damo behaviour policies, {spec.level}",
-            description=f"{spec.env_id}, {spec.level}: {spec.description}. Sampled actions.",
-            extra_metadata={
+            metadata={
+                "ref_min_score": low,
+                "ref_max_score": high,
+                "num_episodes_average_score": 100,
+                "algorithm_name": f"rllib_damo behaviour policies, {spec.level}",
+                "description": f"{spec.env_id}, {spec.level}: {spec.description}. Sampled actions.",
                 "behavior_seed": seed,
                 "behavior_recipe": recipe,
                 "behavior_parts": spec.parts(),
@@ -268,11 +268,6 @@ def _is_there(spec: DatasetSpec, transitions: int | None, recipe: str) -> bool:
         return False
     metadata = json.loads((folder / minari_io.METADATA_FILE).read_text())
     return metadata.get("behavior_recipe") == recipe and transitions in (None, metadata["total_steps"])
-
-
-def cache_root() -> pathlib.Path:
-    """``$RLLIB_DAMO_CACHE``, else ``~/.cache/rllib_damo``."""
-    return pathlib.Path(os.environ.get("RLLIB_DAMO_CACHE") or pathlib.Path.home() / ".cache" / "rllib_damo").absolute()
 
 
 @contextlib.contextmanager

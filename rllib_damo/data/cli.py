@@ -11,17 +11,19 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import gymnasium as gym
 import typer
+from minari.serialization import deserialize_space
 
-if TYPE_CHECKING:
-    import gymnasium as gym
-
-    from rllib_damo.data.behavior import DatasetSpec
-    from rllib_damo.data.reader import Conventions
-
-# numpy, h5py and the like are imported by the commands, so that --help and wrong options answer at once
+from rllib_damo.data import behavior, minari_io, sources
+from rllib_damo.data import info as info_
+from rllib_damo.data.columns import ALIASES
+from rllib_damo.data.convert import convert as convert_
+from rllib_damo.data.reader import Conventions
+from rllib_damo.data.schema import DataError
+from rllib_damo.environments import make_env
 
 app = typer.Typer(
     name="rllib-damo",
@@ -57,8 +59,6 @@ def _root() -> None:
 @data.command("list")
 def list_() -> None:
     """The datasets that can be made, with the mean return to expect, and those on this machine."""
-    from rllib_damo.data import behavior, minari_io
-
     there = set(minari_io.local_ids())
     rows = [("NAME", "ENVIRONMENT", "RETURN", "DEFAULT SIZE", "STATE")]
     for name, spec in behavior.NAMES.items():
@@ -91,8 +91,6 @@ def make(
     The result depends on the seed alone, not on the number of workers. After an interruption the same command goes on
     where it was. A dataset of the same name but another size or seed is replaced.
     """
-    from rllib_damo.data import behavior
-
     try:
         dataset_id = behavior.make(name, transitions=transitions, seed=seed, progress=progress, workers=workers)
     except KeyboardInterrupt:
@@ -116,9 +114,6 @@ def info(
     normalized_actions: Normalized = None,
 ) -> None:
     """Sizes, returns, lengths and coverage of a dataset."""
-    from rllib_damo.data import info as info_
-    from rllib_damo.data import sources
-
     _refuse_unmade(name)
     observation_space, action_space = _spaces(env)
     conventions = _conventions(action_space, column, normalized_actions)
@@ -143,8 +138,6 @@ def convert(
 
     What is written has the usual names of columns, and actions in the environment's units.
     """
-    from rllib_damo.data.convert import convert as convert_
-
     conventions = _conventions(None, column, normalized_actions)
     typer.echo(f"Written: {convert_(src, dst, env_id=env, overwrite=overwrite, conventions=conventions)}")
 
@@ -157,10 +150,6 @@ def check(
     normalized_actions: Normalized = None,
 ) -> None:
     """Run every check on a dataset; exit code 1 where one fails."""
-    from rllib_damo.data import sources
-    from rllib_damo.data.info import report
-    from rllib_damo.data.schema import DataError
-
     _refuse_unmade(file)
     observation_space, action_space = _spaces(env)
     conventions = _conventions(action_space, column, normalized_actions)
@@ -173,15 +162,13 @@ def check(
         if not env:
             observation_space, action_space = _stored_spaces(reader)
     conventions = dataclasses.replace(conventions, action_space=action_space)
-    lines = report(file, observation_space=observation_space, conventions=conventions)
+    lines = info_.report(file, observation_space=observation_space, conventions=conventions)
     typer.echo("\n".join(lines))
     if any(line.startswith("FAIL") for line in lines):
         raise typer.Exit(1)
 
 
 def _minari_metadata(dataset_id: str) -> dict[str, Any]:
-    from rllib_damo.data import minari_io
-
     folder = minari_io.local_path(dataset_id)
     assert folder is not None
     return json.loads((folder / minari_io.METADATA_FILE).read_text())
@@ -189,19 +176,12 @@ def _minari_metadata(dataset_id: str) -> dict[str, Any]:
 
 def _refuse_unmade(name: str) -> None:
     """Looking at a dataset must not start making it."""
-    from rllib_damo.data import behavior, minari_io
-    from rllib_damo.data.schema import DataError
-
-    spec: DatasetSpec | None = behavior.NAMES.get(name)
+    spec = behavior.NAMES.get(name)
     if spec is not None and minari_io.local_path(spec.dataset_id) is None:
         raise DataError(f"{name} is not on this machine yet: `rllib-damo data make {name}` makes it.")
 
 
 def _conventions(action_space: gym.Space | None, columns: list[str] | None, normalized: bool | None) -> Conventions:
-    from rllib_damo.data.columns import ALIASES
-    from rllib_damo.data.reader import Conventions
-    from rllib_damo.data.schema import DataError
-
     schema, known = {}, [alias for aliases in ALIASES.values() for alias in aliases]
     for text in columns or ():
         alias, equals, name = text.partition("=")
@@ -213,21 +193,15 @@ def _conventions(action_space: gym.Space | None, columns: list[str] | None, norm
 
 def _spaces(env_id: str | None) -> tuple[Any, Any]:
     """The spaces of an environment; None without one."""
-    from rllib_damo.data.convert import make_env
-
     if env_id is None:
         return None, None
-    env = make_env(env_id)
+    env = make_env(env_id, error_class=DataError)
     env.close()
     return env.observation_space, env.action_space
 
 
 def _stored_spaces(reader: Any) -> tuple[Any, Any]:
     """The spaces that a dataset tells of itself, None where it does not."""
-    from minari.serialization import deserialize_space
-
-    from rllib_damo.data.schema import DataError
-
     try:
         facts = reader.metadata()
     except DataError:  # the report tells it
@@ -277,8 +251,6 @@ def invoke(arguments: list[str]) -> int:
     except SystemExit as end:  # typer tells wrong options itself
         return int(end.code or 0)
     except (ValueError, RuntimeError, OSError) as error:
-        from rllib_damo.data.schema import DataError
-
         if isinstance(error, ValueError) and not isinstance(error, DataError):
             raise
         typer.echo(f"Error: {error}", err=True)

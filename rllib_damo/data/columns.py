@@ -4,35 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from rllib_damo.data.schema import DataError, Transitions
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def new_file(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A name to write to, in the same folder; what is there becomes ``path`` when the block ends, whole or not at all.
-
-    Raises:
-        DataError: if ``path`` exists and `overwrite` is not set; nothing has been done then.
-    """
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} exists; choose another name, or replace it by overwrite=True (--overwrite).")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".writing-{os.getpid()}-{path.name}")
-    try:
-        yield scratch
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
 
 # The schema's name, then the names that D4RL, RLlib and others give the same column.
 ALIASES: dict[str, tuple[str, ...]] = {

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from minari.serialization import deserialize_space, serialize_space
 
@@ -17,6 +16,7 @@ from rllib_damo.data.parquet import write_parquet
 from rllib_damo.data.reader import DEFAULT_CONVENTIONS, HDF5_SUFFIXES, PARQUET_SUFFIXES, Conventions
 from rllib_damo.data.schema import DataError, check
 from rllib_damo.data.sources import MINARI_SCHEME, resolve
+from rllib_damo.environments import make_env
 
 # Facts that every format carries along (the rest of Minari's metadata describes its own files).
 _CARRIED = (
@@ -72,34 +72,16 @@ def convert(
             f"{os.fspath(src)} does not say which spaces it has, and Minari needs them; name the environment (env_id, "
             "or --env)."
         )
-    spec = EnvSpec.from_json(facts["env_spec"]) if "env_spec" in facts else None
-    arguments = {
-        key: value for key, value in facts.items() if key not in ("env_spec", "observation_space", "action_space")
-    }
-    for key in ("author", "author_email"):
-        if key in arguments:
-            arguments[key] = set(arguments[key])
+    spec = EnvSpec.from_json(facts.pop("env_spec")) if "env_spec" in facts else None
     write_minari(
         transitions, dataset_id, env_spec=spec, observation_space=observation_space, action_space=action_space,
-        overwrite=overwrite, **arguments,
+        metadata=facts, overwrite=overwrite,
     )  # fmt: skip
     return dataset_id
 
 
-def make_env(env_id: str) -> gym.Env:
-    """The environment of a Gymnasium id.
-
-    Raises:
-        DataError: if it can't be made.
-    """
-    try:
-        return gym.make(env_id)
-    except (gym.error.Error, ImportError, TypeError) as error:
-        raise DataError(f"env_id (--env) {env_id!r}: no such environment can be made ({error}).") from error
-
-
 def _spaces_of_env(env_id: str) -> dict[str, Any]:
-    env = make_env(env_id)
+    env = make_env(env_id, error_class=DataError)
     spec = env.spec
     facts = {
         "env_spec": spec.to_json() if spec is not None else None,

@@ -12,10 +12,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from rllib_damo.data.columns import END_COLUMNS, as_column, assemble, check_lengths, episode_ends, match_names, new_file
+from rllib_damo.data.columns import END_COLUMNS, as_column, assemble, check_lengths, episode_ends, match_names
 from rllib_damo.data.reader import DEFAULT_CONVENTIONS, Conventions, Reader, split_at_ends
 from rllib_damo.data.recorded import normalized_to_env
 from rllib_damo.data.schema import DataError, Transitions
+from rllib_damo.files import new_file
 
 METADATA_ATTRIBUTE = "rllib_damo"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from rllib_damo.data.schema import Transitions
+from rllib_damo.files import cache_root
 
 _STOPS = "episode_stops"
 
@@ -60,5 +61,4 @@ def load(file: Path, name: str, start: int = 0, stop: int | None = None) -> Tran
 def _place(file: Path) -> Path:
     status = file.stat()
     key = hashlib.sha256(f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}".encode()).hexdigest()[:24]
-    root = os.environ.get("RLLIB_DAMO_CACHE") or Path.home() / ".cache" / "rllib_damo"
-    return Path(root) / "datasets" / key
+    return cache_root() / "datasets" / key

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +59,7 @@ def write_minari(
     env_spec: EnvSpec | str | None = None,
     observation_space: gym.Space | None = None,
     action_space: gym.Space | None = None,
-    ref_min_score: float | None = None,
-    ref_max_score: float | None = None,
-    num_episodes_average_score: int = 100,
-    algorithm_name: str | None = None,
-    author: str | set[str] | None = None,
-    author_email: str | set[str] | None = None,
-    code_permalink: str | None = None,
-    description: str | None = None,
-    requirements: list[str] | None = None,
-    extra_metadata: dict[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write transitions as a local Minari dataset (HDF5 format), in bulk and byte-equal for equal arguments.
@@ -82,16 +74,8 @@ def write_minari(
         env_spec: the environment, by id or spec; gives the spaces where they are not given.
         observation_space: a Box; stored with dtype float32, as the data is.
         action_space: a Box; stored with dtype float32.
-        ref_min_score: return of a random policy, for `minari.get_normalized_score`.
-        ref_max_score: return of an expert, for `minari.get_normalized_score`.
-        num_episodes_average_score: how many episodes those two are means of.
-        algorithm_name: what produced the behaviour.
-        author: name or names.
-        author_email: address or addresses.
-        code_permalink: link to the code that made the data.
-        description: free text.
-        requirements: pip-style requirements of the environment.
-        extra_metadata: further JSON values, such as the seed or the behaviour policy's level.
+        metadata: further JSON values, Minari's own among them: `ref_min_score` and `ref_max_score` (the returns of a
+            random policy and an expert, for `minari.get_normalized_score`), lists `author` and `author_email`, ...
         overwrite: replace a dataset of this id.
 
     Returns:
@@ -129,31 +113,19 @@ def write_minari(
         data = scratch / "data"
         MinariStorage.new(data, _as_float32(observation_space), _as_float32(action_space), spec, data_format="hdf5")
         _write_episodes(data / MAIN_FILE, transitions)
-        metadata: dict[str, Any] = {
+        stored = {
+            **(metadata or {}),
             **MinariStorage.read_raw_metadata(data),
             "dataset_id": dataset_id,
             "minari_version": minari_version,
             "total_episodes": len(transitions.episode_bounds()),
             "total_steps": len(transitions),
             "dataset_size": round((data / MAIN_FILE).stat().st_size / 1e6, 1),
-            "algorithm_name": algorithm_name,
-            "author": _sorted_list(author),
-            "author_email": _sorted_list(author_email),
-            "code_permalink": code_permalink,
-            "description": description,
-            "requirements": requirements,
             "fingerprint": transitions.fingerprint(),
             "statistics": transitions.statistics(),
-            **(extra_metadata or {}),
         }
-        if ref_min_score is not None and ref_max_score is not None:
-            metadata |= {
-                "ref_min_score": float(ref_min_score),
-                "ref_max_score": float(ref_max_score),
-                "num_episodes_average_score": num_episodes_average_score,
-            }
-        metadata = {key: value for key, value in metadata.items() if value is not None}
-        (data / METADATA_FILE).write_text(json.dumps(metadata, sort_keys=True, indent=1))
+        stored = {key: value for key, value in stored.items() if value is not None}
+        (data / METADATA_FILE).write_text(json.dumps(stored, sort_keys=True, indent=1))
         if place.exists():
             shutil.rmtree(place)
         scratch.chmod(0o755)
@@ -189,10 +161,6 @@ def _as_float32(space: gym.Space) -> gym.Space:
     if not isinstance(space, gym.spaces.Box):
         raise DataError(f"Only Box spaces can be written, but found {space!r}.")
     return gym.spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
-
-
-def _sorted_list(names: str | set[str] | None) -> list[str] | None:
-    return None if names is None else sorted({names} if isinstance(names, str) else names)
 
 
 def _write_episodes(path: Path, transitions: Transitions) -> None:

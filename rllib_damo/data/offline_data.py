@@ -12,12 +12,9 @@ import pyarrow.fs
 import ray
 from ray.data import DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
-from ray.data.extensions import ArrowTensorArray
 from ray.rllib.offline.offline_data import OfflineData
 
-from rllib_damo.config_checks import is_count
-from rllib_damo.data.columns import as_flags
-from rllib_damo.data.parquet import column_to_numpy
+from rllib_damo.arrow import from_arrow, to_arrow
 from rllib_damo.data.reader import Conventions, Reader
 from rllib_damo.data.schema import DataError, Transitions, check, concatenate
 from rllib_damo.data.sources import load, resolve_all
@@ -44,8 +41,6 @@ class DAMOOfflineData(OfflineData):
         self.is_multi_agent = config.is_multi_agent
         self.path: Any = config.input_
         self.max_rows: int | None = getattr(config, "max_dataset_rows", None)
-        if self.max_rows is not None and not is_count(self.max_rows):
-            raise DataError(f"max_dataset_rows={self.max_rows!r}: must be None (no cap) or an integer of at least 1.")
         # Set by Algorithm.setup.
         self.learner_handles: Any = None
         self.module_spec: Any = None
@@ -96,7 +91,7 @@ class DAMOOfflineData(OfflineData):
         """The data as a Ray Dataset of rows in file order, vectors as tensor columns; read lazily, block by block."""
         if self._dataset is None:
             if isinstance(self.config.input_, Transitions):
-                self._dataset = ray.data.from_arrow(to_arrow(self.transitions))
+                self._dataset = ray.data.from_arrow(to_arrow(self.transitions.arrays()))
             else:
                 rows = min(self.max_rows or _ROWS_PER_BLOCK, _ROWS_PER_BLOCK)
                 context = DataContext.get_current().copy()
@@ -138,7 +133,9 @@ class DAMOOfflineData(OfflineData):
         assert self.max_rows is not None
         if ray.is_initialized():
             batches = self.data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-            parts: Iterable[Transitions] = (from_arrow(batch, str(self.path)) for batch in batches if len(batch))
+            parts: Iterable[Transitions] = (
+                Transitions(**from_arrow(batch), name=str(self.path)) for batch in batches if len(batch)
+            )
         else:
             parts = (
                 reader.read(*unit_range)
@@ -211,24 +208,6 @@ def windows(parts: Iterable[Transitions], max_rows: int) -> Iterator[Transitions
         yield rest.slice(0, len(rest))
 
 
-def to_arrow(transitions: Transitions) -> pa.Table:
-    """Transitions as an Arrow table, vectors as Ray's tensor columns (contiguous, so that reading back is a copy)."""
-    return pa.table(
-        {
-            key: ArrowTensorArray.from_numpy(array) if array.ndim == 2 else pa.array(array)
-            for key, array in transitions.arrays().items()
-        }
-    )
-
-
-def from_arrow(table: pa.Table, name: str) -> Transitions:
-    """The inverse of `to_arrow`; a table may be a piece that cuts an episode."""
-    columns = {key: column_to_numpy(name, key, table[key]) for key in table.column_names}
-    for key in ("terminations", "truncations"):
-        columns[key] = as_flags(name, key, columns[key])
-    return Transitions(**columns, name=name)
-
-
 class _TransitionsSource(Datasource):
     """Ray Data's view of the readers: one read task a split, which gives one block."""
 
@@ -252,4 +231,4 @@ class _TransitionsSource(Datasource):
 
 
 def _read_task(reader: Reader, start: int, stop: int) -> Callable[[], Iterable[pa.Table]]:
-    return lambda: [to_arrow(reader.read(start, stop))]
+    return lambda: [to_arrow(reader.read(start, stop).arrays())]

@@ -25,13 +25,13 @@ from rllib_damo.data.columns import (
     episode_ends,
     find_names,
     match_names,
-    new_file,
     warn_once,
 )
 from rllib_damo.data.parquet_files import FilesReader
 from rllib_damo.data.reader import split_at_ends
 from rllib_damo.data.recorded import normalized_to_env, unpack_array
 from rllib_damo.data.schema import DataError, Transitions
+from rllib_damo.files import new_file
 
 METADATA_KEY = b"rllib_damo"
 ROW_GROUP = 1 << 17

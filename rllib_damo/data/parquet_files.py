@@ -56,7 +56,7 @@ def find_files(pattern: str, filesystem: fs.FileSystem | None = None) -> Files:
             filesystem, path = fs.LocalFileSystem(), str(Path(pattern).expanduser())
         base = PurePosixPath(path)
         info = filesystem.get_file_info(str(base))
-        while info.type == fs.FileType.NotFound and any(sign in str(base) for sign in "*?["):
+        while info.type == fs.FileType.NotFound and is_glob(str(base)):
             base, wanted = base.parent, (base.name, *wanted)
             info = filesystem.get_file_info(str(base))
         found = [info.path] if info.type == fs.FileType.File and not wanted else []
@@ -76,6 +76,10 @@ def find_files(pattern: str, filesystem: fs.FileSystem | None = None) -> Files:
         mend = f" HDF5 is read by the names of files, several as a list: {', '.join(hdf5[:3])}." if hdf5 else ""
         raise DataError(f"{pattern}: no Parquet file there.{mend}")
     return Files(tuple(files), filesystem, name)
+
+
+def is_glob(path: str) -> bool:
+    return any(sign in path for sign in "*?[")
 
 
 def _matches(parts: tuple[str, ...], wanted: tuple[str, ...]) -> bool:

@@ -11,12 +11,13 @@ from typing import TypeAlias
 import gymnasium as gym
 from pyarrow import fs
 
+from rllib_damo.data import behavior
 from rllib_damo.data.d4rl import D4RLReader
 from rllib_damo.data.episodes import EpisodesReader
 from rllib_damo.data.minari_io import METADATA_FILE, local_ids, local_path
 from rllib_damo.data.minari_read import MinariReader, download
 from rllib_damo.data.parquet import ParquetReader
-from rllib_damo.data.parquet_files import find_files
+from rllib_damo.data.parquet_files import find_files, is_glob
 from rllib_damo.data.reader import DEFAULT_CONVENTIONS, HDF5_SUFFIXES, PARQUET_SUFFIXES, Conventions, Reader
 from rllib_damo.data.schema import DataError, Transitions, check, concatenate
 
@@ -100,21 +101,19 @@ def resolve(
                 _refuse_conventions(name, conventions)
                 return MinariReader(folder, name)
         return _parquet(str(path), conventions)
-    is_file, is_glob = path.is_file(), any(sign in name for sign in "*?[")
-    if is_file or is_glob or name.endswith((*HDF5_SUFFIXES, *PARQUET_SUFFIXES)):
+    is_file = path.is_file()
+    if is_file or is_glob(name) or name.endswith((*HDF5_SUFFIXES, *PARQUET_SUFFIXES)):
         if not name.endswith((*HDF5_SUFFIXES, *PARQUET_SUFFIXES)):
             raise DataError(
                 f"{name}: files are read that end in {', '.join(HDF5_SUFFIXES + PARQUET_SUFFIXES)}; "
                 "`rllib_damo.data.parquet.write_parquet` makes one of arrays."
             )
-        if not is_file and not is_glob:
+        if not is_file and not is_glob(name):
             raise DataError(f"{name}: no such file." + _near(name))
         if is_file and name.endswith(HDF5_SUFFIXES):
             return D4RLReader(path, conventions)
         return _parquet(str(path), conventions)
     if name in short_names():
-        from rllib_damo.data import behavior
-
         _refuse_conventions(name, conventions)
         dataset_id = behavior.NAMES[name].dataset_id
         return _minari(dataset_id if local_path(dataset_id) else behavior.make(name), conventions)
@@ -123,8 +122,6 @@ def resolve(
 
 def short_names() -> list[str]:
     """The names of the datasets that the package makes."""
-    from rllib_damo.data import behavior
-
     return list(behavior.NAMES)
 
 

@@ -6,15 +6,13 @@ and their BLAS can be held to one thread, without which results would depend on 
 """
 
 import json
-import os
-import pathlib
 import sys
-import tempfile
 from typing import Any
 
 import numpy as np
 
 from rllib_damo.data import behavior_policy, collect
+from rllib_damo.files import atomic_write
 
 ANSWER = "DONE "
 
@@ -29,15 +27,8 @@ def run_unit(
     """
     behavior = behavior_policy.resolve_policy(env_id, policy)
     rows = collect.play(env_id, behavior, collect.episode_seeds(seed, stream, start, stop), num_envs)
-    target = pathlib.Path(path)
-    handle, scratch = tempfile.mkstemp(dir=target.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **rows)  # type: ignore[arg-type]
-        os.replace(scratch, target)
-    except BaseException:
-        pathlib.Path(scratch).unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as file:
+        np.savez(file, **rows)  # type: ignore[arg-type]
     return len(rows["rewards"])
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
+
+from rllib_damo.files import atomic_write, cache_root
 
 #: Part of every key; raise it when training changes so that old files no longer stand for the same settings.
 _VERSION = 1
@@ -45,13 +45,12 @@ def _plain(value: Any) -> Any:
 
 
 def directory(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """``cache_dir``, or else ``$RLLIB_DAMO_CACHE``, or else ``~/.cache/rllib_damo``; made if missing.
+    """``cache_dir``, or else `cache_root`; made if missing.
 
     Raises:
         ValueError: it cannot be made.
     """
-    given = cache_dir or os.environ.get("RLLIB_DAMO_CACHE") or "~/.cache/rllib_damo"
-    folder = Path(given).expanduser().absolute()
+    folder = Path(cache_dir).expanduser().absolute() if cache_dir else cache_root()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -82,21 +81,6 @@ def lock(key: str, cache_dir: str | os.PathLike[str] | None = None) -> FileLock:
     RLlib trains in a new thread each time where it evaluates beside that.
     """
     return FileLock(str(path(key, cache_dir)) + ".lock", thread_local=False)
-
-
-@contextmanager
-def atomic_write(target: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write into that appears at ``target`` when the block ends, whole; or not at all if it raises."""
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write(content: bytes, cache_dir: str | os.PathLike[str] | None = None) -> Path:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rllib_damo.dynamics import cache
 from rllib_damo.dynamics.termination_head import LearnedTermination
+from rllib_damo.files import atomic_write
 
 _FORMAT = "rllib_damo.dynamics/1"
 
@@ -162,7 +162,7 @@ class DynamicsEnsemble(nn.Module):
         """Writes weights and statistics to ``path``, whole or not at all; returns the absolute path."""
         target = Path(path).expanduser().absolute()
         state = {key: value.cpu() for key, value in self.state_dict().items()}
-        with cache.atomic_write(target) as file:
+        with atomic_write(target) as file:
             torch.save({"format": _FORMAT, "hparams": self.hparams, "state": state}, file)
         return str(target)
 

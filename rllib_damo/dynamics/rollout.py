@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
-import numpy as np
-import pyarrow as pa
 import torch
-from ray.data.extensions import ArrowTensorArray
 from torch import Tensor
 
 from rllib_damo.dynamics.ensemble import Sampler
@@ -73,7 +70,7 @@ def rollout(
             for _ in range(length):
                 actions = policy(obs, generator)
                 next_obs, rewards = step(obs, actions, generator)
-                terminated = as_flags(termination_fn(obs, actions, next_obs), next_obs)
+                terminated = as_terminated(termination_fn(obs, actions, next_obs), next_obs)
                 rows = {
                     "obs": obs,
                     "actions": actions,
@@ -96,7 +93,7 @@ def rollout(
     return {name: column[:count] for name, column in out.items()}
 
 
-def as_flags(result: Any, like: Tensor) -> Tensor:
+def as_terminated(result: Any, like: Tensor) -> Tensor:
     """What a termination function returned, as ``(B,)`` bool on the device of ``like (B, ...)``.
 
     Raises:
@@ -115,14 +112,3 @@ def as_flags(result: Any, like: Tensor) -> Tensor:
             f"termination_fn must return a bool tensor, but returned {flags.dtype}: compare, as in `p > 0.5`."
         )
     return flags
-
-
-def to_arrow(batch: Mapping[str, Tensor]) -> pa.Table:
-    """A rollout's tensors as an Arrow table; CPU float columns without a copy, vectors as ``ArrowTensorTypeV2``."""
-    columns = {name: ArrowTensorArray.from_numpy(column.cpu().numpy()) for name, column in batch.items()}
-    return pa.table(columns)
-
-
-def from_arrow(table: pa.Table) -> dict[str, np.ndarray]:
-    """The reverse of `to_arrow`; vector columns come back as ``(M, width)`` arrays."""
-    return {name: table.column(name).combine_chunks().to_numpy(zero_copy_only=False) for name in table.column_names}

@@ -11,6 +11,8 @@ import torch
 from gymnasium.envs.registration import load_env_creator
 from torch import Tensor
 
+from rllib_damo.environments import is_registered
+
 #: ``(obs (B, obs), actions (B, act), next_obs (B, obs)) -> terminated (B,) bool``; actions in the environment's units.
 TerminationFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -154,15 +156,11 @@ def resolve_termination(
         The rule, taking actions in the environment's units; None if it has to be learned from the dataset.
 
     Raises:
-        ValueError: ``termination_fn`` is not callable, or ``env_config`` holds what the known rule cannot follow.
+        ValueError: ``env_config`` holds what the known rule cannot follow.
     """
     if termination_fn is not None:
-        if not callable(termination_fn):
-            raise ValueError(
-                f"termination_fn must be a function of (obs, actions, next_obs), but found {termination_fn!r}."
-            )
         return termination_fn
-    if not isinstance(env_id, str) or env_id not in KNOWN or _is_registered_with_ray(env_id):
+    if not isinstance(env_id, str) or env_id not in KNOWN or is_registered(env_id):
         return None
     given = dict(env_config or {})
     if given.get("xml_file") is not None:
@@ -180,13 +178,6 @@ def resolve_termination(
             f"{', '.join(sorted(defaults))}."
         )
     return KNOWN[env_id](defaults | (spec.kwargs or {}) | given)
-
-
-def _is_registered_with_ray(env_id: str) -> bool:
-    """Whether the user registered an own environment under this id, which RLlib then prefers to gymnasium's."""
-    from ray.tune.registry import ENV_CREATOR, _global_registry
-
-    return _global_registry.contains(ENV_CREATOR, env_id)
 
 
 def _between(x: Tensor, bounds: tuple[float, float]) -> Tensor:

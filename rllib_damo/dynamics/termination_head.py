@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rllib_damo.adam import FusedAdam
 from rllib_damo.dynamics.adam_state import load_optimizer_state, optimizer_state
+from rllib_damo.networks import mean_and_std
 
 
 class LearnedTermination(nn.Module):
@@ -94,9 +95,9 @@ class TerminationTrainer:
         self._steps_left = 0 if one_sided else num_steps
         self._optimizer = FusedAdam(head.parameters(), lr=1e-3)
         with torch.no_grad():
-            std, mean = torch.std_mean(torch.cat(self._data, dim=-1), dim=0)
+            mean, std = mean_and_std(torch.cat(self._data, dim=-1))
             head.mean.copy_(mean)
-            head.std.copy_(torch.where(std > 1e-6, std, 1.0))
+            head.std.copy_(std)
             unknown = (next_obs[self._terminals] == obs[self._terminals]).all(-1).any()
             head.mask[-obs.shape[1] :] = 0.0 if unknown else 1.0
             ratio = len(self._terminals) / len(self._others) if len(self._others) else math.inf

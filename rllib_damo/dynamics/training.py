@@ -14,6 +14,7 @@ from rllib_damo.dynamics.adam_state import load_optimizer_state, optimizer_state
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble, bounded_gaussian, mlp
 from rllib_damo.dynamics.gradients import Gradients
 from rllib_damo.dynamics.termination_head import TerminationTrainer
+from rllib_damo.networks import PRODUCT_DTYPES, mean_and_std
 
 #: A member counts as improved when its hold-out error falls by this fraction.
 _IMPROVEMENT = 0.01
@@ -80,7 +81,7 @@ class DynamicsTrainer:
         self.device = torch.device(device)
         self._batch_size, self._max_epochs, self._patience = batch_size, max_epochs, max_epochs_since_update
         self._logvar_loss_coef = logvar_loss_coef
-        self._dtype = torch.bfloat16 if precision == "bf16" else None
+        self._dtype = PRODUCT_DTYPES[precision]
         self._generator = torch.Generator().manual_seed(seed)  # the CPU's: the same draws on every device
 
         obs, actions, next_obs, rew = (
@@ -229,13 +230,9 @@ class DynamicsTrainer:
 
     def _set_statistics(self, inputs: Tensor, targets: Tensor) -> None:
         model = self.ensemble
-        for data, mean, std in (
-            (inputs, model.input_mean, model.input_std),
-            (targets, model.target_mean, model.target_std),
-        ):
-            std_, mean_ = torch.std_mean(data, dim=0)
-            mean.copy_(mean_)
-            std.copy_(torch.where(std_ > 1e-6, std_, 1.0))  # a constant column stays as it is
+        statistics = (model.input_mean, model.input_std, model.target_mean, model.target_std)
+        for statistic, value in zip(statistics, (*mean_and_std(inputs), *mean_and_std(targets)), strict=True):
+            statistic.copy_(value)
 
     def _randperm(self, n: int) -> Tensor:
         return torch.randperm(n, generator=self._generator).to(self.device)

@@ -1,0 +1,58 @@
+"""Places of files, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import glob
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from rllib_damo.data.schema import DataError
+
+
+def cache_root() -> Path:
+    """``$RLLIB_DAMO_CACHE``, or else ``~/.cache/rllib_damo``."""
+    return Path(os.environ.get("RLLIB_DAMO_CACHE") or "~/.cache/rllib_damo").expanduser().absolute()
+
+
+def absolute(place: Any) -> Any:
+    """A path as absolute text; what is none as it is. In a trial's own folder, relative ones are of the search's."""
+    if not isinstance(place, (str, Path)) or not place:
+        return place
+    return os.path.abspath(os.path.join(os.environ.get("TUNE_ORIG_WORKING_DIR", ""), os.path.expanduser(place)))
+
+
+def absolute_input(place: Any) -> Any:
+    """Paths that are there, and patterns of such, as absolute text; other text (a name, an address) as it is."""
+    if isinstance(place, (list, tuple)):
+        return [*map(absolute_input, place)]
+    return place if isinstance(place, str) and not glob.glob(absolute(place)) else absolute(place)
+
+
+@contextmanager
+def new_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[Path]:
+    """A name to write to, in the same folder; what is there becomes ``path`` when the block ends, whole or not at all.
+
+    Raises:
+        DataError: if ``path`` exists and `overwrite` is not set; nothing has been done then.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise DataError(f"{path} exists; choose another name, or replace it by overwrite=True (--overwrite).")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".writing-{uuid.uuid4().hex}-{path.name}")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """As `new_file`, a file to write into."""
+    with new_file(path) as scratch, scratch.open("wb") as file:
+        yield file
