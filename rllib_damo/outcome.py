@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from ray.tune.result import TRAINING_ITERATION
 from rich.console import Console
 
 from rllib_damo import storage
@@ -91,7 +92,10 @@ def _tell_checkpoints(trial: Result, metric: str, place: str, options: str) -> N
     score, best = _best(trial, metric)
     if best is not None:
         console.print(f"Best checkpoint: {storage.address(best.path, place)} ({metric} {score:.1f})")
-    console.print(f"Last checkpoint: {storage.address(trial.checkpoint.path, place)}")
+    iterations = {kept.path: metrics.get(TRAINING_ITERATION) for kept, metrics in trial.best_checkpoints or []}
+    iteration = iterations.get(trial.checkpoint.path)  # --resume goes on from there
+    of = "" if iteration is None else f" (iteration {iteration})"
+    console.print(f"Last checkpoint: {storage.address(trial.checkpoint.path, place)}{of}")
     played = quote(storage.address((best or trial.checkpoint).path, place))
     console.print(f"Evaluate it:     rllib evaluate {played} --episodes 10{options}")
 
