@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-_CONSTRUCTOR = "class_and_ctor_args.pkl"
+CONSTRUCTOR = "class_and_ctor_args.pkl"
 
 
 class CheckpointError(ValueError):
@@ -38,14 +39,19 @@ def checkpoint_dir(path: str | Path) -> Path:
         raise CheckpointError(f"no checkpoint at {folder}: there is no such folder.")
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; a checkpoint is a folder, such as .../checkpoint_000009.")
-    if (folder / COMPONENT_LEARNER_GROUP).is_dir() and (folder / _CONSTRUCTOR).is_file():
+    if (folder / COMPONENT_LEARNER_GROUP).is_dir() and (folder / CONSTRUCTOR).is_file():
         return folder
     inner = sorted(found for depth in ("*", "*/*") for found in folder.glob(f"{depth}/{COMPONENT_LEARNER_GROUP}"))
+    raise no_checkpoint(folder, [str(found.parent) for found in inner])
+
+
+def no_checkpoint(place: str | Path, inner: Sequence[str]) -> CheckpointError:
+    """The error for a folder or address that is no checkpoint, but may hold some."""
     if inner:
-        shown = "\n  ".join(str(found.parent) for found in inner[-10:])
-        raise CheckpointError(f"{folder} is no checkpoint itself, but holds some; pass one of them:\n  {shown}")
-    raise CheckpointError(
-        f"{folder} holds no RLlib checkpoint (no {COMPONENT_LEARNER_GROUP}/ and {_CONSTRUCTOR}). Pass a folder written "
+        shown = "\n  ".join(inner[-10:])
+        return CheckpointError(f"{place} is no checkpoint itself, but holds some; pass one of them:\n  {shown}")
+    return CheckpointError(
+        f"{place} holds no RLlib checkpoint (no {COMPONENT_LEARNER_GROUP}/ and {CONSTRUCTOR}). Pass a folder written "
         "by `rllib train` or `algo.save_to_path()`."
     )
 
@@ -57,7 +63,7 @@ def module_dir(checkpoint: str | Path, module_id: str = "default_policy") -> Pat
         CheckpointError: no checkpoint, or no module of that name in it.
     """
     given = Path(checkpoint).expanduser().absolute()
-    if (given / "module_state.pkl").is_file() and (given / _CONSTRUCTOR).is_file():
+    if (given / "module_state.pkl").is_file() and (given / CONSTRUCTOR).is_file():
         return given
     modules = checkpoint_dir(given) / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE
     if not (modules / module_id).is_dir():
@@ -75,7 +81,7 @@ def load_config(checkpoint: str | Path, algorithm: type[Algorithm] | None = None
         checkpoint: an Algorithm's checkpoint folder.
         algorithm: the Algorithm's class, if it isn't to be taken from the checkpoint.
     """
-    file = checkpoint_dir(checkpoint) / _CONSTRUCTOR
+    file = checkpoint_dir(checkpoint) / CONSTRUCTOR
     try:
         with file.open("rb") as stream:
             stored = pickle.load(stream)

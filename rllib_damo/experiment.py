@@ -19,6 +19,7 @@ from ray.tune.schedulers import SCHEDULER_IMPORT, create_scheduler
 from ray.tune.search.variant_generator import generate_variants, parse_spec_vars
 
 from rllib_damo import storage
+from rllib_damo.addresses import without_password
 from rllib_damo.cli_inputs import UsageError
 from rllib_damo.config import DAMOConfig
 from rllib_damo.data.offline_data import DAMOOfflineData
@@ -96,7 +97,7 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
             tuner = tune.Tuner.restore(to_resume, trainable=algorithm, resume_errored=True)
         else:
             name = f"{options.name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-            console.print(f"Results go to {name} in {place}")
+            console.print(f"Results go to {name} in {without_password(place)}")
             tuner = tune.Tuner(
                 config.algo_class,
                 param_space=config,
@@ -266,6 +267,10 @@ def _init_ray(options: RunOptions) -> None:
         )
     except (ConnectionError, ValueError) as error:
         raise UsageError(f"--ray-address {options.ray_address}: {error}") from error
+    except OSError as error:
+        raise UsageError(
+            f"Ray cannot be started: {error}. It needs a home folder (HOME) that can be written."
+        ) from error
 
 
 def _check_resources(config: AlgorithmConfig) -> None:

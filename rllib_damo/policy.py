@@ -14,6 +14,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 
 from rllib_damo.checkpoints import CheckpointError, module_dir
 from rllib_damo.spaces import from_unit
+from rllib_damo.storage import local_copy
 
 
 class Policy:
@@ -74,17 +75,20 @@ def load_policy(checkpoint: str | Path, *, module_id: str = "default_policy", de
     The checkpoint's pickles are executed on loading: load only those that you trust.
 
     Args:
-        checkpoint: an Algorithm's checkpoint folder, or an RLModule's inside it.
+        checkpoint: an Algorithm's checkpoint folder or its address (``s3://...``), or an RLModule's inside it.
         module_id: name of the module; RLlib calls the only one of a single-agent algorithm "default_policy".
         device: torch device.
 
     Raises:
         CheckpointError: if there is no such checkpoint or module, or it can't be read.
     """
-    folder = module_dir(checkpoint, module_id)
-    try:
-        module = RLModule.from_checkpoint(str(folder))
-    except (pickle.UnpicklingError, EOFError, ImportError, AttributeError, KeyError, OSError) as error:
-        raise CheckpointError(f"the module in {folder} cannot be read ({type(error).__name__}: {error}).") from error
+    with local_copy(checkpoint) as place:
+        folder = module_dir(place, module_id)
+        try:
+            module = RLModule.from_checkpoint(str(folder))
+        except (pickle.UnpicklingError, EOFError, ImportError, AttributeError, KeyError, OSError) as error:
+            raise CheckpointError(
+                f"the module in {folder} cannot be read ({type(error).__name__}: {error})."
+            ) from error
     assert isinstance(module, TorchRLModule)
     return Policy(module, device)

@@ -9,17 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow as pa
 from pyarrow import fs
+from ray.rllib.core import COMPONENT_LEARNER_GROUP
 
-from rllib_damo.checkpoints import CheckpointError
+from rllib_damo.addresses import address, connect, why, without_password
+from rllib_damo.checkpoints import CONSTRUCTOR, CheckpointError, no_checkpoint
 from rllib_damo.cli_inputs import UsageError
 
 DEFAULT = "~/ray_results"
+_INSIDE = f"/{COMPONENT_LEARNER_GROUP}/"
 
 
 def check(path: str | None) -> str:
-    """The storage of a run: an address as it is given, or the absolute path of a folder, which is made.
+    """The storage of a run: an address as it is given, or the absolute path of a folder; there is a folder then.
 
     Raises:
         UsageError: if pyarrow has no such storage, or the folder can't be made.
@@ -27,16 +29,17 @@ def check(path: str | None) -> str:
     path = path or os.environ.get("RAY_AIR_LOCAL_CACHE_DIR") or DEFAULT
     if "://" in path:
         try:
-            fs.FileSystem.from_uri(path)
-        except (OSError, pa.ArrowException) as error:
-            raise UsageError(f"--storage-path {path}: no storage that pyarrow knows ({error}).") from error
+            filesystem, folder = connect(path)
+            filesystem.create_dir(folder)
+        except Exception as error:
+            raise UsageError(f"--storage-path {without_password(path)}: cannot be written: {why(error)}") from error
         return path
-    folder = Path(path).expanduser().absolute()
+    local = Path(path).expanduser().absolute()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        local.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--storage-path: {folder} can't be made ({error.strerror}).") from error
-    return str(folder)
+        raise UsageError(f"--storage-path: {local} can't be made ({error.strerror}).") from error
+    return str(local)
 
 
 def latest_run(storage: str, name: str) -> str:
@@ -46,24 +49,15 @@ def latest_run(storage: str, name: str) -> str:
         UsageError: if there is none, or the storage can't be read.
     """
     try:
-        filesystem, path = fs.FileSystem.from_uri(storage)
+        filesystem, path = connect(storage)
         found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
         folders = sorted(info.path for info in found if re.fullmatch(rf"{re.escape(name)}_\d[\d_-]*", info.base_name))
         runs = [run for run in folders if filesystem.get_file_info(f"{run}/tuner.pkl").is_file]
-    except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"--resume: {storage} cannot be read: {error}") from error
+    except Exception as error:
+        raise UsageError(f"--resume: {without_password(storage)} cannot be read: {why(error)}") from error
     if not runs:
-        raise UsageError(f"--resume: {storage} has no run of the name {name!r}.")
+        raise UsageError(f"--resume: {without_password(storage)} has no run of the name {name!r}.")
     return address(runs[-1], storage)
-
-
-def address(path: str, storage: str) -> str:
-    """A path in `storage` as users can pass it on: pyarrow's leave out the scheme and the parameters."""
-    scheme, remote, rest = storage.partition("://")
-    if not remote or path.startswith("/"):
-        return path
-    _, mark, parameters = rest.partition("?")
-    return f"{scheme}://{path}{mark}{parameters}"
 
 
 @contextmanager
@@ -76,10 +70,20 @@ def local_copy(checkpoint: str | Path) -> Iterator[Path]:
     if "://" not in str(checkpoint):
         yield Path(checkpoint)
         return
+    shown = without_password(str(checkpoint)).rstrip("/")
     with tempfile.TemporaryDirectory(prefix="rllib_damo_") as folder:
         try:
-            filesystem, path = fs.FileSystem.from_uri(str(checkpoint))
+            filesystem, path = connect(str(checkpoint).rstrip("/"))
+            if not filesystem.get_file_info(f"{path}/{CONSTRUCTOR}").is_file:
+                found = [info.path for info in filesystem.get_file_info(fs.FileSelector(path, recursive=True))]
+                inner = {path.split(_INSIDE)[0] for path in found if _INSIDE in path}
+                raise no_checkpoint(shown, sorted(address(path, shown) for path in inner))
             fs.copy_files(path, folder, source_filesystem=filesystem)
-        except (OSError, pa.ArrowException) as error:
-            raise CheckpointError(f"no checkpoint could be read at {checkpoint}: {error}") from error
-        yield Path(folder)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"no checkpoint could be read at {shown}: {why(error)}") from error
+        try:
+            yield Path(folder)
+        except CheckpointError as error:  # not the folder, which is gone by then
+            raise CheckpointError(str(error).replace(folder, shown)) from error

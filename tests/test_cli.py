@@ -187,7 +187,7 @@ BAD_COMMANDS = {
     ("train", "file", "FILE", "--checkpoint-freq", "-1"): "--checkpoint-freq",
     ("train", "file", "FILE", "--wandb-project", "p"): "pip install wandb",
     ("train", "file", "FILE", "--storage-path", "FILE/under"): "can't be made",
-    ("train", "file", "FILE", "--storage-path", "nosuch://x"): "no storage that pyarrow knows",
+    ("train", "file", "FILE", "--storage-path", "nosuch://x"): "There are s3://, gs://",
     ("train", "file", "FILE", "--storage-path", "FOLDER", "--resume"): "has no run of the name 'ppo_pendulum'",
     ("train", "--algo", "damo", "--env", "Pendulum-v1"): "Did you mean 'DAMO'",
     ("train", "--algo", "PPPO", "--env", "Pendulum-v1"): "Did you mean 'PPO'",
@@ -237,6 +237,18 @@ def test_a_display_that_does_not_answer(
     monkeypatch.setattr("sys.platform", "linux")
     assert cli.invoke(["evaluate", str(ppo_file.parent), "--render"]) == USAGE
     assert "DISPLAY=:987 cannot be opened" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "code"), [(OSError("disk full"), FAILED), (UsageError("wrong"), USAGE)])
+def test_errors_are_told_in_a_line(
+    error: Exception, code: int, ppo_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "run", fail)
+    assert cli.invoke(["train", "file", str(ppo_file)]) == code
+    assert capfd.readouterr().err == f"Error: {error}\n"
 
 
 def test_stop_on_evaluation_that_never_happens(ppo_file: Path, capfd: pytest.CaptureFixture) -> None:

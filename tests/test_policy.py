@@ -35,6 +35,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_addresses_are_taken(checkpoint: Path, policy: Policy) -> None:
+    obs = np.ones(3, np.float32)
+    np.testing.assert_array_equal(load_policy(f"file://{checkpoint}")(obs), policy(obs))
+
+
 @pytest.fixture(scope="module")
 def policy(checkpoint: Path) -> Policy:
     return load_policy(checkpoint)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rllib_damo import storage
-from rllib_damo.checkpoints import CheckpointError
+from rllib_damo.addresses import address
+from rllib_damo.checkpoints import CONSTRUCTOR, CheckpointError, checkpoint_dir
 from rllib_damo.cli_inputs import UsageError
 
 
@@ -45,23 +46,33 @@ def test_no_run_in_a_storage_that_is_not_there(tmp_path: Path) -> None:
         ("/results/run", "/results", "/results/run"),
         ("/results/run", "file:///results", "/results/run"),
         ("bucket/run", "s3://bucket", "s3://bucket/run"),
+        ("bucket/a run#1", "s3://key:secret@bucket", "s3://bucket/a%20run%231"),
         ("bucket/run", "s3://bucket?scheme=http&endpoint_override=h:1", "s3://bucket/run?scheme=http&endpoint_override=h:1"),
     ],
 )  # fmt: skip
 def test_address_can_be_passed_on(path: str, place: str, expected: str) -> None:
-    assert storage.address(path, place) == expected
+    assert address(path, place) == expected
 
 
-def test_check_makes_a_folder_and_leaves_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_makes_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage.check("a/b") == str(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
     assert storage.check(f"file://{tmp_path}/c") == f"file://{tmp_path}/c"
+    assert (tmp_path / "c").is_dir()
+    (tmp_path / "taken").touch()
+    with pytest.raises(
+        UsageError, match=rf"--storage-path file://{tmp_path}/taken/d: cannot be written: .*Check the a"
+    ):
+        storage.check(f"file://{tmp_path}/taken/d")
+    with pytest.raises(UsageError, match=r"--storage-path S3://bucket: .*\. There are s3://, gs://, "):
+        storage.check("S3://bucket")
 
 
 def test_local_copy(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "file").write_text("content")
+    (tmp_path / CONSTRUCTOR).touch()
     with storage.local_copy(tmp_path) as folder:
         assert folder == tmp_path
     with storage.local_copy(f"file://{tmp_path}") as folder:
@@ -69,9 +80,28 @@ def test_local_copy(tmp_path: Path) -> None:
         assert (folder / "inner" / "file").read_text() == "content"
     assert not folder.exists()
     assert (tmp_path / "inner" / "file").exists()
-    for address in (f"file://{tmp_path}/nowhere", "nosuch://x"):
+    for place in (f"file://{tmp_path}/nowhere", "nosuch://x"):
         with (
-            pytest.raises(CheckpointError, match=f"no checkpoint could be read at {address}"),
-            storage.local_copy(address),
+            pytest.raises(CheckpointError, match=f"no checkpoint could be read at {place}"),
+            storage.local_copy(place),
         ):
             pass
+
+
+def test_what_is_no_checkpoint_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("run/trial 1/checkpoint_000001", "run/trial 1/checkpoint_000002"):
+        (tmp_path / name / "learner_group").mkdir(parents=True)
+        (tmp_path / name / "learner_group" / CONSTRUCTOR).touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.fs, "copy_files", lambda *_, **__: pytest.fail("copied"))
+        with (
+            pytest.raises(
+                CheckpointError, match=r"file://.*/run is no checkpoint itself.*\n  .*/trial 1/checkpoint_000001\n"
+            ),
+            storage.local_copy(f"file://{tmp_path}/run/"),
+        ):
+            pass
+    (tmp_path / "run" / CONSTRUCTOR).touch()
+    place = f"file://{tmp_path}/run"
+    with pytest.raises(CheckpointError, match=f"^{place} is no checkpoint itself"), storage.local_copy(place) as folder:
+        checkpoint_dir(folder)

@@ -1,0 +1,47 @@
+"""Addresses (``s3://...``) of what is elsewhere: opened through pyarrow, and told of without their passwords."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+from pyarrow import fs
+
+
+def connect(address: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of an address (or of an absolute path), and the path on it.
+
+    Raises:
+        Exception: of a class that depends on the filesystem, which may also fail later; `why` tells of it.
+    """
+    scheme, remote, rest = address.partition("://")
+    if remote and "#" in rest:
+        raise ValueError("a # is not a part of it")
+    if scheme in ("gs", "gcs") and "retry_limit_seconds" not in rest:  # pyarrow's own limit is a quarter of an hour
+        address += f"{'&' if '?' in rest else '?'}retry_limit_seconds=60"
+    return fs.FileSystem.from_uri(address)
+
+
+def why(error: Exception) -> str:
+    """What an error at an address says, its first line, and the mend."""
+    text = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+    mend = "Check the address, the network and the credentials."
+    if "Unrecognized filesystem type" in text:
+        mend = "There are s3://, gs://, abfs://, hdfs:// and file://, and for Minari's datasets minari://."
+    elif " URI: " in text or text.startswith("a #"):
+        mend = "In an address write %20 for a space, %23 for #, %3F for ?; of globs only * and ** work."
+    return f"{without_password(text)}. {mend}"
+
+
+def address(path: str, place: str) -> str:
+    """A path of `connect(place)` as users can pass it on: pyarrow's leave out the scheme and the parameters."""
+    scheme, remote, rest = place.partition("://")
+    if not remote or path.startswith("/"):
+        return path
+    _, mark, parameters = rest.partition("?")
+    return f"{scheme}://{quote(path, safe='/:=+,@~!$&()*;')}{mark}{parameters}"
+
+
+def without_password(text: str) -> str:
+    """Text with the `user:password@` of its addresses left out."""
+    return re.sub(r"://[^\s/:@]*:[^\s@]*@", "://", text)
