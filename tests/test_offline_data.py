@@ -5,17 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.fs
+import pyarrow.parquet as pq
 import pytest
 import ray
+import ray.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.exceptions import RayTaskError
+from ray.util.placement_group import placement_group
 
 from rllib_damo import DAMOConfig
 from rllib_damo.arrow import from_arrow, to_arrow
 from rllib_damo.data import offline_data
 from rllib_damo.data.d4rl import write_d4rl
 from rllib_damo.data.offline_data import DAMOOfflineData, windows
-from rllib_damo.data.parquet import write_parquet
+from rllib_damo.data.parquet import ParquetReader, write_parquet
 from rllib_damo.data.schema import DataError, Transitions, concatenate
 from rllib_damo.spaces import to_unit
 from tests.data_helpers import (
@@ -169,9 +173,46 @@ def test_arrow_and_back() -> None:
     assert_equal(Transitions(**from_arrow(table.slice(5, 20))), DATA.slice(5, 25, mark_cut=False))
 
 
+def test_a_row_group_is_read_by_one_task_and_splits_are_made_once(tmp_path, monkeypatch) -> None:
+    write_parquet(DATA, tmp_path / "all.parquet")
+    pq.write_table(pq.read_table(tmp_path / "all.parquet"), tmp_path / "a.parquet", row_group_size=60)
+    asked = []
+    splits = ParquetReader.splits
+    monkeypatch.setattr(ParquetReader, "splits", lambda *arguments: asked.append(arguments) or splits(*arguments))
+    monkeypatch.setattr(ray.data, "read_datasource", lambda source, **options: (source, options))
+    source, options = _offline(str(tmp_path / "a.parquet"), max_dataset_rows=40).data  # type: ignore[misc]
+    read = [list(task()) for task in source.get_read_tasks(options["override_num_blocks"])]
+    assert [[len(block) for block in blocks] for blocks in read] == [[31, 25, 40], [4]]
+    assert_equal(concatenate([Transitions(**from_arrow(block)) for blocks in read for block in blocks]), DATA)
+    assert len(asked) == 1
+
+
+def test_what_stops_a_stream_is_told_in_a_line(path, monkeypatch) -> None:
+    cause = DataError(
+        "s3://b/x.parquet: cannot be read: curlCode 7.\nFailed to apply UDF\nTo change retry attempts, ..."
+    )
+
+    class Dataset:
+        def iter_batches(self, **options: object) -> Iterator[object]:
+            raise RayTaskError("read", "a long traceback", cause)
+            yield
+
+    offline = _offline(path, max_dataset_rows=60)
+    offline._dataset = Dataset()  # type: ignore[assignment]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    with pytest.raises(DataError) as caught:
+        _ = offline.transitions
+    assert str(caught.value) == (
+        f"{path}: reading stopped: s3://b/x.parquet: cannot be read: curlCode 7. With that mended, "
+        "`rllib train --resume` goes on from the last checkpoint."
+    )
+
+
 @pytest.fixture(scope="module")
 def _ray() -> Iterator[None]:
+    """A Ray whose CPUs are all taken, as by a trial."""
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.get(placement_group([{"CPU": 2}]).ready())
     yield
     ray.shutdown()
 

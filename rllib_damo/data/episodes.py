@@ -58,8 +58,8 @@ class EpisodesReader(FilesReader):
     def _check_columns(self, path: str, present: list[str]) -> None:
         if present != ["item"]:
             raise DataError(
-                f"{path}: columns {sorted(present)}, where {self.files.paths[0]} has recorded episodes in a column "
-                "'item'; keep the two kinds in folders of their own."
+                f"{path}: columns {sorted(present)}, where {self.files.shown(self.files.paths[0])} has recorded "
+                "episodes in a column 'item'; keep the two kinds in folders of their own."
             )
 
     def _join(self, chunks: list[_Chunk]) -> Transitions:

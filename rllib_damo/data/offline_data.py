@@ -12,8 +12,10 @@ import pyarrow.fs
 import ray
 from ray.data import DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
+from ray.exceptions import RayError
 from ray.rllib.offline.offline_data import OfflineData
 
+from rllib_damo.addresses import without_password
 from rllib_damo.arrow import from_arrow, to_arrow
 from rllib_damo.data.reader import Conventions, Reader
 from rllib_damo.data.schema import DataError, Transitions, check, concatenate
@@ -96,10 +98,11 @@ class DAMOOfflineData(OfflineData):
                 rows = min(self.max_rows or _ROWS_PER_BLOCK, _ROWS_PER_BLOCK)
                 context = DataContext.get_current().copy()
                 context.execution_options.preserve_order = True
-                tasks = sum(len(reader.splits(rows)) for reader in self._resolved())
+                tasks = [(reader, splits) for reader in self._resolved() for splits in reader.tasks(rows)]
                 with DataContext.current(context):
+                    # without CPUs of their own, and so few at a time: they must run where a trial holds all CPUs
                     self._dataset = ray.data.read_datasource(
-                        _TransitionsSource(self._resolved(), rows), override_num_blocks=max(tasks, 1)
+                        _TransitionsSource(tasks), override_num_blocks=max(len(tasks), 1), num_cpus=0, concurrency=2
                     )
         return self._dataset
 
@@ -132,10 +135,7 @@ class DAMOOfflineData(OfflineData):
         """One pass over the data in checked windows, through Ray Data where Ray runs, else in this process."""
         assert self.max_rows is not None
         if ray.is_initialized():
-            batches = self.data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-            parts: Iterable[Transitions] = (
-                Transitions(**from_arrow(batch), name=str(self.path)) for batch in batches if len(batch)
-            )
+            parts: Iterable[Transitions] = self._through_ray()
         else:
             parts = (
                 reader.read(*unit_range)
@@ -148,7 +148,20 @@ class DAMOOfflineData(OfflineData):
             found = True
             yield window
         if not found:
-            raise DataError(f"{self.path}: there are no transitions.")
+            raise DataError(f"{without_password(str(self.path))}: there are no transitions.")
+
+    def _through_ray(self) -> Iterator[Transitions]:
+        name = without_password(str(self.path))
+        try:
+            for batch in self.data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+                if len(batch):
+                    yield Transitions(**from_arrow(batch), name=name)
+        except RayError as error:  # its text is a remote traceback, and Ray Data's advice on its own settings
+            cause = str(getattr(error, "cause", error)).partition("\nFailed to ")[0]
+            raise DataError(
+                f"{name}: reading stopped: {' '.join(cause.split())} With that mended, `rllib train --resume` goes on "
+                "from the last checkpoint."
+            ) from error
 
     def _resolved(self) -> list[Reader]:
         if self._readers is None:
@@ -209,12 +222,11 @@ def windows(parts: Iterable[Transitions], max_rows: int) -> Iterator[Transitions
 
 
 class _TransitionsSource(Datasource):
-    """Ray Data's view of the readers: one read task a split, which gives one block."""
+    """Ray Data's view of the readers' tasks: each split gives one block."""
 
-    def __init__(self, readers: list[Reader], rows_per_block: int) -> None:
+    def __init__(self, tasks: list[tuple[Reader, list[tuple[int, int]]]]) -> None:
         super().__init__()
-        self._readers = readers
-        self._rows_per_block = rows_per_block
+        self._tasks = tasks
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -222,13 +234,12 @@ class _TransitionsSource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        tasks = []
-        for reader in self._readers:
-            for start, stop in reader.splits(self._rows_per_block):
-                metadata = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
-                tasks.append(ReadTask(_read_task(reader, start, stop), metadata, per_task_row_limit=per_task_row_limit))
-        return tasks
+        metadata = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+        return [
+            ReadTask(_read_task(reader, splits), metadata, per_task_row_limit=per_task_row_limit)
+            for reader, splits in self._tasks
+        ]
 
 
-def _read_task(reader: Reader, start: int, stop: int) -> Callable[[], Iterable[pa.Table]]:
-    return lambda: [to_arrow(reader.read(start, stop).arrays())]
+def _read_task(reader: Reader, splits: list[tuple[int, int]]) -> Callable[[], Iterable[pa.Table]]:
+    return lambda: (to_arrow(reader.read(start, stop).arrays()) for start, stop in splits)

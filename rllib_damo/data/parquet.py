@@ -82,8 +82,8 @@ class ParquetReader(FilesReader):
         more = sorted(found[key] for key in found.keys() - names.keys())
         if more:
             raise DataError(
-                f"{path}: column(s) {more} are not in the first file, {self.files.paths[0]}; all files must have them, "
-                "or none."
+                f"{path}: column(s) {more} are not in the first file, {self.files.shown(self.files.paths[0])}; all "
+                "files must have them, or none."
             )
 
     def _columns(self, names: dict[str, str], start: int, stop: int) -> dict[str, np.ndarray]:

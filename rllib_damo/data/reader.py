@@ -56,6 +56,10 @@ class Reader(ABC):
     def splits(self, max_rows: int) -> list[tuple[int, int]]:
         """Unit ranges covering the data, about `max_rows` transitions each, cut at episode ends where there are any."""
 
+    def tasks(self, max_rows: int) -> list[list[tuple[int, int]]]:
+        """The `splits`, those together that one process reads with less effort than several would."""
+        return [[split] for split in self.splits(max_rows)]
+
     def num_rows(self) -> int | None:
         """Number of transitions where it is known without reading them (readers may drop a few rows), else None."""
         return None
