@@ -7,9 +7,11 @@ import h5py
 import minari
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
+from rllib_damo.data import parquet_files
 from rllib_damo.data.d4rl import write_d4rl
 from rllib_damo.data.info import report
 from rllib_damo.data.minari_io import write_minari
@@ -264,8 +266,14 @@ def test_globs_and_names_that_look_like_one(tmp_path, monkeypatch) -> None:
     for name, data in parts.items():
         write_parquet(data, tmp_path / "data[1]" / name)
     monkeypatch.chdir(tmp_path / "data[1]")
+    for name in ("_a.parquet", ".b.parquet", "_old/c.parquet", "old/.er/d.pq"):
+        write_parquet(make_transitions((6,)), tmp_path / "data[1]" / name)
     for name, lengths in (
         (tmp_path / "data[1]", [1, 2, 3, 4, 5]),
+        ("_*.parquet", [6]),
+        (".*.parquet", [6]),
+        ("_old", [6]),
+        ("**/.er/*.pq", [6]),
         (tmp_path / "data[1]" / "*.parquet", [1, 5]),
         (tmp_path / "data[[]1]" / "?.parquet", [1]),
         ("o*/*.parquet", [3]),
@@ -281,7 +289,7 @@ def test_globs_and_names_that_look_like_one(tmp_path, monkeypatch) -> None:
     ("name", "message"),
     [
         ("hoper-medium", "Did you mean hopper-medium"),
-        ("minari://test/mime-v0", "Did you mean test/mine-v0"),
+        ("hopper-medium-v2", "no dataset of this name. Did you mean hopper-medium"),
         ("{tmp}/dato.hdf5", r"no such file.*data\.hdf5"),
         ("{tmp}/dato.parquet", "no such file"),
         ("{tmp}/*.parquet", "no Parquet file there"),
@@ -290,8 +298,8 @@ def test_globs_and_names_that_look_like_one(tmp_path, monkeypatch) -> None:
         ("{tmp}/*.parquet/*.parquet", "no Parquet file there"),
         ("{tmp}/notes.txt", "files are read that end"),
         ("something", "There are the short names"),
-        ("ftp://host/data.parquet", "cannot be reached"),
-        ("s3://bucket/data.hdf5", "local files only"),
+        ("ftp://host/data.parquet", r"cannot be reached: .*\. There are s3://, gs://"),
+        ("s3://key:secret@bucket/data.hdf5", "^s3://bucket/data.hdf5: .* local files only"),
         ("", "name a dataset as text"),
         ([], "empty list"),
         ("../../etc-v0", "no dataset of this name|downloading it failed"),
@@ -316,6 +324,24 @@ def test_a_minari_id_that_cannot_be_downloaded(monkeypatch) -> None:
         load("minari://D4RL/door/human-v2")
 
 
+@pytest.mark.parametrize(
+    "name", ["minari://D4RL/hopper/medium-v0", "mujoco/hopper/medium-v0", "minari://hopper-medium-v0"]
+)
+def test_an_id_near_to_a_known_name_is_downloaded(name, monkeypatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(minari, "download_dataset", lambda dataset_id: asked.append(dataset_id) or 1 / 0)
+    with pytest.raises(DataError, match=r"downloading it failed \(ZeroDivisionError.* Did you mean hopper-medium"):
+        load(name)
+    assert asked == [name.removeprefix("minari://")]
+
+
+def test_a_half_downloaded_dataset_is_told(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(minari, "download_dataset", lambda dataset_id: pytest.fail("asked for"))
+    (tmp_path / "minari" / "D4RL" / "door" / "human-v2" / "data").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"door/human-v2: an incomplete dataset, .*Delete the folder"):
+        load("minari://D4RL/door/human-v2")
+
+
 def test_a_short_name_is_made_once(monkeypatch) -> None:
     from rllib_damo.data import behavior
 
@@ -331,3 +357,52 @@ def test_a_short_name_is_made_once(monkeypatch) -> None:
     for _ in range(2):
         assert_equal(load("hopper-medium"), data)
     assert made == ["hopper-medium"]
+
+
+class _Remote:
+    """A filesystem where one method fails."""
+
+    def __init__(self, method: str, error: Exception) -> None:
+        self._method, self._error = method, error
+
+    def __getattr__(self, name: str):
+        if name == self._method:
+            raise self._error
+        return getattr(pyarrow.fs.LocalFileSystem(), name)
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "message"),
+    [
+        (
+            "get_file_info",
+            pa.ArrowException("Failed to get token\nSee"),
+            r"/x: cannot be reached: Failed to get token\. Ch",
+        ),
+        (
+            "get_file_info",
+            ConnectionError(),
+            r"/x: cannot be reached: ConnectionError\. Check the address, the network",
+        ),
+        (
+            "open_input_file",
+            OSError("ACCESS_DENIED"),
+            r"/x/a\.parquet: cannot be read: ACCESS_DENIED\. Check the address",
+        ),
+        ("open_input_file", RuntimeError("gone"), r"/x/a\.parquet: cannot be read: gone\. Check the address"),
+        ("open_input_file", pa.ArrowInvalid("magic"), r"/x/a\.parquet: not a readable Parquet file \(magic\)\. Copy"),
+    ],
+)
+def test_what_fails_at_an_address_is_named_with_it(tmp_path, monkeypatch, method, error, message) -> None:
+    write_parquet(make_transitions(), tmp_path / "x" / "a.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parquet_files, "connect", lambda address: (_Remote(method, error), "x"))
+    with pytest.raises(DataError, match=f"^s3:/{message}"):
+        load("s3://key:secret@x")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch) -> None:
+    path = write_parquet(make_transitions(), tmp_path / "a.parquet")
+    monkeypatch.setattr(pq, "ParquetFile", lambda file: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(DataError, match=rf"^{path}: cannot be read \(.*Permission denied\)\. Check its permissions\.$"):
+        load(path)

@@ -34,9 +34,24 @@ METADATA_FILE = "metadata.json"
 CACHE_ABOVE_EPISODES = 4000
 
 
+def dataset_place(dataset_id: str = "") -> Path:
+    """Where a dataset is, or would be; by default the folder of all of them, which Minari makes.
+
+    Raises:
+        DataError: if it cannot be made.
+    """
+    try:
+        return get_dataset_path(dataset_id)
+    except OSError as error:
+        raise DataError(
+            f"Minari's folder of datasets cannot be made ({error}). Name a writable one in the environment variable "
+            "MINARI_DATASETS_PATH."
+        ) from error
+
+
 def local_ids() -> list[str]:
     """Ids of the Minari datasets on this machine, sorted."""
-    root = get_dataset_path()
+    root = dataset_place()
     found = []
     for folder, subfolders, _ in os.walk(root):
         if "data" in subfolders and (Path(folder) / "data" / METADATA_FILE).exists():
@@ -48,7 +63,7 @@ def local_ids() -> list[str]:
 
 def local_path(dataset_id: str) -> Path | None:
     """Folder with the files of a local Minari dataset, or None where it is not on this machine."""
-    path = get_dataset_path(dataset_id) / "data"
+    path = dataset_place(dataset_id) / "data"
     return path if (path / METADATA_FILE).exists() else None
 
 
@@ -90,7 +105,7 @@ def write_minari(
         raise DataError(
             f"{dataset_id!r} is no Minari dataset id; write (namespace/)name-vN, such as hopper/medium-v0."
         ) from error
-    place = get_dataset_path(dataset_id)
+    place = dataset_place(dataset_id)
     if place.exists() and not overwrite:
         raise DataError(
             f"A Minari dataset {dataset_id!r} exists at {place}; choose another id, or replace it by overwrite=True "

@@ -19,7 +19,7 @@ from minari.serialization import deserialize_space
 
 from rllib_damo.data import flat_cache
 from rllib_damo.data.columns import as_flags, as_float_matrix
-from rllib_damo.data.minari_io import CACHE_ABOVE_EPISODES, MAIN_FILE, METADATA_FILE, local_path
+from rllib_damo.data.minari_io import CACHE_ABOVE_EPISODES, MAIN_FILE, METADATA_FILE, dataset_place, local_path
 from rllib_damo.data.parquet import column_to_numpy
 from rllib_damo.data.reader import Reader
 from rllib_damo.data.schema import DataError, Transitions
@@ -170,19 +170,22 @@ def _narrow(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float32) if dtype.kind == "f" and dtype.itemsize > 4 else dtype
 
 
-def download(dataset_id: str) -> Path:
-    """Fetch a Minari dataset from the remote that Minari is set up for.
+def download(dataset_id: str, hint: str = "") -> Path:
+    """Fetch a Minari dataset from the remote that Minari is set up for; `hint` ends the message where that fails.
 
     Raises:
         DataError: if it cannot be had, telling a missing network from an unknown id as far as Minari does.
     """
+    folder = dataset_place(dataset_id)
+    if folder.exists():  # Minari would leave it so
+        raise DataError(f"{folder}: an incomplete dataset, without {METADATA_FILE}. Delete the folder and try again.")
     try:
         minari.download_dataset(dataset_id)
     except Exception as error:  # the remotes raise what their HTTP clients do
         raise DataError(
             f"Minari dataset {dataset_id!r} is not on this machine, and downloading it failed "
             f"({type(error).__name__}: {error}). Check the id and the network, "
-            "or make a dataset with `rllib-damo data make`."
+            f"or make a dataset with `rllib-damo data make`.{hint}"
         ) from error
     path = local_path(dataset_id)
     if path is None:

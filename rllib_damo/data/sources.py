@@ -11,6 +11,7 @@ from typing import TypeAlias
 import gymnasium as gym
 from pyarrow import fs
 
+from rllib_damo.addresses import without_password
 from rllib_damo.data import behavior
 from rllib_damo.data.d4rl import D4RLReader
 from rllib_damo.data.episodes import EpisodesReader
@@ -92,7 +93,9 @@ def resolve(
         return _minari(name.removeprefix(MINARI_SCHEME), conventions)
     if "://" in name or filesystem is not None:
         if name.endswith(HDF5_SUFFIXES):
-            raise DataError(f"{name}: HDF5 is read from local files only; download it, or convert it to Parquet.")
+            raise DataError(
+                f"{without_password(name)}: HDF5 is read from local files only; download it, or convert it to Parquet."
+            )
         return _parquet(name, conventions, filesystem)
     path = Path(name).expanduser()
     if path.is_dir():
@@ -117,6 +120,8 @@ def resolve(
         _refuse_conventions(name, conventions)
         dataset_id = behavior.NAMES[name].dataset_id
         return _minari(dataset_id if local_path(dataset_id) else behavior.make(name), conventions)
+    if "/" not in name and local_path(name) is None and (near := _near(name)):
+        raise DataError(f"{name!r}: no dataset of this name.{near}")
     return _minari(name, conventions)
 
 
@@ -131,9 +136,9 @@ def _minari(dataset_id: str, conventions: Conventions) -> Reader:
     path = local_path(dataset_id) if dataset_id and ".." not in dataset_id else None
     if path is None:
         stem, _, version = dataset_id.rpartition("-v")
-        if not stem or not version.isdigit() or _near(dataset_id):
+        if not stem or not version.isdigit():
             raise DataError(f"{dataset_id!r}: no dataset of this name." + (_near(dataset_id) or _kinds()))
-        path = download(dataset_id)
+        path = download(dataset_id, _near(dataset_id))
     return MinariReader(path, name)
 
 
@@ -160,7 +165,7 @@ def _parquet(name: str, conventions: Conventions, filesystem: fs.FileSystem | No
     columns = files.open(files.paths[0]).schema_arrow.names
     if columns != ["item"]:
         return ParquetReader(files, conventions)
-    _refuse_schema(name, conventions)
+    _refuse_schema(files.name, conventions)
     return EpisodesReader(files, conventions)
 
 
