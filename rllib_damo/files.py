@@ -10,18 +10,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from rllib_damo.addresses import without_password
 from rllib_damo.data.schema import DataError
 
 
 def cache_root() -> Path:
     """``$RLLIB_DAMO_CACHE``, or else ``~/.cache/rllib_damo``."""
-    return Path(os.environ.get("RLLIB_DAMO_CACHE") or "~/.cache/rllib_damo").expanduser().absolute()
+    return Path(absolute(os.environ.get("RLLIB_DAMO_CACHE") or "~/.cache/rllib_damo"))
 
 
 def absolute(place: Any) -> Any:
-    """A path as absolute text; what is none as it is. In a trial's own folder, relative ones are of the search's."""
+    """A path as absolute text; what is none as it is. In a trial's own folder, relative ones are of the search's.
+
+    Raises:
+        DataError: for an address; ``file://`` is taken off.
+    """
     if not isinstance(place, (str, Path)) or not place:
         return place
+    place = str(place).removeprefix("file://")
+    if "://" in place:
+        raise DataError(
+            f"{without_password(place)}: dynamics_cache_dir, dynamics_path and RLLIB_DAMO_CACHE must be a folder or "
+            "file of this machine; for several machines, on a filesystem that all of them see."
+        )
     return os.path.abspath(os.path.join(os.environ.get("TUNE_ORIG_WORKING_DIR", ""), os.path.expanduser(place)))
 
 
@@ -29,7 +40,9 @@ def absolute_input(place: Any) -> Any:
     """Paths that are there, and patterns of such, as absolute text; other text (a name, an address) as it is."""
     if isinstance(place, (list, tuple)):
         return [*map(absolute_input, place)]
-    return place if isinstance(place, str) and not glob.glob(absolute(place)) else absolute(place)
+    if isinstance(place, str) and ("://" in place or not glob.glob(absolute(place))):
+        return place
+    return absolute(place)
 
 
 @contextmanager

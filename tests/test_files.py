@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 
+from rllib_damo import DAMOConfig
 from rllib_damo.data import behavior, flat_cache
+from rllib_damo.data.minari_io import local_path
+from rllib_damo.data.schema import DataError
 from rllib_damo.dynamics import cache
 from rllib_damo.files import atomic_write
 from tests.data_helpers import make_transitions
 
 
-@pytest.mark.parametrize(("given", "place"), [("~/x", "home/x"), ("x", "here/x"), (None, "home/.cache/rllib_damo")])
+@pytest.mark.parametrize(
+    ("given", "place"), [("~/x", "home/x"), ("x", "here/x"), (None, "home/.cache/rllib_damo"), ("file://{tmp}/y", "y")]
+)
 def test_all_caches_are_in_one_place(tmp_path, monkeypatch, given, place):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -17,7 +22,7 @@ def test_all_caches_are_in_one_place(tmp_path, monkeypatch, given, place):
     if given is None:
         monkeypatch.delenv("RLLIB_DAMO_CACHE", raising=False)
     else:
-        monkeypatch.setenv("RLLIB_DAMO_CACHE", given)
+        monkeypatch.setenv("RLLIB_DAMO_CACHE", given.format(tmp=tmp_path))
     root = tmp_path / place
     assert cache.directory() == root
     with behavior._work_folder(behavior.NAMES["pendulum-random"], 0) as folder:
@@ -25,6 +30,36 @@ def test_all_caches_are_in_one_place(tmp_path, monkeypatch, given, place):
     (tmp_path / "original").touch()
     flat_cache.store(tmp_path / "original", make_transitions((2,)), np.array([2]))
     assert len(list(root.glob("datasets/*/rewards.npy"))) == 1
+
+
+def test_an_address_is_no_place_of_a_cache(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RLLIB_DAMO_CACHE", "s3://bucket/cache")
+    for use in (
+        cache.directory,
+        lambda: DAMOConfig().dynamics(dynamics_cache_dir="s3://key:secret@bucket/cache"),
+        lambda: DAMOConfig().dynamics(dynamics_path="gs://bucket/model.pt"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^(s3|gs)://bucket/.*must be a folder or file of this machine; for several"
+        ):
+            use()
+    config = DAMOConfig().dynamics(dynamics_cache_dir=f"file://{tmp_path}/a").offline_data(input_="s3://bucket/x")
+    assert (config.dynamics_cache_dir, config.input_) == (str(tmp_path / "a"), "s3://bucket/x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_cannot_be_made_are_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RLLIB_DAMO_CACHE", str(tmp_path / "file"))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file" / "minari"))
+    with (
+        pytest.raises(DataError, match=r"file/behavior cannot be made or written .*variable RLLIB_DAMO_CACHE"),
+        behavior._work_folder(behavior.NAMES["pendulum-random"], 0),
+    ):
+        pass
+    with pytest.raises(DataError, match=r"datasets cannot be made .*minari.*variable MINARI_DATASETS_PATH"):
+        local_path("x-v0")
 
 
 def test_a_dynamics_cache_of_its_own_goes_first(tmp_path, monkeypatch):

@@ -276,8 +276,14 @@ def _work_folder(spec: DatasetSpec, seed: int) -> Iterator[pathlib.Path]:
     if seed < 0:
         raise DataError(f"seed must be at least 0, but is {seed}")
     root = cache_root() / "behavior"
-    root.mkdir(parents=True, exist_ok=True)
     folder = root / f"{spec.name}-{_recipe(spec, seed)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{root} cannot be made or written ({error.strerror}). Name a writable cache in the environment variable "
+            "RLLIB_DAMO_CACHE."
+        ) from error
     with FileLock(f"{folder}.lock"):
         folder.mkdir(exist_ok=True)
         yield folder
