@@ -19,6 +19,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from score_settings import METHODS, environment, make_config
 
 from rllib_damo.algorithm import NUM_GRADIENT_STEPS
+from rllib_damo.baselines.config import BaselineConfig
 from rllib_damo.config import DYNAMICS_OPTIONS, TRAINING_OPTIONS
 from rllib_damo.evaluation import discounted_return, normalized_score
 from rllib_damo.files import atomic_write
@@ -63,9 +64,13 @@ class Trial:
 
 
 def options(config: AlgorithmConfig) -> dict[str, Any]:
-    """The training and dynamics options of a config, as JSON."""
-    names = TRAINING_OPTIONS | DYNAMICS_OPTIONS | {"gamma", "train_batch_size_per_learner", "grad_clip"}
-    names |= set(inspect.signature(type(config).training).parameters) - {"self", "kwargs"}
+    """Those training and dynamics options of a config that its algorithm reads, as JSON."""
+    names = TRAINING_OPTIONS | set(inspect.signature(type(config).training).parameters) - {"self", "kwargs"}
+    if isinstance(config, BaselineConfig):
+        names -= TRAINING_OPTIONS - config.reads - {"rollout_freq", "policy_tau", "data_fraction"}
+    if config.uses_model:
+        names |= DYNAMICS_OPTIONS
+    names |= {"gamma", "train_batch_size_per_learner", "grad_clip"}
     return json.loads(json.dumps({name: getattr(config, name) for name in sorted(names)}, default=str))
 
 
@@ -78,9 +83,10 @@ def read_rows(trial: Trial) -> list[Row]:
     if not (trial.folder / _IDENTITY).is_file():
         return []
     found, wanted = json.loads((trial.folder / _IDENTITY).read_text()), trial.identity()
-    # An option that is newer than the results does not part them, so long as it is left at its default.
+    # An option that is newer than the results does not part them, so long as it is left at its default; nor does one
+    # that is gone since, or that the method does not read.
     known = {**options(METHODS[trial.method]()), **found}
-    changed = sorted(key for key in {*found, *wanted} if known.get(key) != wanted.get(key))
+    changed = sorted(key for key in wanted if known.get(key) != wanted[key])
     if changed:
         raise ValueError(f"{trial.folder} has results of other {', '.join(changed)}: give another --out, or remove it.")
     rows = trial.folder / _ROWS

@@ -231,16 +231,6 @@ def test_a_connector_that_changes_observations_is_warned_of(config, caplog):
     algo.stop()
 
 
-def test_a_dataset_above_the_cap_streams_through(config):
-    algo = config.offline_data(max_dataset_rows=800).evaluation(evaluation_interval=None).build_algo()
-    sizes = []
-    for _ in range(3):
-        train_policy(algo, 1)
-        sizes.append(len(algo.learner_group._learner._offline))
-    algo.stop()
-    assert max(sizes) <= 800
-
-
 def test_dataset_in_memory_and_user_callbacks(config):
     from ray.rllib.callbacks.callbacks import RLlibCallback
 

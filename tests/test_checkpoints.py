@@ -181,6 +181,7 @@ def test_a_restored_stream_of_windows_goes_on(config, tmp_path):
     assert algo.offline_data.window == 2
     saved = algo.save_to_path(str(tmp_path / "checkpoint"))
     third = train_policy(algo, 1)
+    assert len(algo.learner_group._learner._offline) <= 800
     algo.stop()
     restored = Algorithm.from_checkpoint(saved)
     assert restored.offline_data.window == 2

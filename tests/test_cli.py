@@ -220,7 +220,7 @@ def test_bad_command(
     places = {"FILE": str(ppo_file), "FOLDER": str(ppo_file.parent)}
     arguments = [re.sub("FILE|FOLDER", lambda found: places[found.group()], word) for word in command]
     if "wandb" in " ".join(command):
-        pytest.MonkeyPatch().setitem(sys.modules, "wandb", None)
+        monkeypatch.setitem(sys.modules, "wandb", None)
     assert cli.invoke(arguments) == USAGE
     error = capfd.readouterr().err
     assert BAD_COMMANDS[command] in re.sub(r"\x1b\[[0-9;]*m", "", error)

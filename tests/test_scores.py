@@ -196,6 +196,20 @@ def test_a_newer_option_at_its_default_does_not_part_results(trial: score_trials
         score_trials.read_rows(dataclasses.replace(trial, overrides={"policy_noise": 0.3}))
 
 
+def test_an_option_that_is_gone_or_not_read_does_not_part_results(trial: score_trials.Trial) -> None:
+    """Cloning has no targets: another default of `tau` changes nothing."""
+    cloning = dataclasses.replace(trial, label="bc", method="bc")
+    assert not {"tau", "real_ratio", "num_ensemble"} & cloning.identity().keys()
+    assert {"hidden_dims", "data_fraction", "gamma"} <= cloning.identity().keys()
+    write_results(cloning, rows(1, 2))
+    identity = json.loads((cloning.folder / "trial.json").read_text())
+    (cloning.folder / "trial.json").write_text(json.dumps({**identity, "tau": 0.7, "an_option_of_the_past": False}))
+    assert len(score_trials.read_rows(cloning)) == 2
+    with pytest.raises(ValueError, match="other data_fraction:"):
+        score_trials.read_rows(dataclasses.replace(cloning, overrides={"data_fraction": 0.2}))
+    assert {"tau", "num_ensemble"} <= dataclasses.replace(trial, label="mopo", method="mopo").identity().keys()
+
+
 def test_report_only_runs_nothing(
     trial: score_trials.Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

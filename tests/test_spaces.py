@@ -55,6 +55,7 @@ def test_good_spaces_pass() -> None:
         (VECTOR, gym.spaces.Discrete(2), "action space, but found Discrete"),
         (VECTOR, gym.spaces.Box(-1, 1, (2, 2)), "shape"),
         (VECTOR, gym.spaces.Box(-np.inf, np.inf, (2,)), "unbounded"),
+        (VECTOR, gym.spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, np.inf])), "unbounded"),
         (VECTOR, gym.spaces.Box(np.array([0.0, 1.0]), np.array([1.0, 1.0])), "low >= high"),
         (VECTOR, gym.spaces.Box(0, 5, (2,), np.int32), "dtype int32"),
     ],
