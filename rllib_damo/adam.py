@@ -24,7 +24,7 @@ class FusedAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of the parameters that have gradients."""
+        """One step of the parameters that have gradients. There is no ``closure``: gradients are there already."""
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             if not params:

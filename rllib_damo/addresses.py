@@ -34,12 +34,17 @@ def why(error: Exception) -> str:
 
 
 def address(path: str, place: str) -> str:
-    """A path of `connect(place)` as users can pass it on: pyarrow's leave out the scheme and the parameters."""
-    scheme, remote, rest = place.partition("://")
-    if not remote or path.startswith("/"):
+    """A path of `connect(place)` as an address: pyarrow's leave out scheme, account and parameters."""
+    scheme, _, rest = place.partition("://")
+    base, mark, parameters = rest.partition("?")
+    authority = base.partition("/")[0]
+    if not authority:  # a folder of this machine
         return path
-    _, mark, parameters = rest.partition("?")
-    return f"{scheme}://{quote(path, safe='/:=+,@~!$&()*;')}{mark}{parameters}"
+    user, _, host = authority.rpartition("@")
+    bucket, _, inside = path.lstrip("/").partition("/")
+    if bucket not in (host, user.partition(":")[0]):  # neither s3://bucket nor abfs://container@account
+        inside = path.lstrip("/")
+    return f"{scheme}://{authority}/{quote(inside, safe='/:=+,@~!$&()*;')}{mark}{parameters}"
 
 
 def without_password(text: str) -> str:

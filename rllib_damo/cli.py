@@ -222,9 +222,6 @@ def invoke(arguments: list[str], preset: Any = None) -> int:
             raise
         typer.echo(f"Error: {error}", err=True)
         return 2
-    except OSError as error:
-        typer.echo(f"Error: {error}", err=True)
-        return 1
     return 0
 
 

@@ -19,7 +19,7 @@ from rllib_damo.dynamics.termination import TerminationFn
 from rllib_damo.environments import make_env
 from rllib_damo.evaluation import DAMOCallbacks
 from rllib_damo.evaluation_runner import EvaluationEnvRunner
-from rllib_damo.files import absolute, absolute_input
+from rllib_damo.files import absolute, absolute_input, cache_root
 from rllib_damo.learner import DAMOTorchLearner
 from rllib_damo.names import near
 from rllib_damo.rl_module import DAMOTorchRLModule
@@ -391,6 +391,8 @@ class DAMOConfig(AlgorithmConfig):
             self.copy(copy_frozen=False).validate()
             return
         self._resolve()
+        if self.uses_model and not (self.dynamics_path or self.dynamics_cache_dir):
+            cache_root()  # raises for an address
         super().validate()
         if self.in_evaluation:
             return

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from rllib_damo.addresses import without_password
 from rllib_damo.data.schema import DataError
 
 
@@ -27,13 +26,25 @@ def absolute(place: Any) -> Any:
     """
     if not isinstance(place, (str, Path)) or not place:
         return place
-    place = str(place).removeprefix("file://")
-    if "://" in place:
-        raise DataError(
-            f"{without_password(place)}: dynamics_cache_dir, dynamics_path and RLLIB_DAMO_CACHE must be a folder or "
-            "file of this machine; for several machines, on a filesystem that all of them see."
-        )
+    if "://" in str(place):
+        return _on_this_machine(str(place))
     return os.path.abspath(os.path.join(os.environ.get("TUNE_ORIG_WORKING_DIR", ""), os.path.expanduser(place)))
+
+
+def _on_this_machine(address: str) -> str:
+    # Here, since it needs pyarrow, which the processes that play episodes do without.
+    from rllib_damo.addresses import connect, why, without_password
+
+    try:
+        if address.startswith("file://"):
+            return connect(address)[1]
+        found = ""
+    except Exception as error:
+        found = f" ({why(error)})"
+    raise DataError(
+        f"{without_password(address)}: dynamics_cache_dir, dynamics_path and RLLIB_DAMO_CACHE must be a folder or file "
+        f"of this machine; for several machines, on a filesystem that all of them see.{found}"
+    )
 
 
 def absolute_input(place: Any) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from ray.tune.result import TRAINING_ITERATION
 from rich.console import Console
 
 from rllib_damo.addresses import address, without_password
@@ -64,7 +63,7 @@ def report(
 def _tell_error(trial: Result, place: str, verbose: bool) -> None:
     lines = str(trial.error).strip().splitlines()
     err.print(f"\n[red]Failed:[/red] {lines[-1] if lines else type(trial.error).__name__}", markup=True)
-    err.print(f"The whole error: {address(f'{trial.path}/error.txt', place)}", markup=False)
+    err.print(f"The whole error: {without_password(address(f'{trial.path}/error.txt', place))}", markup=False)
     if verbose:
         err.print("\n".join(lines), markup=False)
 
@@ -86,17 +85,14 @@ def _tell_ranks(ranked: list[Result], metric: str, searched: Sequence[tuple[str,
 
 
 def _tell_checkpoints(trial: Result, metric: str, place: str, options: str) -> None:
-    console.print(f"\nResults: {address(trial.path, place)}")
+    console.print(f"\nResults: {without_password(address(trial.path, place))}")
     if trial.checkpoint is None:
         return
     score, best = _best(trial, metric)
     if best is not None:
-        console.print(f"Best checkpoint: {address(best.path, place)} ({metric} {score:.1f})")
-    iterations = {kept.path: metrics.get(TRAINING_ITERATION) for kept, metrics in trial.best_checkpoints or []}
-    iteration = iterations.get(trial.checkpoint.path)  # --resume goes on from there
-    of = "" if iteration is None else f" (iteration {iteration})"
-    console.print(f"Last checkpoint: {address(trial.checkpoint.path, place)}{of}")
-    played = quote(address((best or trial.checkpoint).path, place))
+        console.print(f"Best checkpoint: {without_password(address(best.path, place))} ({metric} {score:.1f})")
+    console.print(f"Last checkpoint: {without_password(address(trial.checkpoint.path, place))}")
+    played = quote(without_password(address((best or trial.checkpoint).path, place)))
     console.print(f"Evaluate it:     rllib evaluate {played} --episodes 10{options}")
 
 

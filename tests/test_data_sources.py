@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -11,7 +13,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from rllib_damo.data import parquet_files
+from rllib_damo.data import minari_read, parquet_files
 from rllib_damo.data.d4rl import write_d4rl
 from rllib_damo.data.info import report
 from rllib_damo.data.minari_io import write_minari
@@ -299,7 +301,7 @@ def test_globs_and_names_that_look_like_one(tmp_path, monkeypatch) -> None:
         ("{tmp}/notes.txt", "files are read that end"),
         ("something", "There are the short names"),
         ("ftp://host/data.parquet", r"cannot be reached: .*\. There are s3://, gs://"),
-        ("s3://key:secret@bucket/data.hdf5", "^s3://bucket/data.hdf5: .* local files only"),
+        ("s3://key:secret@bucket/data.hdf5", "^s3://bucket/data.hdf5: .* a path of this machine only"),
         ("", "name a dataset as text"),
         ([], "empty list"),
         ("../../etc-v0", "no dataset of this name|downloading it failed"),
@@ -333,6 +335,23 @@ def test_an_id_near_to_a_known_name_is_downloaded(name, monkeypatch) -> None:
     with pytest.raises(DataError, match=r"downloading it failed \(ZeroDivisionError.* Did you mean hopper-medium"):
         load(name)
     assert asked == [name.removeprefix("minari://")]
+
+
+def test_trials_that_need_one_dataset_download_it_once(tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def download(dataset_id: str) -> None:
+        asked.append(dataset_id)
+        data = tmp_path / "minari" / dataset_id / "data"
+        data.mkdir(parents=True)
+        time.sleep(0.2)
+        (data / "metadata.json").touch()
+
+    monkeypatch.setattr(minari, "download_dataset", download)
+    with ThreadPoolExecutor(3) as pool:
+        places = list(pool.map(minari_read.download, ["some/thing-v0"] * 3))
+    assert set(places) == {tmp_path / "minari" / "some" / "thing-v0" / "data"}
+    assert asked == ["some/thing-v0"]
 
 
 def test_a_half_downloaded_dataset_is_told(tmp_path, monkeypatch) -> None:

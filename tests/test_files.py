@@ -39,12 +39,15 @@ def test_an_address_is_no_place_of_a_cache(tmp_path, monkeypatch):
         cache.directory,
         lambda: DAMOConfig().dynamics(dynamics_cache_dir="s3://key:secret@bucket/cache"),
         lambda: DAMOConfig().dynamics(dynamics_path="gs://bucket/model.pt"),
+        lambda: DAMOConfig().environment("Pendulum-v1").offline_data(input_="pendulum-mixed").validate(),
     ):
         with pytest.raises(
             ValueError, match=r"^(s3|gs)://bucket/.*must be a folder or file of this machine; for several"
         ):
             use()
-    config = DAMOConfig().dynamics(dynamics_cache_dir=f"file://{tmp_path}/a").offline_data(input_="s3://bucket/x")
+    with pytest.raises(ValueError, match=r"^file://elsewhere/a: .*hostname"):
+        DAMOConfig().dynamics(dynamics_cache_dir="file://elsewhere/a")
+    config = DAMOConfig().dynamics(dynamics_cache_dir=f"file://{tmp_path}/%61").offline_data(input_="s3://bucket/x")
     assert (config.dynamics_cache_dir, config.input_) == (str(tmp_path / "a"), "s3://bucket/x")
     assert list(tmp_path.iterdir()) == []
 

@@ -46,7 +46,10 @@ def test_no_run_in_a_storage_that_is_not_there(tmp_path: Path) -> None:
         ("/results/run", "/results", "/results/run"),
         ("/results/run", "file:///results", "/results/run"),
         ("bucket/run", "s3://bucket", "s3://bucket/run"),
-        ("bucket/a run#1", "s3://key:secret@bucket", "s3://bucket/a%20run%231"),
+        ("bucket/a run#1", "s3://key:secret@bucket", "s3://key:secret@bucket/a%20run%231"),
+        ("cont/r/run", "abfs://cont@acc.dfs.core.windows.net/r", "abfs://cont@acc.dfs.core.windows.net/r/run"),
+        ("cont/r/run", "abfs://acc.blob.core.windows.net/cont/r", "abfs://acc.blob.core.windows.net/cont/r/run"),
+        ("/r/run", "hdfs://host:8020/r", "hdfs://host:8020/r/run"),
         ("bucket/run", "s3://bucket?scheme=http&endpoint_override=h:1", "s3://bucket/run?scheme=http&endpoint_override=h:1"),
     ],
 )  # fmt: skip

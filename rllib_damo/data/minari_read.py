@@ -13,6 +13,7 @@ import minari
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
+from filelock import FileLock
 from h5py import h5d, h5g, h5s
 from minari.dataset.minari_storage import MinariStorage
 from minari.serialization import deserialize_space
@@ -177,10 +178,16 @@ def download(dataset_id: str, hint: str = "") -> Path:
         DataError: if it cannot be had, telling a missing network from an unknown id as far as Minari does.
     """
     folder = dataset_place(dataset_id)
-    if folder.exists():  # Minari would leave it so
-        raise DataError(f"{folder}: an incomplete dataset, without {METADATA_FILE}. Delete the folder and try again.")
     try:
-        minari.download_dataset(dataset_id)
+        with FileLock(dataset_place() / ".download.lock"):  # another trial may be downloading it
+            if local_path(dataset_id) is None:
+                if folder.exists():  # Minari would leave it so
+                    raise DataError(
+                        f"{folder}: an incomplete dataset, without {METADATA_FILE}. Delete the folder and try again."
+                    )
+                minari.download_dataset(dataset_id)
+    except DataError:
+        raise
     except Exception as error:  # the remotes raise what their HTTP clients do
         raise DataError(
             f"Minari dataset {dataset_id!r} is not on this machine, and downloading it failed "

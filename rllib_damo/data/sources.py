@@ -94,7 +94,8 @@ def resolve(
     if "://" in name or filesystem is not None:
         if name.endswith(HDF5_SUFFIXES):
             raise DataError(
-                f"{without_password(name)}: HDF5 is read from local files only; download it, or convert it to Parquet."
+                f"{without_password(name)}: HDF5 is read by a path of this machine only; download it, or convert it to "
+                "Parquet."
             )
         return _parquet(name, conventions, filesystem)
     path = Path(name).expanduser()

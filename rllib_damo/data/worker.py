@@ -1,6 +1,6 @@
 """A process that plays work units (``units.py`` starts it): one JSON request a line on standard input.
 
-A request is the fields of ``units.Unit`` and a ``path``; the answer is a line ``DONE {"path": ..., "transitions": n}``.
+A request is what `units.Stream.request` gives; the answer is a line ``DONE {"path": ..., "transitions": n}``.
 Separate programs instead of ``multiprocessing``: they need no ``if __name__ == "__main__"`` in the caller's script,
 and their BLAS can be held to one thread, without which results would depend on the number of workers.
 """
