@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
@@ -71,13 +72,24 @@ def test_a_cache_may_be_emptied_while_a_run_goes_on(config, tmp_path):
     restored.stop()
 
 
-def test_a_damaged_file_in_the_cache_is_trained_anew(config, tmp_path, caplog):
+def test_a_damaged_file_in_the_cache_is_trained_anew(config, tmp_path, caplog, monkeypatch):
     config.dynamics(dynamics_cache_dir=str(tmp_path)).evaluation(evaluation_interval=None)
     algo = config.build_algo()
     train_policy(algo, 1)
     path = algo.dynamics.path
     algo.stop()
     path.write_bytes(path.read_bytes()[:1000])
+    unlink = Path.unlink
+
+    def refuse(self, missing_ok=False):
+        if self == path:
+            raise OSError(errno.EROFS, "Read-only file system")
+        unlink(self, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(ValueError, match=r"can't be removed \(Read-only file system"):
+            config.copy(copy_frozen=False).build_algo()
     again = config.copy(copy_frozen=False).build_algo()
     assert "is damaged" in caplog.text
     assert "trained again" in caplog.text

@@ -102,7 +102,12 @@ class DynamicsComponent:
             DynamicsEnsemble.load(self.path, "cpu")
         except ValueError as error:
             logger.warning(f"{error} It is removed, and the model is trained again.")
-            self.path.unlink(missing_ok=True)
+            try:
+                self.path.unlink(missing_ok=True)
+            except OSError as denied:
+                raise ValueError(
+                    f"{error} And it can't be removed ({denied.strerror}): name another dynamics_cache_dir."
+                ) from denied
             return False
         return True
 
