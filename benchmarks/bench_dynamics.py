@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from bench_rollouts import ACT_DIM, OBS_DIM, sgemm_gflops
 
+from rllib_damo import DAMOConfig
 from rllib_damo.dynamics import DynamicsEnsemble, DynamicsTrainer
 
 #: Multiply-adds of one row through seven members, twice: forward, weight gradients, input gradients (not of layer 1).
@@ -33,9 +34,10 @@ def main() -> None:
     rng = np.random.default_rng(0)
     obs, actions = (rng.normal(size=(args.rows, d)).astype(np.float32) for d in (OBS_DIM, ACT_DIM))
     next_obs = obs + np.sin(obs) * actions.mean(1, keepdims=True)
+    defaults = DAMOConfig()
     trainer = DynamicsTrainer(
         DynamicsEnsemble(OBS_DIM, ACT_DIM), obs, actions, next_obs, obs.sum(1), np.zeros(args.rows, bool),
-        lr=2e-3, weight_decay=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), max_epochs_since_update=100,
+        lr=defaults.dynamics_lr, weight_decay=defaults.dynamics_weight_decay, max_epochs_since_update=100,
         batch_size=args.batch_size, precision=args.precision, device=args.device,
     )  # fmt: skip
     num_train = args.rows - min(1000, args.rows // 5)

@@ -65,12 +65,10 @@ class Trial:
 
 def options(config: AlgorithmConfig) -> dict[str, Any]:
     """Those training and dynamics options of a config that its algorithm reads, as JSON."""
-    names = TRAINING_OPTIONS | set(inspect.signature(type(config).training).parameters) - {"self", "kwargs"}
+    names = TRAINING_OPTIONS | DYNAMICS_OPTIONS | {"gamma", "train_batch_size_per_learner", "grad_clip"}
+    names |= set(inspect.signature(type(config).training).parameters) - {"self", "kwargs"}
     if isinstance(config, BaselineConfig):
-        names -= TRAINING_OPTIONS - config.reads - {"rollout_freq", "policy_tau", "data_fraction"}
-    if config.uses_model:
-        names |= DYNAMICS_OPTIONS
-    names |= {"gamma", "train_batch_size_per_learner", "grad_clip"}
+        names -= config.unread()
     return json.loads(json.dumps({name: getattr(config, name) for name in sorted(names)}, default=str))
 
 

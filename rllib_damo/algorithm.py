@@ -23,7 +23,7 @@ from ray.rllib.utils.metrics import (
     LEARNER_RESULTS,
     NUM_EPISODES_LIFETIME,
     TIMERS,
-)  # fmt: skip
+)
 from ray.rllib.utils.typing import StateDict
 
 from rllib_damo.buffers import Batch, Layout

@@ -33,17 +33,14 @@ class Layout(NamedTuple):
     def width(self) -> int:
         return 2 * self.obs_dim + self.act_dim + 2
 
-    def pack(self, obs: Any, actions: Any, next_obs: Any, rewards: Any, terminated: Any) -> np.ndarray:
-        """Rows ``(N, width)`` float32 from separate columns (NumPy arrays)."""
-        rows = np.empty((len(obs), self.width), np.float32)
+    def pack(self, obs: Any, actions: Any, next_obs: Any, rewards: Any, terminated: Any) -> Any:
+        """Rows ``(N, width)`` float32 from separate columns, all tensors or all NumPy arrays, as such."""
+        shape = len(obs), self.width
+        rows = obs.new_empty(shape, dtype=torch.float32) if isinstance(obs, Tensor) else np.empty(shape, np.float32)
         o, a = self.obs_dim, self.act_dim
         rows[:, :o], rows[:, o : o + a], rows[:, o + a : 2 * o + a] = obs, actions, next_obs
         rows[:, -2], rows[:, -1] = rewards, terminated
         return rows
-
-    def join(self, obs: Tensor, actions: Tensor, next_obs: Tensor, rewards: Tensor, terminated: Tensor) -> Tensor:
-        """As `pack`, for tensors."""
-        return torch.cat((obs, actions, next_obs, rewards[:, None], terminated[:, None].to(rewards.dtype)), dim=1)
 
     def unpack(self, rows: Any) -> Batch:
         """Views of the columns of ``rows (N, width)``, a tensor or a NumPy array."""

@@ -151,7 +151,7 @@ class DAMOTorchLearner(TorchLearner):
 
     def add_tensors(self, batch: dict[str, Tensor]) -> None:
         """As `add_rollouts`, for a round on this learner's own device."""
-        self._synthetic.add(self._layout.join(**batch))
+        self._synthetic.add(self._layout.pack(**batch))
 
     def get_model_buffer(self) -> dict[str, Any]:
         """The state of this learner's part of the model buffer."""

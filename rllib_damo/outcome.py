@@ -42,7 +42,7 @@ def report(
     Returns:
         The exit code.
     """
-    code = OK
+    code, place = OK, without_password(place)
     trials = [results[index] for index in range(len(results))]
     for trial in trials:
         if trial.error is not None:
@@ -51,7 +51,7 @@ def report(
         elif not (trial.metrics or {}).get("done"):
             code = code or INTERRUPTED
     if code == INTERRUPTED:
-        console.print(f"\nInterrupted. Go on: the same command with --resume (looks in {without_password(place)}).")
+        console.print(f"\nInterrupted. Go on: the same command with --resume (looks in {place}).")
     ranked = sorted(trials, key=lambda trial: _best(trial, metric)[0], reverse=True)
     if len(trials) > 1:
         _tell_ranks(ranked, metric, searched)
@@ -63,7 +63,7 @@ def report(
 def _tell_error(trial: Result, place: str, verbose: bool) -> None:
     lines = str(trial.error).strip().splitlines()
     err.print(f"\n[red]Failed:[/red] {lines[-1] if lines else type(trial.error).__name__}", markup=True)
-    err.print(f"The whole error: {without_password(address(f'{trial.path}/error.txt', place))}", markup=False)
+    err.print(f"The whole error: {address(f'{trial.path}/error.txt', place)}", markup=False)
     if verbose:
         err.print("\n".join(lines), markup=False)
 
@@ -85,14 +85,14 @@ def _tell_ranks(ranked: list[Result], metric: str, searched: Sequence[tuple[str,
 
 
 def _tell_checkpoints(trial: Result, metric: str, place: str, options: str) -> None:
-    console.print(f"\nResults: {without_password(address(trial.path, place))}")
+    console.print(f"\nResults: {address(trial.path, place)}")
     if trial.checkpoint is None:
         return
     score, best = _best(trial, metric)
     if best is not None:
-        console.print(f"Best checkpoint: {without_password(address(best.path, place))} ({metric} {score:.1f})")
-    console.print(f"Last checkpoint: {without_password(address(trial.checkpoint.path, place))}")
-    played = quote(without_password(address((best or trial.checkpoint).path, place)))
+        console.print(f"Best checkpoint: {address(best.path, place)} ({metric} {score:.1f})")
+    console.print(f"Last checkpoint: {address(trial.checkpoint.path, place)}")
+    played = quote(address((best or trial.checkpoint).path, place))
     console.print(f"Evaluate it:     rllib evaluate {played} --episodes 10{options}")
 
 

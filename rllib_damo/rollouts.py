@@ -28,7 +28,7 @@ from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.rollout import Model, rollout
 from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
 from rllib_damo.seeds import fresh_seed
-from rllib_damo.spaces import action_bounds, check_spaces
+from rllib_damo.spaces import action_bounds, check_spaces, from_unit_between
 
 
 class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
@@ -118,8 +118,7 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
             given = rule
             # Here once: taken from the space at each step, they would be copied to a GPU then, and waited for.
             low, high = (torch.as_tensor(bound, device=self._device) for bound in action_bounds(space))
-            half = (high - low) * 0.5
-            return lambda obs, actions, next_obs: given(obs, low + (actions + 1.0) * half, next_obs)
+            return lambda obs, actions, next_obs: given(obs, from_unit_between(actions, low, high), next_obs)
         if dynamics.termination is None:
             raise ValueError(
                 f"There is no known termination rule for env={self.config.env!r}, and the dynamics {name or 'given'} "

@@ -66,7 +66,11 @@ def to_unit(actions: Array, space: gym.Space) -> Array:
 
 def from_unit(actions: Array, space: gym.Space) -> Array:
     """Map unit actions (..., act) from [-1, 1] to the space's own units; the inverse of `to_unit`."""
-    low, high = _bounds_like(actions, space)
+    return from_unit_between(actions, *_bounds_like(actions, space))
+
+
+def from_unit_between(actions: Array, low: Array, high: Array) -> Array:
+    """As `from_unit`, for bounds (act,) that are at hand."""
     return low + (actions + 1.0) * ((high - low) * 0.5)
 
 

@@ -4,13 +4,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from ray import tune
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.train._internal.checkpoint_manager import _CheckpointManager
@@ -359,14 +357,7 @@ def test_flatten() -> None:
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def trained(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """A run of two iterations of PPO: (folder of the results, exit code)."""
     folder = tmp_path_factory.mktemp("run")
     file = folder / "ppo_pendulum.py"
@@ -456,7 +447,7 @@ def test_an_environment_that_a_file_registers(
 
 
 def test_lost_stop_key_ends_the_run(
-    local_ray: None, ppo_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+    ray_cluster: None, ppo_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     stop = '{"normalized_score": 50}'
     assert cli.invoke(["train", "file", str(ppo_file), "--storage-path", str(tmp_path), "--stop", stop]) == USAGE
@@ -464,7 +455,7 @@ def test_lost_stop_key_ends_the_run(
 
 
 def test_failing_trial_is_told_in_short(
-    local_ray: None, ppo_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+    ray_cluster: None, ppo_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     ppo_file.write_text(PENDULUM_PPO.replace('result["from', 'raise RuntimeError("deliberate"); result["from'))
     assert cli.invoke(["train", "file", str(ppo_file), "--storage-path", str(tmp_path)]) == FAILED
@@ -475,7 +466,7 @@ def test_failing_trial_is_told_in_short(
     assert "Configuration for experiment" not in captured.out  # Tune's header
 
 
-def test_more_cpus_than_ray_has(local_ray: None, ppo_file: Path, capfd: pytest.CaptureFixture) -> None:
+def test_more_cpus_than_ray_has(ray_cluster: None, ppo_file: Path, capfd: pytest.CaptureFixture) -> None:
     assert cli.invoke(["train", "file", str(ppo_file), "-c", '{"num_env_runners": 7}']) == USAGE
     assert "asks for 8 CPU, but Ray has 2" in capfd.readouterr().err
 

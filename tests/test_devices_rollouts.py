@@ -80,15 +80,15 @@ def test_a_round_for_a_learner_on_the_same_gpu_goes_to_its_buffer_from_there():
     buffer = RingBuffer(layout, 100, DEVICE)
     with Watch() as seen:
         (batch,), metrics = runner.sample_round()
-        buffer.add(layout.join(**batch))
+        buffer.add(layout.pack(**batch))
     assert len(buffer) == 20 * 4 == metrics["rollout"]["num_transitions"]
     assert seen.moves == []
     assert set(seen.reads) == {"rollout.py:rollout", "rollouts.py:_log"}
 
 
-def test_joined_rows_are_the_packed_ones():
+def test_rows_of_tensors_are_those_of_arrays():
     layout, arrays = Layout(OBS, ACT), columns()
-    np.testing.assert_array_equal(layout.join(*map(torch.from_numpy, arrays)).numpy(), layout.pack(*arrays))
+    np.testing.assert_array_equal(layout.pack(*map(torch.from_numpy, arrays)).numpy(), layout.pack(*arrays))
 
 
 def test_tables_are_the_only_copy_to_the_cpu():

@@ -40,18 +40,21 @@ class BaselineConfig(DAMOConfig):
         super().validate()
         if self.in_evaluation:
             return
-        unread = TRAINING_OPTIONS - self.reads - {"rollout_freq", "policy_tau", "data_fraction"}
-        if not self.uses_model:
-            unread |= DYNAMICS_OPTIONS
-            if self.num_env_runners:
-                self._value_error(
-                    f"{self._name} rolls out in no model: leave `num_env_runners` 0; found {self.num_env_runners}."
-                )
+        if self.num_env_runners and not self.uses_model:
+            self._value_error(
+                f"{self._name} rolls out in no model: leave `num_env_runners` 0; found {self.num_env_runners}."
+            )
         default = type(self)()
-        for name in sorted(unread):
+        for name in sorted(self.unread()):
             found: Any = getattr(self, name)
             if found != getattr(default, name):
                 self._value_error(f"{self._name} does not read `{name}`: leave it out; found {found!r}.")
+
+    @classmethod
+    def unread(cls) -> frozenset[str]:
+        """The options of ``DAMOConfig.training`` and ``DAMOConfig.dynamics`` that the algorithm does not read."""
+        unread = TRAINING_OPTIONS - cls.reads - {"rollout_freq", "policy_tau", "data_fraction"}
+        return unread if cls.uses_model else unread | DYNAMICS_OPTIONS
 
     def _require_not_negative(self, *names: str) -> None:
         for name in names:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from rllib_damo.files import atomic_write, cache_root
+from rllib_damo.files import absolute, atomic_write, cache_root
 
 #: Part of every key; raise it when training changes so that old files no longer stand for the same settings.
 _VERSION = 1
@@ -50,7 +50,7 @@ def directory(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     Raises:
         ValueError: it cannot be made.
     """
-    folder = Path(cache_dir).expanduser().absolute() if cache_dir else cache_root()
+    folder = Path(absolute(cache_dir)) if cache_dir else cache_root()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
