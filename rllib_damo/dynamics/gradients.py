@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rllib_damo.dynamics import products
 from rllib_damo.dynamics.ensemble import bounded_gaussian, mlp
 from rllib_damo.flat import gradient_of
 
@@ -28,7 +29,7 @@ class Gradients:
     """Loss and gradients of A stacked Gaussian networks, written out by hand.
 
     The same numbers as autograd on `reference_loss` (a test pins them), in less time: no graph is built, buffers are
-    kept between steps, SiLU's derivative reuses the forward sigmoid.
+    kept between steps, and no thread waits for another's share of a product.
 
     With ``dtype=torch.bfloat16``, the products between hidden layers are taken in bfloat16, from parameters that are
     rounded anew each time. First and last layer, likelihood and gradients stay in the parameters' own dtype.
@@ -52,7 +53,6 @@ class Gradients:
                 own, part[i] = part[i], part[i].to(self._dtype)
                 if part[i] is not own:
                     self._copies.append((own, part[i]))
-        self._one = self._weights[-1].new_ones((), dtype=self._dtype)
         self._buffers: dict[int, _Buffers] = {}
 
     @torch.no_grad()
@@ -70,33 +70,31 @@ class Gradients:
         for own, copy in self._copies:
             copy.copy_(own)
         inputs = x
-        for i, (h, s) in enumerate(zip(now.hidden, now.sigmoids, strict=True)):
-            z = torch.baddbmm(biases[i], inputs, weights[i], out=now.sums[i])
-            if z is not h:
-                z = h.copy_(z)
-            inputs = z.mul_(torch.sigmoid(z, out=s))
+        for i, (z, h) in enumerate(zip(now.sums, now.hidden, strict=True)):
+            result = products.baddbmm(biases[i], inputs, weights[i], out=now.results[i])
+            if result is not z:
+                z.copy_(result)
+            inputs = torch.ops.aten.silu.out(z, out=h)
         if now.top is not inputs:
             now.top.copy_(inputs)
-        raw = torch.baddbmm(biases[last], now.top, weights[last], out=now.raw)
+        raw = products.baddbmm(biases[last], now.top, weights[last], out=now.raw)
         loss, delta = self._likelihood(raw, y)
         self._set(last, now.top, delta)
         delta, weight = delta.to(self._dtype), weights[last].to(self._dtype)
         for i in reversed(range(last)):
-            # silu'(z) = s + h (1 - s) = h + s (1 - h), with s = sigmoid(z) and h = z s; neither is needed after it
-            h, s = now.hidden[i], now.sigmoids[i]
-            slope = torch.lerp(h, self._one, s, out=h)
-            delta = torch.bmm(delta, weight.mT, out=s).mul_(slope)
+            delta = products.bmm(delta, weight.mT, out=now.hidden[i])  # which nothing reads any more
+            torch.ops.aten.silu_backward.grad_input(delta, now.sums[i], grad_input=delta)
             weight = weights[i]
             if i:
                 self._set(i, now.hidden[i - 1], delta)
-        self._set(0, x, delta if delta.dtype == x.dtype else now.sums[0].copy_(delta))
+        self._set(0, x, delta if delta.dtype == x.dtype else now.results[0].copy_(delta))
         return loss
 
     def _set(self, layer: int, inputs: Tensor, delta: Tensor) -> None:
         """The gradients of a layer's weights and biases, from ``inputs (A, B, in)`` and ``delta (A, B, out)``."""
         weights, biases = self._grads[layer], self._grads[len(self._weights) + layer]
         if delta.dtype == weights.dtype:
-            torch.bmm(inputs.mT, delta, out=weights)
+            products.bmm(inputs.mT, delta, out=weights)
             torch.sum(delta, 1, keepdim=True, out=biases)
         else:
             weights.copy_(torch.bmm(inputs.mT, delta))
@@ -123,16 +121,16 @@ class Gradients:
 
 
 class _Buffers:
-    """What the passes over B rows share: ``hidden`` and ``sigmoids``, ``(A, B, width)`` each, in ``dtype``.
+    """What the passes over B rows share: ``sums`` before SiLU and ``hidden`` after it, ``(A, B, width)``, in ``dtype``.
 
-    ``sums`` are in the memory of ``hidden``; but the first of them, and ``top``, the last of ``hidden``, are in the
-    parameters' dtype, as copies where that differs. ``raw`` is what the last layer gives.
+    ``results`` are what the products give, ``sums`` themselves; but the first of them, and ``top``, the last of
+    ``hidden``, are in the parameters' dtype, as copies where that differs. ``raw`` is what the last layer gives.
     """
 
     def __init__(self, weights: Sequence[Tensor], batch: int, dtype: torch.dtype):
         self.hidden = [w.new_zeros(len(w), batch, w.shape[2], dtype=dtype) for w in weights[:-1]]
-        self.sigmoids = [torch.zeros_like(h) for h in self.hidden]
+        self.sums = [torch.zeros_like(h) for h in self.hidden]
         self.raw = weights[-1].new_zeros(len(weights[-1]), batch, weights[-1].shape[2])
-        self.sums, self.top = [*self.hidden], self.hidden[-1]
+        self.results, self.top = [*self.sums], self.hidden[-1]
         if dtype != weights[0].dtype:
-            self.sums[0], self.top = (torch.zeros_like(self.hidden[i], dtype=weights[0].dtype) for i in (0, -1))
+            self.results[0], self.top = (torch.zeros_like(self.hidden[i], dtype=weights[0].dtype) for i in (0, -1))
