@@ -3,9 +3,9 @@
 No autograd graph is built, and activations and gradients live in buffers that are kept from step to step: fresh large
 temporaries cost page faults, about as much as the elementwise work in them. Only rows that a loss sees are propagated.
 
-Layer normalisation takes the mean out of the weights instead of the rows. From weights and biases less their mean over
-a layer's units come sums z whose mean over the units is zero, and y = z / std, std² = mean(z²) + ε, is the normalised
-layer. Backwards, dz = (dy - y mean(dy y)) / std, and the gradients of weights and biases lose their mean, too.
+Layer normalisation, y = (z - mean(z)) / std with std² = var(z) + ε, takes the mean out of the weights on a CPU: weights
+and biases less their mean over a layer's units give sums z whose mean over the units is zero already. Backwards,
+dz = (dy - mean(dy) - y mean(dy y)) / std; its mean is zero, so the centring of the weights passes it on as it is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from rllib_damo.flat import gradient_of
 from rllib_damo.networks import StackedMLP
+
+_EPSILON = 1e-5  # of `torch.nn.functional.layer_norm`
 
 
 class FastMLP:
@@ -35,6 +37,7 @@ class FastMLP:
 
     def __init__(self, net: StackedMLP | nn.Sequential, dtype: torch.dtype | None = None):
         self._layer_norm = isinstance(net, StackedMLP) and net.layer_norm
+        self._is_fused = self._layer_norm and _has_fast_layer_norm(next(net.parameters()).device)
         if isinstance(net, StackedMLP):
             weights, biases = list(net.weights), list(net.biases)
         else:
@@ -61,14 +64,13 @@ class FastMLP:
         self._buffers: dict[int, _Buffers] = {}
         self._x: Tensor
         self._now: _Buffers
-        self._outputs: Tensor
 
     def _read(self, params: Sequence[Tensor]) -> list[Tensor]:
         """Hidden layers' weights or biases, or empty copies that ``forward`` fills."""
         read = []
         for i, own in enumerate(params):
             is_cast = self._dtype is not None and i > 0
-            if is_cast or self._layer_norm:
+            if is_cast or (self._layer_norm and not self._is_fused):
                 copy = torch.empty_like(own, dtype=self._dtype if is_cast else None)
                 self._copies.append((own, copy))
                 read.append(copy)
@@ -79,15 +81,15 @@ class FastMLP:
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``(C, B, out)`` for inputs ``x (B, in)``, which must stay as they are until the gradients are taken.
 
-        The outputs are a new tensor, with the rows innermost in memory, which must stay as it is, too.
+        The outputs are a new tensor, with the rows innermost in memory.
         """
         if len(x) not in self._buffers:
-            self._buffers[len(x)] = _Buffers(self._weights, len(x), self._dtype, self._layer_norm)
+            self._buffers[len(x)] = _Buffers(self._weights, len(x), self._dtype, self._layer_norm, self._is_fused)
         now = self._now = self._buffers[len(x)]
         self._x = x.expand(len(self._weights[0]), *x.shape)
         for own, copy in self._copies:
-            if self._layer_norm:
-                _centre(own, out=copy)
+            if self._layer_norm and not self._is_fused:  # in two calls, where `mean` alone is a sum and a division
+                torch.sub(own, own.sum(-1, keepdim=True), alpha=1 / own.shape[-1], out=copy)
             else:
                 copy.copy_(own)
         inputs = self._x
@@ -97,8 +99,7 @@ class FastMLP:
             inputs = now.hidden[i]
         if now.top is not now.hidden[-1]:
             now.top.copy_(now.hidden[-1])
-        self._outputs = torch.baddbmm(self._last_bias, self._last_weight, now.top_transposed).mT
-        return self._outputs
+        return torch.baddbmm(self._last_bias, self._last_weight, now.top_transposed).mT
 
     def backward(self, delta: Tensor, rows: slice = slice(None)) -> None:
         """Carries a gradient with respect to the outputs of the last ``forward`` back to all hidden layers.
@@ -109,14 +110,12 @@ class FastMLP:
         """
         part = self._now.at(rows)
         deltas, top_delta = part.deltas, part.full[-1]
-        # Over the last hidden layer, the sum of gradient times activation is that of gradient times output
-        dots = ((self._outputs[:, rows] - self._biases[-1]) * delta).sum(-1, keepdim=True) if self._layer_norm else None
         weight, delta = self._last_weight.to(top_delta.dtype), delta.to(top_delta.dtype)
         if weight.shape[1] == 1:
             torch.mul(delta, weight, out=top_delta)
         else:
             torch.bmm(delta, weight, out=top_delta)
-        part.activation_backward(self._last - 1, top_delta, dots)
+        part.activation_backward(self._last - 1, top_delta)
         for i in range(self._last - 1, 0, -1):
             torch.bmm(deltas[i], self._transposed[i], out=deltas[i - 1])
             part.activation_backward(i - 1, deltas[i - 1])
@@ -137,9 +136,6 @@ class FastMLP:
             else:
                 weights[i].copy_(grad)
                 biases[i].copy_(part.deltas[i].sum(1, keepdim=True))
-        if self._layer_norm:
-            for hidden_grad in (*weights[:-1], *biases[:-1]):
-                _centre(hidden_grad, out=hidden_grad)
         torch.bmm(delta.mT, part.top, out=weights[-1].mT)
         torch.sum(delta, 1, keepdim=True, out=biases[-1])
 
@@ -148,8 +144,8 @@ class _Buffers:
     """``hidden`` and ``deltas``, ``(C, B, width)`` each: activations of the hidden layers, and gradients before ReLUs.
 
     ``results`` are what the products give, ``sums`` what the ReLUs get: the same memory as ``hidden`` unless layers are
-    normalised. ``scales (C, B, 1)`` is then what they were normalised by. ``top`` is the last of ``hidden``, and
-    ``full`` are the ``deltas`` that other things than products between hidden layers read.
+    normalised. ``scales (C, B, 1)``, 1 / std, is then what they were normalised by. ``top`` is the last of ``hidden``,
+    and ``full`` are the ``deltas`` that other things than products between hidden layers read.
 
     Where those products have a dtype of their own, ``hidden`` and ``deltas`` have it, as copies; ``top``, ``full[0]``,
     and all that normalisation reads stay in the parameters' dtype: a scale that is rounded moves all of a row's units
@@ -157,7 +153,9 @@ class _Buffers:
     a mixed one before it, which takes longer than the operation.
     """
 
-    def __init__(self, weights: Sequence[Tensor], batch: int, dtype: torch.dtype | None, layer_norm: bool):
+    def __init__(
+        self, weights: Sequence[Tensor], batch: int, dtype: torch.dtype | None, layer_norm: bool, is_fused: bool
+    ):
         shapes = [(len(w), batch, w.shape[2]) for w in weights[:-1]]
         is_mixed = dtype is not None and len(shapes) > 1
 
@@ -175,22 +173,29 @@ class _Buffers:
             else:
                 self.sums[0], self.full[0] = (weights[0].new_zeros(shapes[0]) for _ in range(2))
         self.results = [*self.sums]
-        if layer_norm and is_mixed:
-            self.results[1:] = self.deltas[1:]  # free in the forward pass
+        self._is_fused = is_fused
+        if is_fused:
+            self.results[0] = self.full[0]  # as the other deltas, free in the forward pass
+        if is_fused or (layer_norm and is_mixed):
+            self.results[1:] = self.deltas[1:]
         self.scales = [sums.new_zeros(*sums.shape[:2], 1) for sums in self.sums if layer_norm]
-        scratch = {sums.shape: torch.zeros_like(sums) for sums in self.sums[:-1] if layer_norm}
-        self.products = [scratch[sums.shape] for sums in self.sums[:-1] if layer_norm]
+        self._means = torch.zeros_like(self.scales[0]) if layer_norm else None
         self.top_transposed = self.top.mT
         self._parts: dict[tuple[int | None, int | None], _Rows] = {}
 
     def activate(self, layer: int) -> None:
         """From the layer's product, which is normalised where it has that, to what is after its ReLU."""
         result, sums, hidden = self.results[layer], self.sums[layer], self.hidden[layer]
-        if self.scales:
+        if self._is_fused:
+            torch.ops.aten.native_layer_norm.out(
+                result.to(sums.dtype), sums.shape[-1:], None, None, _EPSILON,
+                out0=sums, out1=self._means, out2=self.scales[layer],
+            )  # fmt: skip
+        elif self.scales:
             if result is not sums:
                 sums.copy_(result)
             scale = torch.linalg.vector_norm(sums, dim=-1, keepdim=True, out=self.scales[layer])
-            sums.mul_(scale.square_().div_(sums.shape[-1]).add_(1e-5).rsqrt_())
+            sums.mul_(scale.square_().div_(sums.shape[-1]).add_(_EPSILON).rsqrt_())
         if sums.dtype == hidden.dtype:
             torch.clamp_min(sums, 0, out=hidden)
         else:
@@ -211,7 +216,7 @@ class _Rows:
         def at(tensors: Sequence[Tensor]) -> list[Tensor]:
             return [tensor[:, rows] for tensor in tensors]
 
-        self.hidden, self.deltas, self.products = at(buffers.hidden), at(buffers.deltas), at(buffers.products)
+        self.hidden, self.deltas = at(buffers.hidden), at(buffers.deltas)
         self.full = [
             own if full is delta else full[:, rows]
             for full, delta, own in zip(buffers.full, buffers.deltas, self.deltas, strict=True)
@@ -219,31 +224,33 @@ class _Rows:
         self.hidden_transposed = [h.mT for h in self.hidden]
         self.top, self.bottom = buffers.top[:, rows], self.full[0]
         self.normalized = list(zip(at(buffers.sums), at(buffers.scales), strict=False))
+        if self.normalized:
+            self._zeros, self._ones = (torch.full_like(self.normalized[0][1], value) for value in (0.0, 1.0))
 
-    def activation_backward(self, layer: int, delta: Tensor, dots: Tensor | None = None) -> None:
+    def activation_backward(self, layer: int, delta: Tensor) -> None:
         """Carries a gradient back through the layer's ReLU and its normalisation, into ``full`` and ``deltas``.
 
         Args:
             layer: number of the hidden layer.
             delta: the gradient after the ReLU, in one of the two.
-            dots: ``(C, R, 1)`` sums of gradient times activation, where they are known already.
         """
         low, full = self.deltas[layer], self.full[layer]
         _relu_backward(delta, self.hidden[layer], delta)
         if delta is not full:
             full.copy_(delta)
         if self.normalized:
-            y, scale = self.normalized[layer]
-            if dots is None:
-                dots = torch.mul(full, y, out=self.products[layer]).sum(-1, keepdim=True)
-            torch.addcmul(full, y, dots, value=-1 / y.shape[-1], out=full).mul_(scale)
+            y, scale = self.normalized[layer]  # y is its own normalisation, with a mean of 0 and a std of 1
+            change, _, _ = torch.ops.aten.native_layer_norm_backward(
+                full, y, y.shape[-1:], self._zeros, self._ones, None, None, [True, False, False]
+            )
+            torch.mul(change, scale, out=full)
         if layer and low is not full:
             low.copy_(full)
 
 
-def _centre(x: Tensor, out: Tensor) -> None:
-    """``x`` less its mean over the last dimension; in two calls, where ``mean`` alone is a sum and a division."""
-    torch.sub(x, x.sum(-1, keepdim=True), alpha=1 / x.shape[-1], out=out)
+def _has_fast_layer_norm(device: torch.device) -> bool:
+    """A GPU runs torch's in one kernel; on a CPU it takes more than twice as long as the steps that it replaces."""
+    return device.type != "cpu"
 
 
 def _stacked(param: Tensor) -> Tensor:

@@ -159,20 +159,24 @@ def test_the_model_buffer_stays_on_its_device():
     assert seen.reads == ["buffers.py:get_state"]
 
 
-@pytest.mark.parametrize("options", [{}, {"target_networks": False}, {"precision": "bf16"}], ids=str)
-def test_many_gradient_steps_wait_once_at_their_end(options):
-    """For the metrics, and for the value at the initial states."""
+def make_learner(**options):
     config = make_config(train_batch_size_per_learner=8, actor_warmup_steps=5, **options)
     spaces = {DEFAULT_MODULE_ID: (config.observation_space, config.action_space)}
     spec = config.get_multi_rl_module_spec(spaces=spaces)
     learner = config.get_default_learner_class()(config=config, module_spec=spec)
     learner.build()
-    obs, actions, next_obs, rewards, terminated = columns()
-    rows = learner._layout.pack(obs, actions, next_obs, rewards, terminated)
+    rows = learner._layout.pack(*columns())
     with Watch() as seen:
         learner.set_dataset(rows, np.arange(0, ROWS, 50), np.arange(ROWS), True)
     assert seen.moves + seen.reads == ["learner.py:set_dataset"] * 4  # the data, and its rewards' size
     learner._synthetic.add(torch.zeros((50, rows.shape[1]), device=DEVICE))
+    return learner
+
+
+@pytest.mark.parametrize("options", [{}, {"target_networks": False}, {"precision": "bf16"}], ids=str)
+def test_many_gradient_steps_wait_once_at_their_end(options):
+    """For the metrics, and for the value at the initial states."""
+    learner = make_learner(**options)
     with Watch() as seen:
         learner.update_many(12)
     assert seen.moves == []
@@ -180,6 +184,21 @@ def test_many_gradient_steps_wait_once_at_their_end(options):
     tensors = [*learner.module[DEFAULT_MODULE_ID].state_dict().values()]
     tensors += [t for o in learner._named_optimizers.values() for state in o.state.values() for t in state.values()]
     assert {tensor.device for tensor in tensors} == {DEVICE}
+
+
+@pytest.mark.parametrize(
+    ("options", "launches"),
+    [({}, 169), ({"critic_layer_norm": False}, 161), ({"precision": "bf16"}, 200)],
+    ids=str,
+)
+def test_a_gradient_step_is_of_no_more_operations(options, launches):
+    """A GPU takes a step of such small networks in the time of its kernels' starts: more of them make it slower."""
+    learner, counts = make_learner(**options), []
+    for num_steps in (10, 12, 13):  # the first of Adam, whose state comes to be; then one step more or less
+        with Watch() as seen:
+            learner.update_many(num_steps)
+        counts.append(seen.launches)
+    assert counts[2] - counts[1] <= launches
 
 
 def test_the_watch_finds_what_a_gpu_would_not_like():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rllib_damo import fast_mlp
 from rllib_damo.buffers import Batch
 from rllib_damo.fast_mlp import FastMLP
 from rllib_damo.fast_update import FastUpdate, fastest_update, unsupported
@@ -29,6 +30,13 @@ SUPPORTED: dict[str, dict[str, Any]] = {name: v for name, v in VARIANTS.items() 
     "bounded alpha": {"max_alpha": 0.31, "target_entropy": 100.0},
 }
 UpdateType = Callable[..., DAMOUpdate]
+
+
+@pytest.fixture(params=["plain", "normalised", "normalised as on a GPU"])
+def layer_norm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether critics are normalised, in both ways of the fast update."""
+    monkeypatch.setattr(fast_mlp, "_has_fast_layer_norm", lambda device: "GPU" in request.param)
+    return request.param != "plain"
 
 
 def build(
@@ -55,7 +63,6 @@ def gradients(module: DAMOTorchRLModule) -> list[Tensor | None]:
     return [None if p.grad is None else p.grad.clone() for p in module.parameters()]
 
 
-@pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "normalised"])
 @pytest.mark.parametrize("twin_q", [True, False], ids=["twin", "single"])
 @pytest.mark.parametrize("variant", SUPPORTED)
 def test_one_step_equals_the_reference(variant: str, twin_q: bool, layer_norm: bool) -> None:
@@ -113,7 +120,6 @@ def test_float32_steps_stay_with_the_reference(variant: str) -> None:
     assert torch.equal(reference.generator.get_state(), fast.generator.get_state())
 
 
-@pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "normalised"])
 @pytest.mark.parametrize("hidden_dims", [(16,), (16, 8, 12)])
 def test_networks_of_other_depths(hidden_dims: tuple[int, ...], layer_norm: bool) -> None:
     reference, fast = (
@@ -198,7 +204,6 @@ def test_bfloat16_is_refused_where_only_the_reference_serves() -> None:
 
 
 @pytest.mark.parametrize("variant", ["default", "inconsistent", "anchor", "chi_squared critic"])
-@pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "normalised"])
 @pytest.mark.parametrize("hidden_dims", [(64, 64), (32, 64, 32)], ids=str)
 def test_bfloat16_gradients_are_near_float32s(variant: str, hidden_dims: tuple[int, ...], layer_norm: bool) -> None:
     """Within a twentieth of each gradient's norm, a quarter of the actor's (rows nearly cancel); values within 0.01.
@@ -243,8 +248,10 @@ def test_bfloat16_training_stays_with_float32() -> None:
         assert other == pytest.approx(last, abs=0.05 * (first - last)), name
 
 
-def test_bfloat16_rounds_no_row_as_a_whole() -> None:
+@pytest.mark.parametrize("is_fused", [False, True], ids=["CPU", "GPU"])
+def test_bfloat16_rounds_no_row_as_a_whole(is_fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A normalised layer whose scale is rounded changes large Q values by as much as what a step can teach them."""
+    monkeypatch.setattr(fast_mlp, "_has_fast_layer_norm", lambda device: is_fused)
     torch.manual_seed(0)
     net = StackedMLP(2, (8, 256, 256, 1), layer_norm=True)
     net.weights[-1].data.abs_()
@@ -265,6 +272,7 @@ def test_metrics_are_a_tensor_of_their_own() -> None:
     assert not metrics.requires_grad
 
 
+@pytest.mark.parametrize("is_fused", [False, True], ids=["CPU", "GPU"])
 @pytest.mark.parametrize("dtype", [None, torch.float32], ids=["own", "other dtype within"])
 @pytest.mark.parametrize(
     "net",
@@ -274,8 +282,11 @@ def test_metrics_are_a_tensor_of_their_own() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_mlp_gradients_equal_autograds(net: StackedMLP | nn.Sequential, dtype: torch.dtype | None) -> None:
+def test_mlp_gradients_equal_autograds(
+    net: StackedMLP | nn.Sequential, dtype: torch.dtype | None, is_fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of some rows, with respect to parameters and to some columns of the inputs."""
+    monkeypatch.setattr(fast_mlp, "_has_fast_layer_norm", lambda device: is_fused)
     rtol, atol = (1e-9, 1e-12) if dtype is None else (1e-5, 1e-6)
     assert_close = functools.partial(torch.testing.assert_close, rtol=rtol, atol=atol)
     torch.manual_seed(0)

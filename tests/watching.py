@@ -51,7 +51,8 @@ class Watch(TorchDispatchMode):
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if len({tensor.device for tensor in inputs + outputs}) > 1:
             self.moves.append(_place())
-        is_view = len(outputs) == 1 and any(outputs[0]._base is not None and outputs[0]._base is t for t in inputs)
+        returns = func._schema.returns  # type: ignore[attr-defined]
+        is_view = bool(returns and returns[0].alias_info and not func._schema.is_mutable)  # type: ignore[attr-defined]
         self.launches += (is_ours or any(tensor.device == DEVICE for tensor in outputs)) and not is_view
         return result
 
