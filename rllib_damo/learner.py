@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import gc
 import math
+import os
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -48,6 +49,13 @@ class DAMOTorchLearner(TorchLearner):
     #: What the update's ``step`` returns, in order.
     metric_names: tuple[str, ...] = METRICS
     divergence_hint = "smaller learning rates, a larger label_smoothing or a smaller eta"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.config.num_learners > 1 and hasattr(os, "SCHED_BATCH"):
+            # Linux then lets a thread that computes go on when another wakes up. The threads that exchange gradients
+            # come to be after this one, and inherit it: else an all-reduce waits for a time slice now and then.
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
     @override(TorchLearner)
     def build(self) -> None:

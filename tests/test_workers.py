@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import numpy as np
 import pytest
@@ -108,6 +109,10 @@ def test_two_learners_hold_the_same_networks_and_half_of_the_rollouts_each(confi
     first, second = (result.get() for result in sums)
     assert first == second
     assert first["rows"] == 200
+    if hasattr(os, "SCHED_BATCH"):  # what gloo's threads inherit
+        policies = algo.learner_group.foreach_learner(lambda learner: os.sched_getscheduler(0))
+        assert [result.get() for result in policies] == [os.SCHED_BATCH] * 2
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
     # A checkpoint has both halves of the model buffer.
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     train_policy(algo, 2)
