@@ -143,9 +143,9 @@ class FastMLP:
 class _Buffers:
     """``hidden`` and ``deltas``, ``(C, B, width)`` each: activations of the hidden layers, and gradients before ReLUs.
 
-    ``results`` are what the products give, ``sums`` what the ReLUs get: the same memory as ``hidden`` unless layers are
-    normalised. ``scales (C, B, 1)``, 1 / std, is then what they were normalised by. ``top`` is the last of ``hidden``,
-    and ``full`` are the ``deltas`` that other things than products between hidden layers read.
+    ``results`` are what the products give, ``sums`` the same in the parameters' dtype: the memory of ``hidden`` unless
+    layers are normalised. ``means`` and ``scales (C, B, 1)``, 1 / std, are then those of their rows. ``top`` is the
+    last of ``hidden``, and ``full`` are the ``deltas`` that other things than products between hidden layers read.
 
     Where those products have a dtype of their own, ``hidden`` and ``deltas`` have it, as copies; ``top``, ``full[0]``,
     and all that normalisation reads stay in the parameters' dtype: a scale that is rounded moves all of a row's units
@@ -173,33 +173,32 @@ class _Buffers:
             else:
                 self.sums[0], self.full[0] = (weights[0].new_zeros(shapes[0]) for _ in range(2))
         self.results = [*self.sums]
-        self._is_fused = is_fused
-        if is_fused:
-            self.results[0] = self.full[0]  # as the other deltas, free in the forward pass
-        if is_fused or (layer_norm and is_mixed):
-            self.results[1:] = self.deltas[1:]
-        self.scales = [sums.new_zeros(*sums.shape[:2], 1) for sums in self.sums if layer_norm]
-        self._means = torch.zeros_like(self.scales[0]) if layer_norm else None
+        if layer_norm and is_mixed:
+            self.results[1:] = self.deltas[1:]  # free in the forward pass, as is ``full``
+        self.layer_norm, self._is_fused = layer_norm, is_fused
+        self._normalized = self.full if is_mixed else self.hidden
+        self.means, self.scales = ([sums.new_zeros(*sums.shape[:2], 1) for sums in self.sums] for _ in range(2))
         self.top_transposed = self.top.mT
         self._parts: dict[tuple[int | None, int | None], _Rows] = {}
 
     def activate(self, layer: int) -> None:
         """From the layer's product, which is normalised where it has that, to what is after its ReLU."""
         result, sums, hidden = self.results[layer], self.sums[layer], self.hidden[layer]
+        if result is not sums:
+            sums.copy_(result)
+        y = sums
         if self._is_fused:
-            torch.ops.aten.native_layer_norm.out(
-                result.to(sums.dtype), sums.shape[-1:], None, None, _EPSILON,
-                out0=sums, out1=self._means, out2=self.scales[layer],
-            )  # fmt: skip
-        elif self.scales:
-            if result is not sums:
-                sums.copy_(result)
+            y, self.means[layer], self.scales[layer] = torch.native_layer_norm(
+                sums, sums.shape[-1:], None, None, _EPSILON
+            )
+        elif self.layer_norm:
             scale = torch.linalg.vector_norm(sums, dim=-1, keepdim=True, out=self.scales[layer])
-            sums.mul_(scale.square_().div_(sums.shape[-1]).add_(_EPSILON).rsqrt_())
-        if sums.dtype == hidden.dtype:
-            torch.clamp_min(sums, 0, out=hidden)
+            scale.square_().div_(sums.shape[-1]).add_(_EPSILON).rsqrt_()
+            y = torch.mul(sums, scale, out=self._normalized[layer])
+        if y.dtype == hidden.dtype:
+            torch.clamp_min(y, 0, out=hidden)
         else:
-            hidden.copy_(sums).relu_()
+            hidden.copy_(y).relu_()
 
     def at(self, rows: slice) -> _Rows:
         """The buffers at some rows; the views are kept, for making them takes time in every step."""
@@ -223,9 +222,7 @@ class _Rows:
         ]
         self.hidden_transposed = [h.mT for h in self.hidden]
         self.top, self.bottom = buffers.top[:, rows], self.full[0]
-        self.normalized = list(zip(at(buffers.sums), at(buffers.scales), strict=False))
-        if self.normalized:
-            self._zeros, self._ones = (torch.full_like(self.normalized[0][1], value) for value in (0.0, 1.0))
+        self._sums, self._buffers, self._rows = at(buffers.sums), buffers, rows
 
     def activation_backward(self, layer: int, delta: Tensor) -> None:
         """Carries a gradient back through the layer's ReLU and its normalisation, into ``full`` and ``deltas``.
@@ -238,12 +235,13 @@ class _Rows:
         _relu_backward(delta, self.hidden[layer], delta)
         if delta is not full:
             full.copy_(delta)
-        if self.normalized:
-            y, scale = self.normalized[layer]  # y is its own normalisation, with a mean of 0 and a std of 1
-            change, _, _ = torch.ops.aten.native_layer_norm_backward(
-                full, y, y.shape[-1:], self._zeros, self._ones, None, None, [True, False, False]
+        if self._buffers.layer_norm:
+            statistics = self._buffers.means[layer], self._buffers.scales[layer]
+            mean, scale = (part[:, self._rows].contiguous() for part in statistics)
+            before, _, _ = torch.ops.aten.native_layer_norm_backward(
+                full, self._sums[layer], full.shape[-1:], mean, scale, None, None, [True, False, False]
             )
-            torch.mul(change, scale, out=full)
+            full.copy_(before)
         if layer and low is not full:
             low.copy_(full)
 
