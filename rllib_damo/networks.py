@@ -14,10 +14,27 @@ LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 PRODUCT_DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
+#: Of unit actions, as inputs: a policy tries out more than data shows in which an action hardly moves.
+ACTION_STD_MIN = 0.1
+
+
 def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each column of ``x (N, dim)``, ``(dim,)`` each; a constant column has a scale of 1."""
+    """Of each column of ``x (N, dim)``, ``(dim,)`` each; a column that varies no more than float32 rounds has std 0."""
     std, mean = torch.std_mean(x, dim=0)
-    return mean, torch.where(std > 1e-6, std, 1.0)
+    return mean, torch.where(std > 1e-6 * x.abs().amax(0), std, 0.0)
+
+
+def input_scales(x: Tensor, actions: slice = slice(0)) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of inputs ``(N, dim)``, 1 for those that are constant.
+
+    Args:
+        x: the inputs.
+        actions: the columns of unit actions, whose standard deviation is ``ACTION_STD_MIN`` at least.
+    """
+    mean, std = mean_and_std(x)
+    std = torch.where(std > 0, std, 1.0)
+    std[actions].clamp_(min=ACTION_STD_MIN)
+    return mean, std
 
 
 class Standardize(nn.Module):
@@ -31,9 +48,9 @@ class Standardize(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
 
-    def fit(self, x: Tensor) -> None:
-        """Takes the statistics of the rows of ``x (N, dim)``."""
-        mean, std = mean_and_std(x)
+    def fit(self, x: Tensor, actions: slice = slice(0)) -> None:
+        """Takes the `input_scales` of the rows of ``x (N, dim)``."""
+        mean, std = input_scales(x, actions)
         self.mean.copy_(mean)
         self.std.copy_(std)
 

@@ -65,7 +65,8 @@ class DAMOTorchRLModule(TorchRLModule, InferenceOnlyAPI):
         if policy_inputs:
             for net in (self.actor, self.averaged_actor, self.critics, self.target_critics):
                 net.standardize.fit(obs)
-        self.classifier.standardize.fit(torch.cat((obs, actions, next_obs - obs), dim=-1))
+        columns = slice(obs.shape[1], obs.shape[1] + actions.shape[1])
+        self.classifier.standardize.fit(torch.cat((obs, actions, next_obs - obs), dim=-1), columns)
 
     def sample_actions(self, obs: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Unit actions ``(B, act_dim)`` of the policy in training, and their log densities ``(B,)``.

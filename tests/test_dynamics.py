@@ -104,7 +104,7 @@ def test_each_row_falls_to_each_elite_alike(batch):
 
 
 def gradients_and_autograds(
-    own: torch.dtype, inner: torch.dtype | None, hidden_dims: tuple[int, ...]
+    own: torch.dtype, inner: torch.dtype | None, hidden_dims: tuple[int, ...], is_weighted: bool = False
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Loss and gradients by `Gradients` and by autograd, at the same parameters of dtype ``own``."""
     torch.manual_seed(1)
@@ -113,15 +113,16 @@ def gradients_and_autograds(
     for param in params:
         param.data += 0.1 * torch.randn_like(param)
     x, y = torch.randn(4, 32, OBS + ACT, dtype=own), torch.randn(4, 32, OBS + 1, dtype=own)
+    weights = (torch.rand_like(y) < 0.5).to(own) if is_weighted else None
     gradients = Gradients(params, 0.01, inner)
     for shift in (0.1, -0.1):  # buffers are used again, and parameters read anew
         for param in params:
             param.data += shift
-        loss = gradients.compute(x, y)
+        loss = gradients.compute(x, y, weights)
     mine = [loss, *(p.grad.clone() for p in params)]
     for param in params:
         param.grad = None
-    expected, full = reference_loss(params, x, y, 0.01)
+    expected, full = reference_loss(params, x, y, 0.01, weights)
     full.backward()
     return mine, [expected.detach(), *(p.grad for p in params)]
 
@@ -136,8 +137,9 @@ def gradients_and_autograds(
     ],
     ids=str,
 )
-def test_gradients_equal_autograd(own, inner, rtol, atol, hidden_dims):
-    for got, expected in zip(*gradients_and_autograds(own, inner, hidden_dims), strict=True):
+@pytest.mark.parametrize("is_weighted", [False, True], ids=["all targets", "some targets"])
+def test_gradients_equal_autograd(own, inner, rtol, atol, hidden_dims, is_weighted):
+    for got, expected in zip(*gradients_and_autograds(own, inner, hidden_dims, is_weighted), strict=True):
         torch.testing.assert_close(got, expected, rtol=rtol, atol=atol)
 
 
@@ -226,12 +228,71 @@ def test_resuming_with_other_data_is_refused():
         make_trainer(500).load_state_dict(make_trainer(600).state_dict())
 
 
-def test_unknown_successors_of_terminals_are_left_out():
-    data = linear_system(600, 1)
-    data["terminations"][::10] = True
-    data["next_observations"][::10] = data["observations"][::10]
-    trainer = DynamicsTrainer(DynamicsEnsemble(OBS, ACT, **SMALL), *arguments(data), **OPTIMISER)
-    assert len(trainer._inputs) == 540
+def train(data: dict[str, np.ndarray], **kwargs) -> DynamicsEnsemble:
+    torch.manual_seed(0)
+    trainer = DynamicsTrainer(DynamicsEnsemble(OBS, ACT, **SMALL), *arguments(data), **(OPTIMISER | kwargs))
+    while not trainer.done:
+        trainer.train_epoch()
+    return trainer.finish()
+
+
+def test_of_unknown_successors_the_reward_alone_is_learned():
+    data = linear_system(3000, 1)
+    crash = data["terminations"] = data["observations"][:, 0] > 1
+    data["rewards"][crash] = -20.0
+    data["next_observations"][crash] = data["observations"][crash]  # what a reader does when the source has none
+    model = train(data, max_epochs=25, max_epochs_since_update=25, lr=3e-3, batch_size=64)
+    torch.testing.assert_close(
+        model.target_mean[:-1].numpy(), (data["next_observations"] - data["observations"])[~crash].mean(0), atol=1e-4,
+        rtol=0,
+    )  # fmt: skip
+    test = linear_system(1000, 2)
+    crashes = test["observations"][:, 0] > 1.2
+    with torch.no_grad():
+        mean = model(torch.from_numpy(test["observations"]), torch.from_numpy(test["unit_actions"]))[0].mean(0).numpy()
+    assert mean[crashes, -1].mean() < -13  # as where all successors are known; a likelihood is slow at a jump
+    others = test["observations"][:, 0] < 0.8
+    assert np.sqrt(np.mean((mean[others, :-1] - test["mean"][others, :-1]) ** 2)) < 0.1
+    # where no successor was known, the model goes on as beside it, and does not stand still
+    changes = test["mean"][crashes, :-1]
+    assert np.mean((mean[crashes, :-1] - changes) ** 2) < 0.2 * np.mean(changes**2)
+
+
+def test_what_never_changes_in_the_data_does_not_in_the_model():
+    """A set-point, a clock, and a reward that is always the same, beside columns that vary."""
+    data = linear_system(1000, 1)
+    data["observations"][:, 0] = data["next_observations"][:, 0] = 0.5 + 0.01 * (np.arange(1000) // 50)
+    data["observations"][:, 1] = np.arange(1000) % 50 * 1e-3
+    data["next_observations"][:, 1] = data["observations"][:, 1] + np.float32(1e-3)
+    data["rewards"][:] = 7
+    model = train(data, max_epochs=2)
+    obs, actions = (torch.from_numpy(data[name]) for name in ("observations", "unit_actions"))
+    for _ in range(5):
+        new, rewards = model.sample(obs, actions)
+        assert torch.equal(new[:, 0], obs[:, 0])
+        torch.testing.assert_close(new[:, 1], obs[:, 1] + 1e-3, atol=1e-6, rtol=0)
+        assert (rewards == 7).all()
+        obs = new
+    with torch.no_grad():
+        mean, logvar = model(obs, actions)
+    assert mean.isfinite().all()
+    assert (logvar.exp()[..., [0, 3]] == 0).all()
+    assert (logvar.exp()[..., 2] > 0).all()
+
+
+@pytest.mark.parametrize("unit", [1e-8, 1e6])
+def test_units_make_no_difference(unit):
+    """Of a model's predictions, in units of their own."""
+    predictions = []
+    for scale in (1.0, unit):
+        data = linear_system(1000, 1)
+        for name in ("observations", "next_observations", "rewards"):
+            data[name] = (data[name].astype(np.float64) * scale).astype(np.float32)
+        model = train(data, max_epochs=3)
+        with torch.no_grad():
+            mean, logvar = model(*(torch.from_numpy(data[name]) for name in ("observations", "unit_actions")))
+        predictions.append((mean / scale, (0.5 * logvar).exp() / scale))
+    torch.testing.assert_close(*predictions, rtol=0.05, atol=0.05)
 
 
 def test_save_and_load(tmp_path):

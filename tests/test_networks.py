@@ -10,7 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
-from rllib_damo.networks import LOG_STD_MAX, LOG_STD_MIN, Actor, Classifier, Critics, StackedMLP, Standardize, mlp
+from rllib_damo.networks import (
+    ACTION_STD_MIN,
+    LOG_STD_MAX,
+    LOG_STD_MIN,
+    Actor,
+    Classifier,
+    Critics,
+    StackedMLP,
+    Standardize,
+    input_scales,
+    mlp,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +132,13 @@ def test_mlp() -> None:
         normed(torch.randn(4, 3))
     for i in (0, 2):
         assert torch.linalg.matrix_norm(normed[i].weight, 2).item() == pytest.approx(1, abs=1e-2)
+
+
+def test_an_action_that_hardly_moves_keeps_the_scale_of_its_box() -> None:
+    x = torch.tensor([[1e-9, 0.3, 5.0], [3e-9, 0.30001, 5.0]])
+    _, std = input_scales(x, slice(1, 3))
+    torch.testing.assert_close(std, torch.tensor([2**0.5 * 1e-9, ACTION_STD_MIN, 1.0]), rtol=1e-5, atol=0)
+    assert input_scales(x)[1][1] < 1e-5  # of an observation that hardly moves, each move may matter
 
 
 def test_standardize() -> None:

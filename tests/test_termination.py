@@ -187,3 +187,15 @@ def test_unknown_successors_do_not_give_terminals_away():
         assert torch.equal(head(obs, actions, next_obs), head(obs, actions, next_obs + 5))
         wrong = (head.terminated(obs, actions, next_obs) != terminated).float().mean()
     assert wrong < 0.01
+
+
+def test_a_few_unknown_successors_do_not_blind_it_to_the_others():
+    """A boundary that only the successor tells."""
+    obs, actions, next_obs, _ = transitions(5000, noise=1.0)
+    terminated = next_obs[:, 0] > 1.5
+    unknown = terminated.nonzero()[:20, 0]
+    seen = next_obs.clone()
+    seen[unknown] = obs[unknown]
+    head = train_head((obs, actions, seen, terminated))
+    with torch.no_grad():
+        assert (head.terminated(obs, actions, next_obs) != terminated).float().mean() < 0.02

@@ -15,7 +15,7 @@ from filelock import FileLock
 from rllib_damo.files import absolute, atomic_write, cache_root
 
 #: Part of every key; raise it when training changes so that old files no longer stand for the same settings.
-_VERSION = 1
+_VERSION = 2
 _MEND = "Name a writable one in dynamics_cache_dir or in the environment variable RLLIB_DAMO_CACHE."
 
 

@@ -28,6 +28,7 @@ class DynamicsEnsemble(nn.Module):
 
     In the shapes below B is a batch of rows, D = obs_dim + 1 the number of predicted quantities. Inputs and targets are
     standardised by the training data's statistics, inside the network: every argument and result has the data's units.
+    A quantity that is constant in the data is constant in the model, with a variance of 0.
 
     Args:
         obs_dim: width of an observation.

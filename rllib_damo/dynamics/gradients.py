@@ -13,15 +13,18 @@ from rllib_damo.dynamics.ensemble import bounded_gaussian, mlp
 from rllib_damo.flat import gradient_of
 
 
-def reference_loss(params: Sequence[Tensor], x: Tensor, y: Tensor, logvar_loss_coef: float) -> tuple[Tensor, Tensor]:
+def reference_loss(
+    params: Sequence[Tensor], x: Tensor, y: Tensor, logvar_loss_coef: float, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """What `Gradients` differentiates, readably: Σ_members mean[(μ - y)²/σ² + log σ²], and with the bounds' loss added.
 
-    Weight decay is not in it: Adam adds its gradient.
+    Each term of the mean is multiplied by its weight. Weight decay is not in it: Adam adds its gradient.
     """
     num_layers = (len(params) - 2) // 2
     raw = mlp(x, params[:num_layers], params[num_layers:-2])
     mean, logvar = bounded_gaussian(raw, params[-2], params[-1])
-    likelihood = ((mean - y).square() * (-logvar).exp() + logvar).mean((1, 2)).sum()
+    terms = (mean - y).square() * (-logvar).exp() + logvar
+    likelihood = (terms if weights is None else terms * weights).mean((1, 2)).sum()
     return likelihood, likelihood + logvar_loss_coef * (params[-2].sum() - params[-1].sum())
 
 
@@ -56,12 +59,13 @@ class Gradients:
         self._buffers: dict[int, _Buffers] = {}
 
     @torch.no_grad()
-    def compute(self, x: Tensor, y: Tensor) -> Tensor:
+    def compute(self, x: Tensor, y: Tensor, target_weights: Tensor | None = None) -> Tensor:
         """Sets ``.grad`` of all parameters; returns the members' summed negative log likelihood, a scalar.
 
         Args:
             x: standardised inputs ``(A, B, in)``.
             y: standardised targets ``(A, B, D)``.
+            target_weights: of the terms of the likelihood, ``(A, B, D)``; None: all 1.
         """
         weights, biases, last = self._weights, self._biases, len(self._weights) - 1
         if x.shape[1] not in self._buffers:
@@ -78,7 +82,7 @@ class Gradients:
         if now.top is not inputs:
             now.top.copy_(inputs)
         raw = products.baddbmm(biases[last], now.top, weights[last], out=now.raw)
-        loss, delta = self._likelihood(raw, y)
+        loss, delta = self._likelihood(raw, y, target_weights)
         self._set(last, now.top, delta)
         delta, weight = delta.to(self._dtype), weights[last].to(self._dtype)
         for i in reversed(range(last)):
@@ -100,7 +104,7 @@ class Gradients:
             weights.copy_(torch.bmm(inputs.mT, delta))
             biases.copy_(delta.sum(1, keepdim=True))
 
-    def _likelihood(self, raw: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _likelihood(self, raw: Tensor, y: Tensor, target_weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """The loss, and its gradient with respect to ``raw (A, B, 2D)``; sets those of the log-variance bounds."""
         max_logvar, min_logvar = self._bounds
         mean, free = raw.chunk(2, dim=-1)
@@ -111,8 +115,12 @@ class Gradients:
         error = mean - y
         weighted = (-logvar).exp_().mul_(error)  # (μ - y) / σ²
         chi = weighted * error
-        loss = (chi + logvar).sum() * scale
+        terms = chi + logvar
         d_logvar = chi.neg_().add_(1.0).mul_(scale)
+        if target_weights is not None:
+            for part in (terms, d_logvar, weighted):
+                part.mul_(target_weights)
+        loss = terms.sum() * scale
         d_capped = d_logvar * lower.sigmoid_()
         d_free = d_capped * upper.sigmoid_()
         torch.sum(d_capped - d_free, 1, keepdim=True, out=self._grads[-2]).add_(self._coef)

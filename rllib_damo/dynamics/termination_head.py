@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rllib_damo.adam import FusedAdam
 from rllib_damo.dynamics.adam_state import load_optimizer_state, optimizer_state
-from rllib_damo.networks import mean_and_std
+from rllib_damo.networks import input_scales
 
 
 class LearnedTermination(nn.Module):
@@ -65,6 +65,9 @@ class TerminationTrainer:
     With balanced batches the network learns the log likelihood ratio; adding the data's prior log odds
     log(terminals / others) makes the probabilities calibrated (prior correction).
 
+    Terminals whose successor the source did not record are left out; where they are most of the terminals, the head
+    does without successors instead.
+
     Args:
         head: trained in place.
         obs: ``(N, obs)``.
@@ -91,16 +94,21 @@ class TerminationTrainer:
         self.head, self._generator, self._batch_size = head, generator, batch_size
         self._data = (obs, unit_actions, next_obs)
         self._terminals, self._others = (mask.nonzero().squeeze(-1) for mask in (terminations, ~terminations))
+        num_terminals = len(self._terminals)
+        is_known = (next_obs[self._terminals] != obs[self._terminals]).any(-1)
+        uses_successors = bool(is_known.sum() * 2 >= num_terminals)
+        if uses_successors:
+            self._terminals = self._terminals[is_known]
         one_sided = not len(self._terminals) or not len(self._others)
         self._steps_left = 0 if one_sided else num_steps
         self._optimizer = FusedAdam(head.parameters(), lr=1e-3)
         with torch.no_grad():
-            mean, std = mean_and_std(torch.cat(self._data, dim=-1))
+            columns = slice(obs.shape[1], obs.shape[1] + unit_actions.shape[1])
+            mean, std = input_scales(torch.cat(self._data, dim=-1), columns)
             head.mean.copy_(mean)
             head.std.copy_(std)
-            unknown = (next_obs[self._terminals] == obs[self._terminals]).all(-1).any()
-            head.mask[-obs.shape[1] :] = 0.0 if unknown else 1.0
-            ratio = len(self._terminals) / len(self._others) if len(self._others) else math.inf
+            head.mask[-obs.shape[1] :] = float(uses_successors)
+            ratio = num_terminals / len(self._others) if len(self._others) else math.inf
             head.offset.fill_(math.log(ratio) if ratio > 0 else -math.inf)
 
     def train(self, num_steps: int) -> float:

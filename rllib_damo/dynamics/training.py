@@ -14,7 +14,7 @@ from rllib_damo.dynamics.adam_state import load_optimizer_state, optimizer_state
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble, bounded_gaussian, mlp
 from rllib_damo.dynamics.gradients import Gradients
 from rllib_damo.dynamics.termination_head import TerminationTrainer
-from rllib_damo.networks import PRODUCT_DTYPES, mean_and_std
+from rllib_damo.networks import PRODUCT_DTYPES, input_scales, mean_and_std
 
 #: A member counts as improved when its hold-out error falls by this fraction.
 _IMPROVEMENT = 0.01
@@ -26,8 +26,8 @@ class DynamicsTrainer:
     """Fits each member to its own bootstrap sample of the transitions until its hold-out error stops falling.
 
     A member that has not improved by 1 % for ``max_epochs_since_update`` epochs is done and is computed no longer; its
-    best weights are already in the ensemble. Rows of terminals whose successor the source did not record (the reader
-    repeats the observation there) are left out of the fit.
+    best weights are already in the ensemble. Of terminals whose successor the source did not record (the reader repeats
+    the observation there), the reward alone is fitted.
 
     Args:
         ensemble: the networks; trained in place.
@@ -91,14 +91,14 @@ class DynamicsTrainer:
         term = torch.as_tensor(terminations).to(self.device, torch.bool)
         self._check_shapes(obs, actions, next_obs, rew, term)
         unknown = term & (next_obs == obs).all(-1)
+        self._known = ~unknown if unknown.any() else None  # (N,) bool; None: all
+        num_known = len(unknown) if self._known is None else int(self._known.sum())
+        if num_known < 10:
+            raise ValueError(f"Training the dynamics needs 10 transitions with known successors; found {num_known}.")
         inputs, targets = torch.cat((obs, actions), -1), torch.cat((next_obs - obs, rew[:, None]), -1)
-        if unknown.any():
-            inputs, targets = inputs[~unknown], targets[~unknown]
-        if len(inputs) < 10:
-            raise ValueError(f"Training the dynamics needs 10 transitions with known successors; found {len(inputs)}.")
-        self._set_statistics(inputs, targets)
+        scale = self._set_statistics(inputs, targets)
         self._inputs = inputs.sub_(ensemble.input_mean).div_(ensemble.input_std)
-        self._targets = targets.sub_(ensemble.target_mean).div_(ensemble.target_std)
+        self._targets = targets.sub_(ensemble.target_mean).div_(scale)
 
         order = self._randperm(len(inputs))
         num_holdout = min(holdout_size, len(inputs) // 5)
@@ -153,7 +153,7 @@ class DynamicsTrainer:
         gradients = Gradients(self._params, self._logvar_loss_coef, self._dtype)
         for columns in order.split(self._batch_size):
             rows = bootstrap[:, columns]  # (A, B)
-            total += gradients.compute(self._inputs[rows], self._targets[rows]) * len(columns)
+            total += gradients.compute(self._inputs[rows], self._targets[rows], self._weights(rows)) * len(columns)
             self._optimizer.step()
             steps += len(columns)
         result: dict[str, float] = {"train_loss": float(total) / steps / len(self._active)}
@@ -228,11 +228,26 @@ class DynamicsTrainer:
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} have shape {tuple(tensor.shape)}, but the dynamics need {shape}.")
 
-    def _set_statistics(self, inputs: Tensor, targets: Tensor) -> None:
+    def _set_statistics(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Sets the ensemble's statistics; returns what the targets are divided by, 1 where they are constant."""
         model = self.ensemble
+        mean, std = mean_and_std(targets)
+        if self._known is not None:
+            for statistic, known in zip((mean, std), mean_and_std(targets[self._known, :-1]), strict=True):
+                statistic[:-1] = known
+        actions = slice(model.obs_dim, model.obs_dim + model.act_dim)
         statistics = (model.input_mean, model.input_std, model.target_mean, model.target_std)
-        for statistic, value in zip(statistics, (*mean_and_std(inputs), *mean_and_std(targets)), strict=True):
+        for statistic, value in zip(statistics, (*input_scales(inputs, actions), mean, std), strict=True):
             statistic.copy_(value)
+        return torch.where(std > 0, std, 1.0)
+
+    def _weights(self, rows: Tensor) -> Tensor | None:
+        """Of the targets of ``rows (...)``, ``(..., D)``: 0 for the changes of unknown successors; None: all 1."""
+        if self._known is None:
+            return None
+        weights = self._targets.new_ones(*rows.shape, self._targets.shape[1])
+        weights[..., :-1] = self._known[rows].unsqueeze(-1)
+        return weights
 
     def _randperm(self, n: int) -> Tensor:
         return torch.randperm(n, generator=self._generator).to(self.device)
@@ -244,8 +259,12 @@ class DynamicsTrainer:
         x, y = self._inputs[self._holdout], self._targets[self._holdout]
         raw = mlp(x.expand(len(self._active), *x.shape), self._params[:num_layers], self._params[num_layers:-2])
         mean, logvar = bounded_gaussian(raw, self._params[-2], self._params[-1])
-        squared = (mean - y).square()
-        mse, nll = squared.mean((1, 2)), (squared * (-logvar).exp() + logvar).mean()
+        squared, nll = (mean - y).square(), (mean - y).square() * (-logvar).exp() + logvar
+        weights = self._weights(self._holdout)
+        if weights is None:
+            weights = torch.ones_like(y)
+        mse, nll = ((part * weights).sum((1, 2)) / weights.sum() for part in (squared, nll))
+        nll = nll.mean()
         members = mse.cpu().numpy()
         if not np.isfinite(members).all():
             raise RuntimeError(
