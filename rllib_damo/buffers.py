@@ -23,6 +23,11 @@ class Batch(NamedTuple):
     terminated: Tensor  # (B,)
 
 
+def unknown_successors(obs: Tensor, next_obs: Tensor, terminated: Tensor) -> Tensor:
+    """``(B,)`` bool: terminals whose successor the source did not record; the reader repeats the observation there."""
+    return (terminated > 0) & (next_obs == obs).all(-1)
+
+
 class Layout(NamedTuple):
     """Where the columns of a row [s | a | s' | r | terminated] lie."""
 

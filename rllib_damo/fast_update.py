@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_damo import losses
-from rllib_damo.buffers import Batch
+from rllib_damo.buffers import Batch, unknown_successors
 from rllib_damo.fast_mlp import FastMLP
 from rllib_damo.flat import gradient_of
 from rllib_damo.networks import LOG_STD_MAX, LOG_STD_MIN, PRODUCT_DTYPES, Standardize
@@ -197,8 +197,10 @@ class FastUpdate(DAMOUpdate):
             noise = torch.randn(inputs[:num].shape, generator=self.generator, device=inputs.device)
             inputs[:num] += o.classifier_noise * noise
         logits = net.forward(inputs)[0, :, 0]
-        offline, synthetic, rows = logits.split(sizes)
-        rewards = losses.modified_reward(batch.update.rewards, rows.clamp(-o.max_logit, o.max_logit), o.eta)
+        offline, synthetic, of_update = logits.split(sizes)
+        unknown = unknown_successors(batch.update.obs, batch.update.next_obs, batch.update.terminated)
+        of_update = of_update.clamp(-o.max_logit, o.max_logit).masked_fill_(unknown, 0.0)
+        rewards = losses.modified_reward(batch.update.rewards, of_update, o.eta)
         metrics = self._unmeasured
         if self.measures:
             loss = losses.classifier_loss(offline, synthetic, o.label_smoothing)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rllib_damo.adam import FusedAdam
 from rllib_damo.arrow import from_arrow
-from rllib_damo.buffers import Layout, RingBuffer, as_constant
+from rllib_damo.buffers import Layout, RingBuffer, as_constant, unknown_successors
 from rllib_damo.fast_update import fastest_update
 from rllib_damo.flat import flatten
 from rllib_damo.recorded_steps import RecordedSteps
@@ -65,7 +65,7 @@ class DAMOTorchLearner(TorchLearner):
         cfg, module = self.config, self.module[DEFAULT_MODULE_ID]
         self._layout = Layout(module.observation_space.shape[0], module.action_space.shape[0])
         self._offline: Tensor | None = None
-        self._episode_starts = self._used = torch.empty(0, dtype=torch.int64)
+        self._episode_starts = self._used = self._known = torch.empty(0, dtype=torch.int64)
         capacity = cfg.rollout_batch_size * cfg.rollout_length * cfg.model_retain_epochs if cfg.uses_model else 0
         self._synthetic = RingBuffer(self._layout, math.ceil(capacity / max(1, cfg.num_learners)), self._device)
         self._generator = torch.Generator(self._device)
@@ -141,12 +141,12 @@ class DAMOTorchLearner(TorchLearner):
         self._episode_starts = torch.from_numpy(np.array(starts)).to(self._device)
         self._used = torch.from_numpy(np.array(used)).to(self._device)
         batch = self._layout.unpack(self._offline)
+        unknown = unknown_successors(batch.obs, batch.next_obs, batch.terminated)[self._used]
+        self._known = self._used[~unknown] if unknown.any() else self._used
         reward_size = float(batch.rewards[self._used].abs().mean())
         self._update.return_size = (reward_size + self.config.eta) / (1 - self.config.gamma)
         if fit:
-            self.module[DEFAULT_MODULE_ID].fit_standardizers(
-                batch.obs, batch.actions, batch.next_obs, self.config.normalize_observations
-            )
+            self.module[DEFAULT_MODULE_ID].fit_standardizers(batch, self.config.normalize_observations)
 
     def add_rollouts(self, dataset: ray.data.Dataset) -> int:
         """Appends a Ray Dataset of rollouts (columns of ``dynamics.rollout``) to the model buffer; returns its rows."""
@@ -198,7 +198,9 @@ class DAMOTorchLearner(TorchLearner):
         # All indices of the call at once
         initial_rows = self._episode_starts if cfg.initial_states == "episode_start" else self._used
         per_step_initial = self._draw(initial_rows, num_steps, num_update)
-        per_step_offline = torch.cat((per_step_initial, self._draw(self._used, num_steps, half + num_real)), dim=1)
+        per_step_classified = self._draw(self._known, num_steps, half)
+        per_step_real = self._draw(self._used, num_steps, num_real)
+        per_step_offline = torch.cat((per_step_initial, per_step_classified, per_step_real), dim=1)
         per_step_synthetic = self._randint(len(self._synthetic), num_steps, num_model + half)
 
         from_offline, from_synthetic = self._rows.split((num_update + half + num_real, num_model + half))

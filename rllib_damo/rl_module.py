@@ -11,6 +11,7 @@ from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
+from rllib_damo.buffers import Batch, unknown_successors
 from rllib_damo.networks import Actor, Classifier, Critics
 from rllib_damo.spaces import check_spaces
 
@@ -41,14 +42,19 @@ class DAMOTorchRLModule(TorchRLModule, InferenceOnlyAPI):
         """As RLlib's.
 
         Raises:
-            RuntimeError: the state is of networks of other sizes.
+            RuntimeError: the state is of other networks. One of the policy alone is taken.
         """
+        found = {name.split(".")[0] for name in state}
+        left_out = set(self.get_non_inference_attributes()) - found
+        missing = [name for name in self.state_dict() if name not in state and name.split(".")[0] not in left_out]
         try:
+            if missing:  # RLlib would leave these as they are
+                raise RuntimeError(f"it has no {', '.join(missing)}")
             super().set_state(state)
         except RuntimeError as error:
             raise RuntimeError(
                 "The checkpoint's networks are not this configuration's: restore with its hidden_dims, twin_q, "
-                f"critic_layer_norm and spaces ({error})."
+                f"critic_layer_norm, classifier_spectral_norm and spaces ({error})."
             ) from error
 
     def trainable(self) -> dict[str, list[nn.Parameter]]:
@@ -60,13 +66,17 @@ class DAMOTorchRLModule(TorchRLModule, InferenceOnlyAPI):
             "alpha": [self.log_alpha],
         }
 
-    def fit_standardizers(self, obs: Tensor, actions: Tensor, next_obs: Tensor, policy_inputs: bool = True) -> None:
+    def fit_standardizers(self, rows: Batch, policy_inputs: bool = True) -> None:
         """Sets the input statistics from the dataset's rows; ``policy_inputs=False`` leaves actor and critics raw."""
         if policy_inputs:
             for net in (self.actor, self.averaged_actor, self.critics, self.target_critics):
-                net.standardize.fit(obs)
-        columns = slice(obs.shape[1], obs.shape[1] + actions.shape[1])
-        self.classifier.standardize.fit(torch.cat((obs, actions, next_obs - obs), dim=-1), columns)
+                net.standardize.fit(rows.obs)
+        inputs = torch.cat((rows.obs, rows.actions, rows.next_obs - rows.obs), dim=-1)
+        unknown = unknown_successors(rows.obs, rows.next_obs, rows.terminated)
+        if unknown.any():
+            inputs = inputs[~unknown]
+        obs_dim, act_dim = rows.obs.shape[1], rows.actions.shape[1]
+        self.classifier.standardize.fit(inputs, slice(obs_dim, obs_dim + act_dim))
 
     def sample_actions(self, obs: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Unit actions ``(B, act_dim)`` of the policy in training, and their log densities ``(B,)``.

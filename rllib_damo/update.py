@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rllib_damo import losses
-from rllib_damo.buffers import Batch
+from rllib_damo.buffers import Batch, unknown_successors
 from rllib_damo.divergences import DIVERGENCES
 from rllib_damo.flat import gradient_of
 from rllib_damo.rl_module import DAMOTorchRLModule
@@ -276,7 +276,9 @@ class DAMOUpdate(Update):
         with torch.no_grad():
             rows = batch.update
             logits = classifier(classifier.inputs(rows.obs, rows.actions, rows.next_obs))
-            rewards = losses.modified_reward(rows.rewards, logits.clamp(-o.max_logit, o.max_logit), o.eta)
+            logits = logits.clamp(-o.max_logit, o.max_logit)
+            unknown = unknown_successors(rows.obs, rows.next_obs, rows.terminated)
+            rewards = losses.modified_reward(rows.rewards, logits.masked_fill(unknown, 0.0), o.eta)
             accuracy = ((offline > 0).float().mean() + (synthetic < 0).float().mean()) / 2
             metrics = torch.stack((loss, accuracy, offline.mean(), synthetic.mean()))
         self._apply("classifier", total)

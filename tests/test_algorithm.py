@@ -18,6 +18,7 @@ from ray.tune.registry import get_trainable_cls
 from rllib_damo import DAMO, DAMOConfig
 from rllib_damo.arrow import from_arrow
 from rllib_damo.baselines import BehaviorCloningConfig
+from rllib_damo.buffers import unknown_successors
 from rllib_damo.data import behavior
 from rllib_damo.policy import load_policy
 from rllib_damo.recorded_steps import RecordedSteps
@@ -277,3 +278,25 @@ def test_every_variant_trains(config, options):
     result = train_policy(algo, 1)
     assert np.isfinite(result["learners"][DEFAULT_MODULE_ID]["qf_loss"])
     algo.stop()
+
+
+def test_the_classifier_sees_no_successor_that_the_source_does_not_know(config):
+    """The real rows of the critics' batches do, for their rewards."""
+    spaces = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32), gym.spaces.Box(-1, 1, (1,), np.float32)
+    config.environment(observation_space=spaces[0], action_space=spaces[1])
+    spec = config.get_multi_rl_module_spec(spaces={DEFAULT_MODULE_ID: spaces})
+    learner = config.get_default_learner_class()(config=config, module_spec=spec)
+    learner.build()
+    rng, num = np.random.default_rng(0), 60
+    obs, terminated = rng.normal(size=(num, 3)), np.arange(num) % 3 == 0
+    next_obs = obs + ~terminated[:, None]
+    rows = learner._layout.pack(obs, rng.uniform(-1, 1, (num, 1)), next_obs, np.zeros(num), terminated)
+    learner.set_dataset(rows, np.array([0]), np.arange(num), True)
+    learner._synthetic.add(torch.from_numpy(rows[1:3]))
+    for _ in range(5):
+        learner.update_many(1)
+        seen = {name: unknown_successors(b.obs, b.next_obs, b.terminated).sum() for name, b in (
+            ("classifier", learner._batch.offline), ("critics", learner._batch.update)
+        )}  # fmt: skip
+        assert seen["classifier"] == 0
+        assert seen["critics"] > 0

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rllib_damo.buffers import Batch
+from rllib_damo.fast_update import FastUpdate
 from rllib_damo.rl_module import DAMOTorchRLModule
 from rllib_damo.update import METRICS, DAMOUpdate, StepBatch, UpdateOptions
 
@@ -390,6 +391,21 @@ def test_modified_reward_is_of_the_classifier_before_its_step() -> None:
     torch.testing.assert_close(metrics[1:], torch.stack((accuracy, offline.mean(), synthetic.mean())))
 
 
+@pytest.mark.parametrize("kind", [DAMOUpdate, FastUpdate])
+def test_a_successor_that_is_not_known_has_the_plain_reward(kind: type[DAMOUpdate]) -> None:
+    """A terminal whose observation is repeated; a row that goes on in the same place has its own logit."""
+    batch = make_batch()
+    for row in (0, 1):
+        batch.update.next_obs[row] = batch.update.obs[row]
+    assert batch.update.terminated[:2].tolist() == [1, 0]
+    module = make_module()
+    optimizers = {name: torch.optim.SGD(params, lr=0.0) for name, params in module.trainable().items()}
+    update = kind(module, optimizers=optimizers, options=DEFAULTS, generator=torch.Generator())
+    rewards, _ = update.classifier_step(batch)
+    aligned = rewards != batch.update.rewards
+    assert aligned.tolist() == [False] + [True] * (len(rewards) - 1)
+
+
 @pytest.mark.parametrize(("option", "value"), [("classifier_noise", 0.5), ("classifier_gradient_penalty", 10.0)])
 def test_classifier_regularisers_change_its_gradient_but_not_the_rewards(option: str, value: float) -> None:
     results = []
@@ -404,6 +420,38 @@ def test_classifier_regularisers_change_its_gradient_but_not_the_rewards(option:
     (plain, rewards), (regularised, same_rewards) = results
     assert differ(plain, regularised)
     torch.testing.assert_close(rewards, same_rewards)
+
+
+def test_the_classifiers_inputs_are_scaled_by_known_successors_alone() -> None:
+    rows = make_batch().update
+    rows.next_obs[::4] = rows.obs[::4]  # all terminals
+    module = make_module()
+    module.fit_standardizers(rows)
+    known = rows.terminated == 0
+    changes = (rows.next_obs - rows.obs)[known]
+    standardize = module.classifier.standardize
+    torch.testing.assert_close(standardize.mean[-OBS:], changes.mean(0))
+    torch.testing.assert_close(standardize.std[-OBS:], changes.std(0))
+    torch.testing.assert_close(module.actor.standardize.mean, rows.obs.mean(0))
+
+
+@pytest.mark.parametrize("part", ["classifier", "critics", "averaged_actor"])
+def test_a_state_of_other_networks_is_refused(part: str) -> None:
+    """RLlib would leave what the state lacks as it is."""
+    state = {name: value.numpy() for name, value in make_module().state_dict().items()}
+    make_module(initial_alpha=0.5).set_state(state)
+    lacks = [name for name in state if name.startswith(part)][-1]
+    del state[lacks]
+    with pytest.raises(RuntimeError, match=f"hidden_dims.*classifier_spectral_norm.*{lacks}"):
+        make_module().set_state(state)
+
+
+def test_a_state_of_the_policy_alone_is_taken() -> None:
+    given, module = make_module(), make_module()
+    state = {name: value.numpy() + 1 for name, value in given.state_dict().items() if "actor" in name}
+    module.set_state(state)
+    for name, value in state.items():
+        torch.testing.assert_close(module.state_dict()[name], torch.from_numpy(value))
 
 
 def test_anchor_pulls_the_actor_to_the_datasets_actions() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from rllib_damo.buffers import Batch
 from rllib_damo.networks import Actor, Critics
 from rllib_damo.rl_module import DAMOTorchRLModule
 from rllib_damo.spaces import check_spaces
@@ -35,10 +36,10 @@ class BaselineTorchRLModule(DAMOTorchRLModule):
         params = {"actor": list(self.actor.parameters())}
         return params | {"critic": list(self.critics.parameters())} if self.has_critics else params
 
-    def fit_standardizers(self, obs: Tensor, actions: Tensor, next_obs: Tensor, policy_inputs: bool = True) -> None:
+    def fit_standardizers(self, rows: Batch, policy_inputs: bool = True) -> None:
         if policy_inputs:
             for net in self.children():
-                net.standardize.fit(obs)
+                net.standardize.fit(rows.obs)
 
 
 class DeterministicTorchRLModule(BaselineTorchRLModule):

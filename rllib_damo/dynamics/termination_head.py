@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_damo.adam import FusedAdam
+from rllib_damo.buffers import unknown_successors
 from rllib_damo.dynamics.adam_state import load_optimizer_state, optimizer_state
 from rllib_damo.networks import input_scales
 
@@ -95,7 +96,7 @@ class TerminationTrainer:
         self._data = (obs, unit_actions, next_obs)
         self._terminals, self._others = (mask.nonzero().squeeze(-1) for mask in (terminations, ~terminations))
         num_terminals = len(self._terminals)
-        is_known = (next_obs[self._terminals] != obs[self._terminals]).any(-1)
+        is_known = ~unknown_successors(obs, next_obs, terminations)[self._terminals]
         uses_successors = bool(is_known.sum() * 2 >= num_terminals)
         if uses_successors:
             self._terminals = self._terminals[is_known]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rllib_damo.adam import FusedAdam
+from rllib_damo.buffers import unknown_successors
 from rllib_damo.dynamics.adam_state import load_optimizer_state, optimizer_state
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble, bounded_gaussian, mlp
 from rllib_damo.dynamics.gradients import Gradients
@@ -90,7 +91,7 @@ class DynamicsTrainer:
         )
         term = torch.as_tensor(terminations).to(self.device, torch.bool)
         self._check_shapes(obs, actions, next_obs, rew, term)
-        unknown = term & (next_obs == obs).all(-1)
+        unknown = unknown_successors(obs, next_obs, term)
         self._known = ~unknown if unknown.any() else None  # (N,) bool; None: all
         num_known = len(unknown) if self._known is None else int(self._known.sum())
         if num_known < 10:
