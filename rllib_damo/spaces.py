@@ -20,7 +20,7 @@ def check_spaces(observation_space: gym.Space | None, action_space: gym.Space | 
 
     Raises:
         ValueError: for a missing or non-Box space, observations or actions that are not one-dimensional,
-            or an action Box with an infinite or empty side or of whole numbers.
+            or an action Box with an infinite or empty side, or of a type other than float32 and float64.
     """
     flatten = {"observation": " (gymnasium.wrappers.FlattenObservation)", "action": ""}
     for name, space in (("observation", observation_space), ("action", action_space)):
@@ -35,8 +35,10 @@ def check_spaces(observation_space: gym.Space | None, action_space: gym.Space | 
                 f"Flatten it to a vector with a wrapper{flatten[name]}."
             )
     assert action_space is not None
-    if not np.issubdtype(action_space.dtype, np.floating):
-        raise ValueError(f"DAMO needs actions of floats, but the action space has dtype {action_space.dtype}.")
+    if action_space.dtype not in (np.float32, np.float64):  # RLlib maps no others
+        raise ValueError(
+            f"DAMO needs actions of float32 or float64, but the action space has dtype {action_space.dtype}."
+        )
     action_bounds(action_space)
 
 

@@ -82,6 +82,7 @@ def test_observations_of_whole_numbers_pass(dtype) -> None:
         (VECTOR, gym.spaces.Box(-1e39, 1.0, (2,), np.float64), "unbounded"),
         (VECTOR, gym.spaces.Box(np.array([0.0, 1.0]), np.array([1.0, 1.0])), "low >= high"),
         (VECTOR, gym.spaces.Box(0, 5, (2,), np.int32), "dtype int32"),
+        (VECTOR, gym.spaces.Box(-1, 1, (2,), np.float16), "dtype float16"),
     ],
 )
 def test_spaces_that_cannot_be_trained_on_are_refused(observation, action, message) -> None:
