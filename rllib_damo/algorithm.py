@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
@@ -31,6 +32,8 @@ from rllib_damo.config import DAMOConfig
 from rllib_damo.data.cautions import cautions
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.component import DynamicsComponent
+from rllib_damo.dynamics.data_checks import check_enough_rows, try_rule
+from rllib_damo.dynamics.termination import resolve_termination
 from rllib_damo.spaces import to_unit
 
 logger = logging.getLogger(__name__)
@@ -85,6 +88,8 @@ class DAMO(Algorithm):
             )
         if self.config.data_alignment:
             self._warn_of_small_rewards(transitions)
+        if self.config.uses_model:
+            self._check_data_for_model(transitions)
         columns = self._set_dataset(transitions, fit=True)
         self.dynamics: DynamicsComponent | None = None
         if self.config.uses_model:
@@ -101,6 +106,21 @@ class DAMO(Algorithm):
                 "of absolute values), and the classifier's logit that it multiplies is about -1 to 1: the policy will "
                 f"learn little of the reward. Set eta to a third of that ({typical / 3:.2g}), or scale the rewards."
             )
+
+    def _check_data_for_model(self, transitions: Transitions) -> None:
+        """What would fail, or mislead, only once the dynamics model is trained."""
+        cfg = self.config
+        if cfg.dynamics_path is None:
+            check_enough_rows(transitions)
+        rule = resolve_termination(cfg.env, cfg.termination_fn, cfg.env_config)
+        if rule is None:
+            return
+        if cfg.num_env_runners == 0:
+            device = self.env_runner._device
+        else:
+            device = torch.device("cuda" if cfg.num_gpus_per_env_runner > 0 and torch.cuda.is_available() else "cpu")
+        for caution in try_rule(rule, transitions, device):
+            logger.warning(f"{transitions.name}: {caution}.")
 
     def _set_dataset(self, transitions: Transitions, fit: bool) -> Batch:
         """Hands the dataset to the learners, and its states to the rollout runners.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
+
+logger = logging.getLogger(__name__)
+
+_LONG = 10_000  # steps of an episode
 
 
 class EvaluationEnvRunner(SingleAgentEnvRunner):
@@ -40,9 +45,11 @@ class _Shares(gym.vector.VectorWrapper):
     def __init__(self, env: gym.vector.VectorEnv):
         super().__init__(env)
         self._left = np.full(env.num_envs, np.inf)
+        self._steps = 0  # since an episode ended
 
     def set_total(self, num_episodes: int | None) -> None:
         """Shares so many episodes among the copies, the first ones getting the rest; None: no limit."""
+        self._steps = 0
         if num_episodes is None:
             self._left[:] = np.inf
         else:
@@ -53,5 +60,12 @@ class _Shares(gym.vector.VectorWrapper):
         observations, rewards, terminations, truncations, infos = self.env.step(actions)
         counts = self._left > 0
         terminations, truncations = terminations & counts, truncations & counts
-        self._left -= terminations | truncations
+        ends = terminations | truncations
+        self._left -= ends
+        self._steps = 0 if ends.any() else self._steps + 1
+        if self._steps == _LONG and np.isfinite(self._left).any():
+            logger.warning(
+                f"Evaluation waits for the end of an episode, and none has ended in {_LONG} steps. If the environment "
+                "has no time limit, make it with one: gymnasium.wrappers.TimeLimit(env, max_episode_steps=1000)."
+            )
         return observations, rewards, terminations, truncations, infos

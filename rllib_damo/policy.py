@@ -44,7 +44,7 @@ class Policy:
             observations: raw, as the environment returns them, (obs,) or (B, obs).
 
         Returns:
-            Actions in the environment's own units, inside its Box: (act,) or (B, act).
+            Actions in the environment's own units, inside its Box and of its dtype: (act,) or (B, act).
 
         Raises:
             ValueError: for another shape, or values that are not finite.
@@ -65,7 +65,9 @@ class Policy:
             actions = distribution.to_deterministic().sample()
         result = actions.cpu().numpy()
         if isinstance(self.action_space, gym.spaces.Box):  # RLlib's `normalize_actions`: policies act in [-1, 1]
-            result = from_unit(np.clip(result, -1.0, 1.0), self.action_space)
+            space = self.action_space
+            unit = np.clip(result, -1.0, 1.0).astype(space.dtype)
+            result = np.clip(from_unit(unit, space), space.low, space.high)  # rounding may leave the Box
         return result[0] if single else result
 
 

@@ -16,26 +16,29 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
 def check_spaces(observation_space: gym.Space | None, action_space: gym.Space | None) -> None:
-    """Refuse what DAMO cannot train on.
+    """Refuse what DAMO cannot train on. Observations of whole numbers or bools are fine: all takes them as floats.
 
     Raises:
         ValueError: for a missing or non-Box space, observations or actions that are not one-dimensional,
-            or an action Box with an infinite or empty side.
+            or an action Box with an infinite or empty side, or of a type other than float32 and float64.
     """
+    flatten = {"observation": " (gymnasium.wrappers.FlattenObservation)", "action": ""}
     for name, space in (("observation", observation_space), ("action", action_space)):
         if not isinstance(space, gym.spaces.Box):
             raise ValueError(
                 f"DAMO needs a one-dimensional Box {name} space, but found {space!r}. "
-                f"Wrap the environment so that its {name}s are flat vectors"
-                + (" (gymnasium.wrappers.FlattenObservation)." if name == "observation" else " of floats.")
+                f"Wrap the environment so that its {name}s are flat vectors{flatten[name] or ' of floats'}."
             )
         if len(space.shape) != 1 or space.shape[0] < 1:
             raise ValueError(
                 f"DAMO needs a one-dimensional Box {name} space, but found shape {space.shape}. "
-                f"Flatten it to a vector with a wrapper."
+                f"Flatten it to a vector with a wrapper{flatten[name]}."
             )
-        if not np.issubdtype(space.dtype, np.floating):
-            raise ValueError(f"DAMO needs {name}s of floats, but the {name} space has dtype {space.dtype}.")
+    assert action_space is not None
+    if action_space.dtype not in (np.float32, np.float64):  # RLlib maps no others
+        raise ValueError(
+            f"DAMO needs actions of float32 or float64, but the action space has dtype {action_space.dtype}."
+        )
     action_bounds(action_space)
 
 
@@ -43,15 +46,18 @@ def action_bounds(space: gym.Space | None) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper bounds of an action Box, each (act,) float32.
 
     Raises:
-        ValueError: if the space is no Box, or a side of it is infinite or empty.
+        ValueError: if the space is no Box, or a side of it is infinite in float32 or empty.
     """
     if not isinstance(space, gym.spaces.Box):
         raise ValueError(f"DAMO needs a Box action space, but found {space!r}.")
-    low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        is_bounded = np.isfinite(2 * (high - low)).all()  # RLlib's map takes the side twice
+    if not is_bounded:
         raise ValueError(
-            f"The action space {space!r} is unbounded, so actions cannot be mapped to [-1, 1]. "
-            "Bound it with gymnasium.wrappers.RescaleAction or ClipAction on an explicit Box."
+            f"The action space {space!r} is unbounded, or all but, so actions cannot be mapped to [-1, 1]. Bound it: "
+            "wrap the environment, gymnasium.wrappers.TransformAction(env, lambda action: action, Box(low, high)); "
+            "or, where there is only data, set .environment(action_space=Box(low, high))."
         )
     if not (low < high).all():
         raise ValueError(f"The action space {space!r} has a side with low >= high; give every action a range.")

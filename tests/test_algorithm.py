@@ -13,7 +13,7 @@ from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.test_utils import check
-from ray.tune.registry import get_trainable_cls
+from ray.tune.registry import get_trainable_cls, register_env
 
 from rllib_damo import DAMO, DAMOConfig
 from rllib_damo.arrow import from_arrow
@@ -23,6 +23,7 @@ from rllib_damo.data import behavior
 from rllib_damo.policy import load_policy
 from rllib_damo.recorded_steps import RecordedSteps
 from rllib_damo.update import METRICS
+from tests.data_helpers import write_hdf5
 from tests.recording import record_on_cpu
 from tests.small_runs import module_state, train_policy
 
@@ -74,6 +75,41 @@ def test_trains_dynamics_first_then_policy_and_evaluates(config, tmp_path):
     assert -2000 < evaluation["episode_return_mean"] < 0
     assert "normalized_score" in evaluation
     assert evaluation["discounted_return_mean"] > evaluation["episode_return_mean"]
+    algo.stop()
+
+
+class Switches(gym.Env):
+    """Three switches, of which a positive action turns the first; ten steps long."""
+
+    observation_space = gym.spaces.MultiBinary(3)
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def reset(self, **kwargs):
+        self.steps, self.state = 0, np.zeros(3, np.int8)
+        return self.state, {}
+
+    def step(self, action):
+        self.steps += 1
+        self.state = np.append(action > 0, self.state[:2]).astype(np.int8)
+        return self.state, float(self.state[0]), False, self.steps == 10, {}
+
+
+def test_observations_of_whole_numbers_are_taken_as_floats(config, tmp_path):
+    register_env("switches", lambda context: gym.wrappers.FlattenObservation(Switches()))
+    actions = np.random.default_rng(0).uniform(-1, 1, (500, 1)).astype(np.float32)
+    rows = []
+    env = Switches()
+    for row, action in enumerate(actions):
+        obs = env.reset()[0] if row % 10 == 0 else env.state
+        rows.append((obs, *env.step(action)))
+    observations, next_observations, rewards, _, ends, _ = zip(*rows, strict=True)
+    columns = {"observations": observations, "next_observations": next_observations, "rewards": rewards}
+    path = write_hdf5(tmp_path / "switches.hdf5", {**columns, "actions": actions, "timeouts": ends})
+    algo = config.environment("switches").offline_data(input_=path).build_algo()
+    assert algo.config.observation_space.dtype == np.int8
+    assert 0 <= train_policy(algo, 1)["evaluation"]["env_runners"]["episode_return_mean"] <= 10
+    action = load_policy(algo.save_to_path(tmp_path / "checkpoint"))(env.state)
+    assert Switches.action_space.contains(action)
     algo.stop()
 
 

@@ -107,6 +107,10 @@ def test_other_unsound_files(tmp_path) -> None:
         load(write_hdf5(tmp_path / "a.hdf5", {**columns, "rewards": columns["rewards"][:-1]}))
     with pytest.raises(DataError, match="one vector"):
         load(write_hdf5(tmp_path / "b.hdf5", {**columns, "observations": np.zeros((12, 4, 4), np.float32)}))
+    for key in ("observations", "rewards"):
+        path = write_hdf5(tmp_path / f"{key}.hdf5", {**columns, key: columns[key] > 0})
+        with pytest.raises(DataError, match=rf"{key} have type bool.*\.astype\(float\)"):
+            load(path)
     with pytest.raises(DataError, match="they must be floating point"):
         load(write_hdf5(tmp_path / "c.hdf5", {**columns, "rewards": np.array([b"x"] * 12)}))
     (tmp_path / "d.hdf5").write_text("version https://git-lfs.github.com/spec/v1")

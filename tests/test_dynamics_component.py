@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -12,7 +13,9 @@ import pytest
 from ray.tune.registry import register_env
 
 from rllib_damo import DAMO
+from rllib_damo.data.parquet import write_parquet
 from rllib_damo.dynamics import DynamicsEnsemble, component
+from tests.data_helpers import make_transitions
 from tests.small_runs import train_policy
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -36,6 +39,24 @@ def test_interrupted_dynamics_training_resumes(config, tmp_path):
     restored = DAMO.from_checkpoint(path)
     assert restored.train()["dynamics"]["epoch"] == 2
     restored.stop()
+
+
+def test_a_rule_that_fails_is_told_when_the_algorithm_is_built(config):
+    config.dynamics(termination_fn=lambda obs, actions, next_obs: next_obs[:, 3] > 0)
+    with pytest.raises(ValueError, match=r"`termination_fn` failed on .*pendulum\.parquet \(IndexError"):
+        config.build_algo()
+
+
+def test_a_rule_at_odds_with_the_data_is_warned_of(config, caplog):
+    config.dynamics(termination_fn=lambda obs, actions, next_obs: next_obs[:, 0] < 2).build_algo().stop()
+    assert any("the termination rule ends at 256, first row" in message for message in caplog.messages)
+
+
+def test_too_few_rows_are_told_when_the_algorithm_is_built(config, tmp_path):
+    few = make_transitions([9])
+    path = write_parquet(replace(few, actions=few.actions[:, :1]), tmp_path / "few.parquet")
+    with pytest.raises(ValueError, match=r"few\.parquet: .*needs 10 transitions.*, and 9 of 9 have them.*input_="):
+        config.offline_data(input_=str(path)).build_algo()
 
 
 def test_a_run_waits_for_anothers_model(config, tmp_path, monkeypatch, caplog):

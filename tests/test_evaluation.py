@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rllib_damo import DAMOConfig
+from rllib_damo import evaluation_runner as runner_module
 from rllib_damo.evaluation import (
     REFERENCE_RETURNS,
     TASKS,
@@ -170,4 +171,15 @@ def test_as_many_episodes_as_asked_for(num_envs: int) -> None:
     assert metrics["num_episodes"].peek() == 5
     assert metrics["episode_return_mean"].peek() == np.mean([len(episode) for episode in episodes])
     assert sum(map(len, runner.sample(num_timesteps=120))) >= 120
+    runner.stop()
+
+
+def test_an_environment_that_does_not_end_is_warned_of(monkeypatch, caplog) -> None:
+    runner = evaluation_runner(2)
+    for long, warned in ((60, False), (40, True)):
+        monkeypatch.setattr(runner_module, "_LONG", long)
+        runner.sample(num_timesteps=200)
+        assert "TimeLimit" not in caplog.text  # no end is waited for
+        runner.sample(num_episodes=20)
+        assert ("TimeLimit" in caplog.text) == warned
     runner.stop()

@@ -54,6 +54,20 @@ def test_actions_are_the_mean_in_the_box_units(policy: Policy) -> None:
     assert np.ptp(actions, axis=0).min() > 0.1
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_saturated_actions_lie_in_the_box(policy: Policy, dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds = np.sort(np.random.default_rng(0).normal(size=(2, 1000)), axis=0).astype(dtype)
+    bounds[:, 0], bounds[:, 1] = (-0.1, 0.1), (0.2739233746, 0.8207989350)
+    box = gym.spaces.Box(*bounds, dtype=dtype)
+    unit = torch.tensor([[-1.0], [1.0], [0.0]]).expand(3, 1000)
+    monkeypatch.setattr(policy, "action_space", box)
+    monkeypatch.setattr(policy.module, "forward_inference", lambda batch: {"actions": unit})
+    actions = policy(np.zeros((3, 3)))
+    assert all(box.contains(action) for action in actions)
+    np.testing.assert_allclose(actions, [*bounds, bounds.mean(0)], atol=1e-6)
+    assert actions.dtype == dtype
+
+
 def test_one_observation_and_a_batch_agree(policy: Policy) -> None:
     obs = np.random.default_rng(0).normal(size=(4, 3))
     batched = policy(obs)

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from rllib_damo.data.schema import DataError, Transitions
 from rllib_damo.dynamics import KNOWN, LearnedTermination, never_terminates, resolve_termination
+from rllib_damo.dynamics.data_checks import check_enough_rows, try_rule
 from rllib_damo.dynamics.termination_head import TerminationTrainer
+from tests.data_helpers import make_transitions
 
 #: Environment id, constructor arguments, and how far to push the state so that both outcomes occur.
 CASES = [
@@ -134,6 +137,71 @@ def test_an_own_environment_of_a_known_name_is_not_mistaken_for_it():
 def test_what_cannot_be_followed_is_refused(env_id, termination_fn, options, match):
     with pytest.raises(ValueError, match=match):
         resolve_termination(env_id, termination_fn, options)
+
+
+def fallen(obs: torch.Tensor, actions: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
+    return next_obs[:, 0] > 10
+
+
+def falling(num_episodes: int, has_successors: bool = True) -> Transitions:
+    """Episodes of five steps, every other one of which ends at a first coordinate above 10."""
+    data = make_transitions([5] * num_episodes)
+    data.next_observations[data.terminations, 0] += 20
+    if not has_successors:
+        data.next_observations[data.terminations] = data.observations[data.terminations]
+    return data
+
+
+def tried(rule, data: Transitions) -> list[str]:
+    return try_rule(rule, data, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("convert", [torch.as_tensor, np.asarray, torch.Tensor.tolist])
+def test_a_rule_that_fits_the_data_is_taken(convert):
+    assert tried(lambda *row: convert(fallen(*row)), falling(200)) == []
+
+
+def test_a_rule_at_odds_with_the_data_is_told():
+    (goes_on,) = tried(never_terminates, falling(200))
+    assert goes_on.startswith(
+        "of 100 transitions terminal in the dataset, the termination rule goes on after 100, first r"
+    )
+    (ends,) = tried(lambda *row: ~fallen(*row), falling(200, has_successors=False))
+    assert ends.startswith(
+        "of 256 transitions not terminal in the dataset, the termination rule ends at 256, first row "
+    )
+    assert len(tried(lambda *row: ~fallen(*row), falling(200))) == 2
+
+
+def test_terminals_without_successors_say_nothing_against_a_rule():
+    assert tried(never_terminates, falling(200, has_successors=False)) == []
+
+
+def ambiguous(obs, actions, next_obs):
+    return True if next_obs[:, 0] > 10 else False  # noqa: SIM210
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (lambda *row: fallen(*row)[:, None], r"termination_fn must return one flag a row.*\(256, 1\)"),
+        (lambda *row: fallen(*row).float(), r"termination_fn must return a bool tensor.*float32"),
+        (lambda *row: None, "termination_fn must return a bool tensor.*NoneType"),
+        (lambda *row: True, r"termination_fn must return one flag a row.*shape \(\)"),
+        (lambda *row: fallen(*row).squeeze(), r"one flag a row, shape \(1,\), but returned shape \(\)"),  # of one row
+        (lambda obs, *rest: obs[:, 7] > 0, "`termination_fn` failed on .* of made .*IndexError"),
+        (ambiguous, r"`termination_fn` failed on .*next_obs \(256, 3\), and return bool \(256,\)"),
+    ],
+)
+def test_a_rule_that_cannot_be_followed_is_told_at_once(rule, message):
+    with pytest.raises(ValueError, match=message):
+        tried(rule, falling(1000))
+
+
+def test_too_few_rows_are_told_with_the_dataset():
+    check_enough_rows(falling(2))
+    with pytest.raises(DataError, match=r"made: .* 9 of 10 have them.*input_="):
+        check_enough_rows(falling(2, has_successors=False))
 
 
 def transitions(num: int, noise: float) -> tuple[torch.Tensor, ...]:

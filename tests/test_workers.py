@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 import ray
+import torch
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.test_utils import check
@@ -76,7 +77,9 @@ def test_an_error_in_a_rollout_runner_is_raised(config):
 
 
 def _faulty_rule(obs, actions, next_obs):
-    raise ArithmeticError("a fault of the user's rule")
+    if len(obs) == 100:  # a round's starts; the dataset's rows pass
+        raise ArithmeticError("a fault of the user's rule")
+    return torch.zeros(len(obs), dtype=torch.bool)
 
 
 def test_an_error_in_a_remote_learner_is_raised(config):

@@ -105,10 +105,11 @@ def as_float_matrix(name: str, key: str, values: np.ndarray, dims: int) -> np.nd
     Raises:
         DataError: if the values are no numbers, or have other dimensions.
     """
-    if values.dtype.kind not in "fiu":
-        raise DataError(f"{name}: {key} have type {values.dtype}; they must be floating point numbers.")
-    if key == "actions" and values.dtype.kind != "f":
+    if key == "actions" and values.dtype.kind in "biu":
         raise DataError(f"{name}: actions have type {values.dtype}; DAMO needs continuous actions (a Box), as floats.")
+    if values.dtype.kind not in "fiu":
+        mend = " Write them with .astype(float)." if values.dtype.kind == "b" else ""
+        raise DataError(f"{name}: {key} have type {values.dtype}; they must be floating point numbers.{mend}")
     if dims == 2 and values.ndim == 1:
         values = values[:, None]
     elif dims == 1 and values.ndim == 2 and values.shape[1] == 1:
