@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from rllib_damo.buffers import as_constant, unknown_successors
 from rllib_damo.data.schema import DataError, Transitions
 from rllib_damo.dynamics.rollout import as_terminated
 from rllib_damo.dynamics.termination import TerminationFn
@@ -60,12 +61,8 @@ def try_rule(rule: TerminationFn, transitions: Transitions, device: torch.device
 
 
 def _known_successors(transitions: Transitions) -> np.ndarray:
-    """(N,) bool; where a source lacks a terminal's next observation, the reader repeats the observation."""
-    known = ~transitions.terminations
-    terminal = np.flatnonzero(transitions.terminations)
-    changes = transitions.observations[terminal] != transitions.next_observations[terminal]
-    known[terminal] = changes.any(axis=1)
-    return known
+    columns = transitions.observations, transitions.next_observations, transitions.terminations
+    return ~unknown_successors(*map(as_constant, columns)).numpy()
 
 
 def _terminated(rule: TerminationFn, transitions: Transitions, rows: np.ndarray, device: torch.device) -> np.ndarray:
