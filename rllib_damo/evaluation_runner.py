@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 
@@ -19,6 +20,13 @@ class EvaluationEnvRunner(SingleAgentEnvRunner):
     """
 
     env: Any
+
+    def __init__(self, *, config: AlgorithmConfig, **kwargs: Any):
+        super().__init__(config=config, **kwargs)
+        # Copy i is seeded with this plus i; RLlib's own, seed + worker index + 1e6, would have runners share episodes.
+        if config.seed is not None:
+            sequence = np.random.SeedSequence((config.seed, self.worker_index or 0))
+            self._seed = int(sequence.generate_state(1)[0] >> 1)
 
     @override(SingleAgentEnvRunner)
     def make_env(self) -> None:

@@ -204,3 +204,15 @@ def test_numbers_are_of_all_episodes_alike(num_envs: int, shares: list[int]) -> 
     assert not any(name.startswith("_") for name in results)
     for runner in runners:
         runner.stop()
+
+
+def starts(runner: EvaluationEnvRunner, **kwargs: Any) -> list[float]:
+    return [float(episode.get_observations(0)[0]) for episode in runner.sample(**kwargs)]
+
+
+def test_no_two_runners_or_seeds_share_a_start() -> None:
+    runners = [evaluation_runner(10, index, seed) for index, seed in ((0, 3), (0, 4), (1, 3), (2, 3))]
+    found = [start for runner in runners for start in starts(runner, num_episodes=10)]
+    assert len(set(found)) == 40
+    for runner in runners:
+        runner.stop()
