@@ -216,3 +216,23 @@ def test_no_two_runners_or_seeds_share_a_start() -> None:
     assert len(set(found)) == 40
     for runner in runners:
         runner.stop()
+
+
+@pytest.mark.parametrize("unit", ["num_episodes", "num_timesteps"])
+def test_every_evaluation_starts_from_the_same_states(unit: str) -> None:
+    """And none goes on with an episode of the last one, however RLlib asks for it."""
+    runner = evaluation_runner(3)
+    first = starts(runner, **{unit: 75})
+    assert starts(runner, **{unit: 75}) == first
+    assert starts(runner, **{unit: 75}, force_reset=True) == first
+    runner.stop()
+
+
+def test_an_episode_goes_on_where_no_reset_is_wanted() -> None:
+    runner = evaluation_runner(1)
+    first = starts(runner, num_timesteps=1)
+    assert starts(runner, num_timesteps=1, force_reset=False) == first
+    runner.stop()
+    runner = evaluation_runner(1, evaluation_force_reset_envs_before_iteration=False)
+    assert starts(runner, num_timesteps=75) != starts(runner, num_timesteps=75)
+    runner.stop()
