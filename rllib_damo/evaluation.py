@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from ray.rllib.callbacks.callbacks import RLlibCallback
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, EVALUATION_RESULTS
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    EPISODE_LEN_MAX,
+    EPISODE_LEN_MEAN,
+    EPISODE_LEN_MIN,
+    EPISODE_RETURN_MAX,
+    EPISODE_RETURN_MEAN,
+    EPISODE_RETURN_MIN,
+    EVALUATION_RESULTS,
+)
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -21,8 +30,11 @@ DISCOUNTED_RETURN_MEAN = "discounted_return_mean"
 EPISODE_RETURN_STD = "episode_return_std"
 NORMALIZED_SCORE = "normalized_score"
 NORMALIZED_SCORE_STD = "normalized_score_std"
-# The single returns of one evaluation travel under this key, and leave the result again in `on_evaluate_end`.
+# What the single episodes of one evaluation were travels under these keys, and leaves the result again in
+# `on_evaluate_end`.
 _RETURNS = "_episode_returns"
+_DISCOUNTED_RETURNS = "_discounted_returns"
+_LENGTHS = "_episode_lengths"
 
 # Task -> (return of a uniform random policy, return of an expert), which score 0 and 100.
 # MuJoCo: D4RL's `infos.py`, measured there on the v2 environments.
@@ -91,8 +103,11 @@ class DAMOCallbacks(RLlibCallback):
 
     `discounted_return_mean` is the real value of the policy at the start states, to be compared with the critics'
     estimate (Table 1 of the paper). `normalized_score` and `normalized_score_std` exist where `REFERENCE_RETURNS`
-    knows the environment. The numbers are in the results of those iterations only that evaluated: RLlib's echo of an
-    evaluation in the next result is taken out, since Tune would credit it to the next checkpoint.
+    knows the environment. These, and RLlib's returns and lengths beside them, are of all episodes of an evaluation
+    alike: RLlib's own leave out all but a runner's last 100, and average the means of runners with unequal shares.
+
+    The numbers are in the results of those iterations only that evaluated: RLlib's echo of an evaluation in the next
+    result is taken out, since Tune would credit it to the next checkpoint.
     """
 
     def on_episode_end(
@@ -108,12 +123,13 @@ class DAMOCallbacks(RLlibCallback):
             return
         chunks = [*(prev_episode_chunks or []), episode]
         rewards = np.concatenate([np.asarray(chunk.get_rewards(), dtype=np.float64) for chunk in chunks])
-        # The windows hold one evaluation: RLlib empties them when it collects the runners' metrics.
-        window = max(1, int(env_runner.config.metrics_num_episodes_for_smoothing))
-        metrics_logger.log_value(
-            DISCOUNTED_RETURN_MEAN, discounted_return(rewards, env_runner.config.gamma), reduce="mean", window=window
-        )
-        metrics_logger.log_value(_RETURNS, float(rewards.sum()), reduce="item_series", window=window)
+        # The series hold one evaluation: RLlib empties them when it collects the runners' metrics.
+        for key, value in (
+            (_RETURNS, float(rewards.sum())),
+            (_DISCOUNTED_RETURNS, discounted_return(rewards, env_runner.config.gamma)),
+            (_LENGTHS, len(rewards)),
+        ):
+            metrics_logger.log_value(key, value, reduce="item_series")
 
     def on_evaluate_end(
         self,
@@ -126,9 +142,16 @@ class DAMOCallbacks(RLlibCallback):
         results = evaluation_metrics.get(ENV_RUNNER_RESULTS)
         if not results:
             return
-        returns = results.pop(_RETURNS, None)
+        returns, discounted, lengths = (results.pop(key, None) for key in (_RETURNS, _DISCOUNTED_RETURNS, _LENGTHS))
         if isinstance(returns, list | tuple) and len(returns) > 0:
+            results[EPISODE_RETURN_MEAN] = float(np.mean(returns))
+            results[EPISODE_RETURN_MIN], results[EPISODE_RETURN_MAX] = min(returns), max(returns)
             results[EPISODE_RETURN_STD] = float(np.std(returns))
+            results[DISCOUNTED_RETURN_MEAN] = float(np.mean(discounted))
+            results[EPISODE_LEN_MEAN] = float(np.mean(lengths))
+            results[EPISODE_LEN_MIN], results[EPISODE_LEN_MAX] = min(lengths), max(lengths)
+            for key in ("agent_episode_return_mean", "module_episode_return_mean"):
+                results[key] = dict.fromkeys(results.get(key, {}), results[EPISODE_RETURN_MEAN])
         mean = results.get(EPISODE_RETURN_MEAN)
         # The evaluation may run in another environment than the (model-based) training does.
         config: Any = algorithm.evaluation_config or algorithm.config

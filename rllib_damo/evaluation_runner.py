@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 
@@ -25,6 +26,13 @@ class EvaluationEnvRunner(SingleAgentEnvRunner):
 
     env: Any
 
+    def __init__(self, *, config: AlgorithmConfig, **kwargs: Any):
+        super().__init__(config=config, **kwargs)
+        # Copy i is seeded with this plus i; RLlib's own, seed + worker index + 1e6, would have runners share episodes.
+        if config.seed is not None:
+            sequence = np.random.SeedSequence((config.seed, self.worker_index or 0))
+            self._seed = int(sequence.generate_state(1)[0] >> 1)
+
     @override(SingleAgentEnvRunner)
     def make_env(self) -> None:
         if self.config.env is None:  # a `custom_evaluation_function` needs none
@@ -33,9 +41,13 @@ class EvaluationEnvRunner(SingleAgentEnvRunner):
         self.env = _Shares(self.env)
 
     @override(SingleAgentEnvRunner)
-    def sample(self, *, num_episodes: int | None = None, **kwargs: Any) -> list[Any]:
+    def sample(self, *, num_episodes: int | None = None, force_reset: bool | None = None, **kwargs: Any) -> list[Any]:
         if self.env is not None:
             self.env.set_total(num_episodes)
+        if force_reset is None:  # RLlib does not tell a local runner
+            force_reset = self.config.evaluation_force_reset_envs_before_iteration
+        if force_reset:  # with the seed, unlike RLlib's
+            self._needs_initial_reset = True
         return super().sample(num_episodes=num_episodes, **kwargs)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from rllib_damo import DAMOConfig
 from rllib_damo import evaluation_runner as runner_module
@@ -68,7 +69,7 @@ class FakeLogger:
 
 def end_episode(in_evaluation: bool, chunks: list[list[float]]) -> FakeLogger:
     logger = FakeLogger()
-    config = SimpleNamespace(in_evaluation=in_evaluation, gamma=0.5, metrics_num_episodes_for_smoothing=100)
+    config = SimpleNamespace(in_evaluation=in_evaluation, gamma=0.5)
     *previous, last = [SimpleNamespace(get_rewards=lambda rewards=rewards: rewards) for rewards in chunks]
     DAMOCallbacks().on_episode_end(
         episode=last,
@@ -82,7 +83,7 @@ def end_episode(in_evaluation: bool, chunks: list[list[float]]) -> FakeLogger:
 
 def test_discounted_return_spans_the_chunks_of_an_episode() -> None:
     logger = end_episode(True, [[1.0, 2.0], [4.0]])
-    assert logger.values["discounted_return_mean"] == [3.0]
+    assert logger.values == {"_episode_returns": [7.0], "_discounted_returns": [3.0], "_episode_lengths": [3]}
 
 
 def test_training_episodes_are_not_counted() -> None:
@@ -96,20 +97,26 @@ def evaluate_end(env: object, env_runners: dict[str, Any]) -> dict[str, Any]:
     return metrics["env_runners"]
 
 
+def played(returns: list[float]) -> dict[str, Any]:
+    """What RLlib gives to `on_evaluate_end` of episodes with these returns, its own numbers left out."""
+    return {"_episode_returns": returns, "_discounted_returns": returns, "_episode_lengths": [1 for _ in returns]}
+
+
 def test_scores_join_the_evaluation_metrics() -> None:
     returns = [1000.0, 2000.0]
-    results = evaluate_end("Hopper-v5", {"episode_return_mean": 1500.0, "_episode_returns": returns})
+    results = evaluate_end("Hopper-v5", {"episode_return_mean": 1400.0, **played(returns)})
     scores = normalized_score("hopper", np.array(returns))
     assert scores is not None
+    assert results["episode_return_mean"] == 1500.0
     assert results["normalized_score"] == pytest.approx(scores.mean())
     assert results["normalized_score_std"] == pytest.approx(scores.std())
     assert results["episode_return_std"] == 500.0
-    assert "_episode_returns" not in results
 
 
 def test_unknown_environment_gets_no_score() -> None:
-    results = evaluate_end("CartPole-v1", {"episode_return_mean": 9.0, "_episode_returns": [9.0]})
-    assert results == {"episode_return_mean": 9.0, "episode_return_std": 0.0}
+    results = evaluate_end("CartPole-v1", played([9.0]))
+    assert results["episode_return_mean"] == 9.0
+    assert not any("score" in name for name in results)
 
 
 def test_evaluation_without_a_finished_episode() -> None:
@@ -127,29 +134,31 @@ def test_echo_of_an_evaluation_leaves_the_next_result() -> None:
 
 
 class Coin(gym.Env[np.ndarray, np.ndarray]):
-    """Episodes of 2 or of 50 steps, as likely; the return is the length."""
+    """Episodes of 2 or of 50 steps, as likely; the return is the length. The observation is the episode's own."""
 
     observation_space = action_space = gym.spaces.Box(-1.0, 1.0, (1,))
 
     def __init__(self, config: Any = None) -> None:
         self.length = self.left = 0
+        self.observation = np.zeros(1, np.float32)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
         self.length = self.left = int(self.np_random.choice([2, 50]))
-        return np.zeros(1, np.float32), {}
+        self.observation = self.np_random.uniform(-1.0, 1.0, 1).astype(np.float32)
+        return self.observation, {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.left -= 1
-        return np.zeros(1, np.float32), 1.0, self.left == 0, False, {}
+        return self.observation, 1.0, self.left == 0, False, {}
 
 
-def evaluation_runner(num_envs: int) -> EvaluationEnvRunner:
-    config = DAMOConfig().environment(Coin).offline_data(input_="unused").debugging(seed=0)
-    config.evaluation(evaluation_config={"num_envs_per_env_runner": num_envs})
+def evaluation_runner(num_envs: int, index: int = 0, seed: int = 0, **evaluation: Any) -> EvaluationEnvRunner:
+    config = DAMOConfig().environment(Coin).offline_data(input_="unused").debugging(seed=seed)
+    config.evaluation(evaluation_config={"num_envs_per_env_runner": num_envs}, **evaluation)
     evaluating: Any = config.get_evaluation_config_object()
     assert evaluating.env_runner_cls is EvaluationEnvRunner
-    return EvaluationEnvRunner(config=evaluating)
+    return EvaluationEnvRunner(config=evaluating, worker_index=index)
 
 
 def test_short_episodes_are_no_more_likely_in_copies_side_by_side() -> None:
@@ -182,4 +191,59 @@ def test_an_environment_that_does_not_end_is_warned_of(monkeypatch, caplog) -> N
         assert "TimeLimit" not in caplog.text  # no end is waited for
         runner.sample(num_episodes=20)
         assert ("TimeLimit" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "shares"), [(10, [150]), (1, [3, 2])], ids=["more than RLlib's window", "unequal shares"]
+)
+def test_numbers_are_of_all_episodes_alike(num_envs: int, shares: list[int]) -> None:
+    runners = [evaluation_runner(num_envs, index) for index in range(len(shares))]
+    episodes = [runner.sample(num_episodes=share) for runner, share in zip(runners, shares, strict=True)]
+    lengths = np.array([len(episode) for own in episodes for episode in own])
+    logger = MetricsLogger(root=True)
+    logger.aggregate([runner.get_metrics() for runner in runners], key=("evaluation", "env_runners"))
+    results = evaluate_end("Hopper-v5", logger.peek("evaluation", latest_merged_only=True)["env_runners"])
+    assert results["num_episodes"] == len(lengths) == sum(shares)
+    for name in ("return", "len"):
+        found = [results[f"episode_{name}_{statistic}"] for statistic in ("mean", "min", "max")]
+        assert found == pytest.approx([lengths.mean(), lengths.min(), lengths.max()])
+    for name in ("agent_episode_return_mean", "module_episode_return_mean"):
+        assert [*results[name].values()] == pytest.approx([lengths.mean()])
+    assert results["episode_return_std"] == pytest.approx(lengths.std())
+    assert results["discounted_return_mean"] == pytest.approx(np.mean((1 - 0.99**lengths) / 0.01))
+    assert results["normalized_score"] == pytest.approx(normalized_score("hopper", lengths.mean()))
+    assert not any(name.startswith("_") for name in results)
+    for runner in runners:
+        runner.stop()
+
+
+def starts(runner: EvaluationEnvRunner, **kwargs: Any) -> list[float]:
+    return [float(episode.get_observations(0)[0]) for episode in runner.sample(**kwargs)]
+
+
+def test_no_two_runners_or_seeds_share_a_start() -> None:
+    runners = [evaluation_runner(10, index, seed) for index, seed in ((0, 3), (0, 4), (1, 3), (2, 3))]
+    found = [start for runner in runners for start in starts(runner, num_episodes=10)]
+    assert len(set(found)) == 40
+    for runner in runners:
+        runner.stop()
+
+
+@pytest.mark.parametrize("unit", ["num_episodes", "num_timesteps"])
+def test_every_evaluation_starts_from_the_same_states(unit: str) -> None:
+    """And none goes on with an episode of the last one, however RLlib asks for it."""
+    runner = evaluation_runner(3)
+    first = starts(runner, **{unit: 75})
+    assert starts(runner, **{unit: 75}) == first
+    assert starts(runner, **{unit: 75}, force_reset=True) == first
+    runner.stop()
+
+
+def test_an_episode_goes_on_where_no_reset_is_wanted() -> None:
+    runner = evaluation_runner(1)
+    first = starts(runner, num_timesteps=1)
+    assert starts(runner, num_timesteps=1, force_reset=False) == first
+    runner.stop()
+    runner = evaluation_runner(1, evaluation_force_reset_envs_before_iteration=False)
+    assert starts(runner, num_timesteps=75) != starts(runner, num_timesteps=75)
     runner.stop()
