@@ -43,4 +43,4 @@ def test_an_offset_that_float32_cannot_hold() -> None:
 
 
 def test_few_rows() -> None:
-    assert cautions(make_transitions((3,)))[0].startswith("there are 3 transitions")
+    assert cautions(make_transitions((3,)))[0].startswith("there are 3 transitions, which are few; record more")

@@ -19,7 +19,7 @@ def cautions(transitions: Transitions) -> list[str]:
     """
     found = []
     if len(transitions) < _FEW:
-        found.append(f"there are {len(transitions)} transitions, which are few: a dynamics model alone holds out 1,000")
+        found.append(f"there are {len(transitions)} transitions, which are few; record more")
     first = transitions.rewards[0]
     if (transitions.rewards == first).all() and (first == 0 or not transitions.terminations.any()):
         found.append(f"every reward is {first:g}, so no behaviour is better than another")
