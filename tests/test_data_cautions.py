@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rllib_damo.data.cautions import cautions
+from rllib_damo.data.cautions import cautions, cautions_of_choice
 from rllib_damo.data.schema import Transitions
 from tests.data_helpers import make_transitions
 
@@ -44,3 +44,35 @@ def test_an_offset_that_float32_cannot_hold() -> None:
 
 def test_few_rows() -> None:
     assert cautions(make_transitions((3,)))[0].startswith("there are 3 transitions, which are few; record more")
+
+
+def sessions(good: float, bad: float, seed: int = 0) -> Transitions:
+    """Never terminated: long sessions, and as many rows of short ones, with these rewards a step."""
+    rng = np.random.default_rng(seed)
+    lengths = [*rng.integers(150, 250, 10), *rng.integers(10, 30, 100)]
+    rewards = np.repeat([good] * 10 + [bad] * 100, lengths) + 0.1 * rng.standard_normal(sum(lengths))
+    data = make_transitions(lengths, terminated=[False] * len(lengths))
+    return replace(data, rewards=rewards.astype(np.float32))
+
+
+def chosen(data: Transitions, fraction: float = 0.5) -> list[str]:
+    return cautions_of_choice(data, data.best_rows(fraction))
+
+
+def test_short_sessions_chosen_for_their_small_costs() -> None:
+    data = sessions(good=-1.02, bad=-3.45)
+    (found,) = chosen(data)
+    assert found.startswith("the rows that data_fraction chooses have a mean reward of -3.4")
+    assert "below the -1." in found
+    assert "data_fraction=1" in found
+    assert chosen(data, 1.0) == []
+
+
+def test_choices_that_are_what_they_should_be() -> None:
+    assert chosen(many()) == []
+    assert chosen(sessions(good=1.0, bad=0.1)) == []
+    assert chosen(sessions(good=1.0, bad=2.0)) == []  # to live on is worth more than a step's reward
+    assert chosen(sessions(good=-1.0, bad=-1.0)) == []
+    reached = sessions(good=-1.0, bad=-2.0)  # the short ones ended at their goal
+    ends = reached.truncations
+    assert chosen(replace(reached, terminations=ends, truncations=np.zeros_like(ends))) == []

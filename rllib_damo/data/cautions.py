@@ -9,6 +9,8 @@ from rllib_damo.data.schema import Transitions, moments
 # A column whose neighbouring float32 values lie further apart than this share of its standard deviation is coarse.
 _COARSE = 0.01
 _FEW = 1000
+# Means of rewards that differ by less than this share of their standard deviation are alike.
+_CLEARLY = 0.1
 
 
 def cautions(transitions: Transitions) -> list[str]:
@@ -28,6 +30,28 @@ def cautions(transitions: Transitions) -> list[str]:
     if unfinished.any() and not (changes & unfinished).any():
         found.append("every next observation equals the observation; is it the observation after the step?")
     return found + _coarse_columns(transitions.observations)
+
+
+def cautions_of_choice(transitions: Transitions, used: np.ndarray) -> list[str]:
+    """What to look at where a policy learns from the rows `used` alone (`Transitions.best_rows`), as `cautions` tells.
+
+    Where rewards are costs, an episode that was cut early has a high return for its shortness.
+    """
+    is_used = np.zeros(len(transitions), bool)
+    is_used[used] = True
+    if is_used.all():
+        return []
+    chosen, others = (float(transitions.rewards[rows].mean(dtype=np.float64)) for rows in (is_used, ~is_used))
+    margin = _CLEARLY * float(transitions.rewards.std(dtype=np.float64))
+    terminated = transitions.terminations[is_used]
+    mostly_cut = 2 * terminated.sum() < (terminated | transitions.truncations[is_used]).sum()
+    if not mostly_cut or chosen >= min(0.0, others - margin):
+        return []
+    return [
+        f"the rows that data_fraction chooses have a mean reward of {chosen:.3g}, below the {others:.3g} of those it "
+        "leaves out: rewards are costs, and it took episodes that were cut early for good ones; set data_fraction=1, "
+        "or leave short episodes out of the dataset"
+    ]
 
 
 def _coarse_columns(observations: np.ndarray) -> list[str]:
