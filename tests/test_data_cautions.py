@@ -42,6 +42,25 @@ def test_an_offset_that_float32_cannot_hold() -> None:
     assert cautions(data) == []
 
 
+def counted(start: float, step: float) -> Transitions:
+    """Data whose column 1 counts on through all rows."""
+    data = many()
+    count = (start + step * np.arange(1201)).astype(np.float32)
+    data.observations[:, 1], data.next_observations[:, 1] = count[:-1], count[1:]
+    return data
+
+
+def test_changes_that_float32_cannot_hold() -> None:
+    (found,) = cautions(counted(1.7e9, 60.0))  # a time stamp each minute, of changes of 0 or 128
+    assert "first column 1: steps of 128 at a standard deviation of 2.08e+04 and a typical change of 87" in found
+    assert "first column 1: steps of 0.0625" in cautions(counted(1e6, 0.01))[0]
+    for start, step in ((0.0, 0.01), (1e6, 1.0), (3e4, 60.0)):  # clocks and counters that it holds
+        assert cautions(counted(start, step)) == []
+    data = many()
+    data.observations[:, 1] = data.next_observations[:, 1] = np.repeat([1e3, 2e3], [500, 700])  # an episode's number
+    assert cautions(data) == []
+
+
 def test_few_rows() -> None:
     assert cautions(make_transitions((3,)))[0].startswith("there are 3 transitions, which are few; record more")
 

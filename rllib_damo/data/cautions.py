@@ -8,6 +8,8 @@ from rllib_damo.data.schema import Transitions, moments
 
 # A column whose neighbouring float32 values lie further apart than this share of its standard deviation is coarse.
 _COARSE = 0.01
+# The same for the typical change from an observation to the next; a counter at a million, in steps of 1, has 0.06.
+_COARSE_CHANGE = 0.1
 _FEW = 1000
 # Means of rewards that differ by less than this share of their standard deviation are alike.
 _CLEARLY = 0.1
@@ -17,7 +19,7 @@ def cautions(transitions: Transitions) -> list[str]:
     """What to look at before training on sound data (`schema.problems` finds none), one sentence each.
 
     Looks for: a few rows only, rewards that say nothing, states that never change, and columns whose offset is so large
-    that float32 rounds their variation away.
+    that float32 rounds their variation, or their changes, away.
     """
     found = []
     if len(transitions) < _FEW:
@@ -29,7 +31,7 @@ def cautions(transitions: Transitions) -> list[str]:
     changes = (transitions.observations != transitions.next_observations).any(axis=1)
     if unfinished.any() and not (changes & unfinished).any():
         found.append("every next observation equals the observation; is it the observation after the step?")
-    return found + _coarse_columns(transitions.observations)
+    return found + _coarse_columns(transitions)
 
 
 def cautions_of_choice(transitions: Transitions, used: np.ndarray) -> list[str]:
@@ -54,16 +56,32 @@ def cautions_of_choice(transitions: Transitions, used: np.ndarray) -> list[str]:
     ]
 
 
-def _coarse_columns(observations: np.ndarray) -> list[str]:
-    found = moments(observations)
-    spread = np.array(found["std"])
+def _coarse_columns(transitions: Transitions) -> list[str]:
+    found = moments(transitions.observations)
+    spread, change = np.array(found["std"]), _typical_changes(transitions)
     step = np.spacing(np.abs(np.array([found["min"], found["max"]], np.float32)).max(axis=0)).astype(np.float64)
-    coarse = np.flatnonzero((spread > 0) & (step > _COARSE * spread))
+    # A column that is constant, or is in every episode, has nothing to lose.
+    is_coarse = (spread > 0) & (step > _COARSE * spread) | (change > 0) & (step > _COARSE_CHANGE * change)
+    coarse = np.flatnonzero(is_coarse)
     if not len(coarse):
         return []
     column = coarse[0]
     return [
         f"observations have {len(coarse)} column(s) whose values float32 can't tell apart well, first column {column}: "
-        f"steps of {step[column]:.3g} at a standard deviation of {spread[column]:.3g}; subtract a constant before "
+        f"steps of {step[column]:.3g} at a standard deviation of {spread[column]:.3g} and a typical change of "
+        f"{change[column]:.3g} to the next observation; subtract a constant, or the episode's first value, before "
         "writing the data, here and in the environment"
     ]
+
+
+def _typical_changes(transitions: Transitions) -> np.ndarray:
+    """Root mean square of s' - s (a clock's changes have no standard deviation), in float64; of a sample of rows."""
+    rows = _sample(len(transitions))
+    rows = rows[~transitions.terminations[rows]]
+    changes = transitions.next_observations[rows].astype(np.float64) - transitions.observations[rows]
+    return np.sqrt((changes**2).sum(axis=0) / max(1, len(rows)))
+
+
+def _sample(rows: int) -> np.ndarray:
+    """Indices of some 100,000 rows at even distances, or of all."""
+    return np.arange(0, rows, -(-rows // 100_000))
