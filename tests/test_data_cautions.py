@@ -61,6 +61,44 @@ def test_changes_that_float32_cannot_hold() -> None:
     assert cautions(data) == []
 
 
+def changed(key: str, rows: list[int], value: float) -> Transitions:
+    """Data with this value in these rows of a reward, or of column 2."""
+    array = getattr(data := many(), key)
+    (array if array.ndim == 1 else array[:, 2])[rows] = value
+    return data
+
+
+def test_values_far_off_the_rest() -> None:
+    largest = float(np.finfo(np.float32).max)
+    (found,) = cautions(changed("observations", [7], largest))
+    assert found.startswith("observations, column 2: 1 value(s) far off the rest, of which 98 % lie between -2.")
+    assert "the farthest is 3.4e+38 in row 7;" in found
+    (found,) = cautions(changed("next_observations", [7, 8, 900], -9999))
+    assert found.startswith("next_observations, column 2: 3 value(s) far")
+    (found,) = cautions(changed("rewards", [1100], 1e8))
+    assert found.startswith("rewards: 1 value(s) far")
+
+
+def test_values_that_are_rare_but_belong_there() -> None:
+    assert cautions(changed("observations", [7], 100)) == []
+    data = many()
+    data.rewards[:] *= 1e-3
+    data.rewards[499] = 100  # small costs, and a goal
+    assert cautions(data) == []
+    data.rewards[:] = 0
+    data.rewards[499] = 1e4
+    assert cautions(data) == []
+    force = data.observations[:, 2]  # at rest but for noise, and of each size in contact
+    force[:] *= 1e-4
+    force[600:608] = np.geomspace(1e-3, 1e3, 8)
+    assert cautions(data) == []
+    force[:] = 0  # or 0 mostly, small at times, and clipped at a hit
+    force[::50], force[30::100] = 1e-3, -1
+    assert cautions(data) == []
+    force[:] = np.random.default_rng(0).standard_cauchy(1200)
+    assert cautions(data) == []
+
+
 def test_few_rows() -> None:
     assert cautions(make_transitions((3,)))[0].startswith("there are 3 transitions, which are few; record more")
 

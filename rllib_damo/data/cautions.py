@@ -11,6 +11,10 @@ _COARSE = 0.01
 # The same for the typical change from an observation to the next; a counter at a million, in steps of 1, has 0.06.
 _COARSE_CHANGE = 0.1
 _FEW = 1000
+# A value is far off where its distance from the median is this many times that between the 1 % and 99 % quantiles.
+_FAR = 300
+# Rewards of goals and falls may be far off, but are smaller.
+_HUGE_REWARD = 5000
 # Means of rewards that differ by less than this share of their standard deviation are alike.
 _CLEARLY = 0.1
 
@@ -18,8 +22,8 @@ _CLEARLY = 0.1
 def cautions(transitions: Transitions) -> list[str]:
     """What to look at before training on sound data (`schema.problems` finds none), one sentence each.
 
-    Looks for: a few rows only, rewards that say nothing, states that never change, and columns whose offset is so large
-    that float32 rounds their variation, or their changes, away.
+    Looks for: a few rows only, rewards that say nothing, states that never change, values far off the rest, and columns
+    whose offset is so large that float32 rounds their variation, or their changes, away.
     """
     found = []
     if len(transitions) < _FEW:
@@ -31,7 +35,9 @@ def cautions(transitions: Transitions) -> list[str]:
     changes = (transitions.observations != transitions.next_observations).any(axis=1)
     if unfinished.any() and not (changes & unfinished).any():
         found.append("every next observation equals the observation; is it the observation after the step?")
-    return found + _coarse_columns(transitions)
+    keys = ("observations", "next_observations", "rewards")
+    outliers = [caution for key in keys for caution in _outliers(key, getattr(transitions, key))]
+    return found + (outliers or _coarse_columns(transitions))  # one outlier has coarse neighbours
 
 
 def cautions_of_choice(transitions: Transitions, used: np.ndarray) -> list[str]:
@@ -74,6 +80,30 @@ def _coarse_columns(transitions: Transitions) -> list[str]:
     ]
 
 
+def _outliers(key: str, values: np.ndarray) -> list[str]:
+    """Values far off the rest, with none between: a heavy tail has some.
+
+    In a column that is mostly one value, such as the force of a contact, others are events.
+    """
+    columns = values.reshape(len(values), -1)
+    sample, shares = columns[_sample(len(values))].astype(np.float64), (0.01, 0.25, 0.5, 0.75, 0.99)
+    low, quarter, median, three_quarters, high = np.quantile(sample, shares, axis=0)
+    farthest = np.maximum(columns.max(axis=0) - median, median - columns.min(axis=0))
+    for column in np.flatnonzero((three_quarters > quarter) & (farthest > _FAR * (high - low))):
+        limit, distance = farthest[column], np.abs(columns[:, column] - median[column])
+        is_far = distance > limit / 10
+        if (distance[~is_far] > limit / 100).any() or (key == "rewards" and limit < _HUGE_REWARD):
+            continue
+        row = int(distance.argmax())
+        where = key if values.ndim == 1 else f"{key}, column {column}"
+        return [
+            f"{where}: {is_far.sum()} value(s) far off the rest, of which 98 % lie between {low[column]:.3g} and "
+            f"{high[column]:.3g}; the farthest is {columns[row, column]:.3g} in row {row}; if it marks a missing "
+            "value, or is an error, remove or replace such rows"
+        ]
+    return []
+
+
 def _typical_changes(transitions: Transitions) -> np.ndarray:
     """Root mean square of s' - s (a clock's changes have no standard deviation), in float64; of a sample of rows."""
     rows = _sample(len(transitions))
@@ -83,5 +113,5 @@ def _typical_changes(transitions: Transitions) -> np.ndarray:
 
 
 def _sample(rows: int) -> np.ndarray:
-    """Indices of some 100,000 rows at even distances, or of all."""
-    return np.arange(0, rows, -(-rows // 100_000))
+    """Indices of some 20,000 rows at even distances, or of all."""
+    return np.arange(0, rows, -(-rows // 20_000))
