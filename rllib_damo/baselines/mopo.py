@@ -28,6 +28,9 @@ from rllib_damo.update import Update
 
 logger = logging.getLogger(__name__)
 
+# HalfCheetah's rewards under random actions are a thirtieth of the penalties that a hasty model makes.
+_FAR_ABOVE = 100
+
 
 class MOPORolloutEnvRunner(ModelRolloutEnvRunner):
     """Rollouts whose rewards are penalised by the ensemble's uncertainty, whose mean is ``uncertainty_mean``."""
@@ -146,7 +149,7 @@ class MOPO(DAMO):
         """The uncertainty is in the data's units, and of columns of unlike scale the largest makes it up."""
         uncertainty = float(self.metrics.peek((ENV_RUNNER_RESULTS, "rollout", "uncertainty_mean")))
         penalty = self.config.penalty_coef * uncertainty
-        if penalty > 10 * self._reward_size > 0:
+        if penalty > _FAR_ABOVE * self._reward_size > 0:
             logger.warning(
                 f"penalty_coef={self.config.penalty_coef:g} makes penalties of {penalty:.3g} in the mean, and the "
                 f"dataset's rewards are {self._reward_size:.3g} in the mean of absolute values: the policy will learn "
