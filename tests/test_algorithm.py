@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -257,6 +258,28 @@ def test_an_eta_above_the_rewards_is_warned_of(config, options, caplog):
     assert len(warned) == (options == {"eta": 50.0})
     if warned:
         assert re.search(r"pendulum.*\(\d\.\d+ in the mean.*Set eta to a third of that \([12]\.\d\)", warned[0])
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_values_that_the_critics_do_not_reach_are_warned_of(config, scale, caplog):
+    """Pendulum's rewards are about -4 a step."""
+    data = behavior.generate("pendulum-mixed", 2000, seed=0)
+    config.offline_data(input_=replace(data, rewards=scale * data.rewards)).evaluation(evaluation_interval=None)
+    config.build_algo().stop()
+    warned = [message for message in caplog.messages if message.startswith("The rewards of ")]
+    assert len(warned) == (scale == 1000)
+    if warned:
+        assert re.search(r"a value of \d\.\d+e\+05, .* by 1,000, and set eta to a third .* \(1\.\d\)", warned[0])
+
+
+def test_episodes_chosen_for_their_shortness_are_warned_of_once(config, caplog):
+    data = behavior.generate("pendulum-mixed", 2000, seed=0)
+    late, tenth = np.arange(2000) >= 1000, np.arange(2000) % 10 == 9
+    rewards = np.where(late, -3.45, -1.02).astype(np.float32)  # and ten rows an episode in place of 200
+    data = replace(data, rewards=rewards, truncations=data.truncations | (late & tenth))
+    config.offline_data(input_=data).training(data_fraction=0.5).evaluation(evaluation_interval=None)
+    config.build_algo().stop()
+    assert sum("the rows that data_fraction chooses have a mean" in message for message in caplog.messages) == 1
 
 
 def test_a_connector_that_changes_observations_is_warned_of(config, caplog):

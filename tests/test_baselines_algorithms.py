@@ -94,8 +94,8 @@ def test_model_free_baselines_train_and_continue_exactly(
     np.testing.assert_allclose(2 * np.asarray(episode.get_actions(0)), again, rtol=1e-4)
 
 
-def test_mopo_trains_on_penalised_rollouts(dataset: Transitions, tmp_path: Any) -> None:
-    config = set_up(MOPOConfig(), dataset, penalty_coef=100.0, rollout_batch_size=100, rollout_length=2).dynamics(
+def test_mopo_trains_on_penalised_rollouts(dataset: Transitions, tmp_path: Any, caplog: Any) -> None:
+    config = set_up(MOPOConfig(), dataset, penalty_coef=1000.0, rollout_batch_size=100, rollout_length=2).dynamics(
         num_ensemble=3, num_elites=2, dynamics_hidden_dims=(32, 32), dynamics_weight_decay=(0.0, 0.0, 0.0),
         dynamics_max_epochs=1, holdout_size=100, dynamics_cache_dir=str(tmp_path),
     )  # fmt: skip
@@ -105,9 +105,12 @@ def test_mopo_trains_on_penalised_rollouts(dataset: Transitions, tmp_path: Any) 
     rollout = result["env_runners"]["rollout"]
     assert rollout["num_transitions"] == 200
     # Pendulum's rewards lie above -17; what is below comes from the penalty
-    assert rollout["reward_mean"] < -17 - 100 * rollout["uncertainty_mean"] + 34
+    assert rollout["reward_mean"] < -17 - 1000 * rollout["uncertainty_mean"] + 34
+    fitting = np.abs(dataset.rewards).mean() / rollout["uncertainty_mean"]
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     result = train(algo, 1)
+    (warned,) = [message for message in caplog.messages if message.startswith("penalty_coef=1000 makes penalties of ")]
+    assert f"Set penalty_coef to {fitting:.2g}" in warned
     learner = result["learners"][DEFAULT_MODULE_ID]
     assert np.isfinite([learner[k] for k in ("policy_loss", "qf_loss", "alpha_value", "initial_value_mean")]).all()
     uninterrupted = weights(algo)

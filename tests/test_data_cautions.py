@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rllib_damo.data.cautions import cautions
+from rllib_damo.data.cautions import cautions, cautions_of_choice
 from rllib_damo.data.schema import Transitions
 from tests.data_helpers import make_transitions
 
@@ -42,5 +42,94 @@ def test_an_offset_that_float32_cannot_hold() -> None:
     assert cautions(data) == []
 
 
+def counted(start: float, step: float) -> Transitions:
+    """Data whose column 1 counts on through all rows."""
+    data = many()
+    count = (start + step * np.arange(1201)).astype(np.float32)
+    data.observations[:, 1], data.next_observations[:, 1] = count[:-1], count[1:]
+    return data
+
+
+def test_changes_that_float32_cannot_hold() -> None:
+    (found,) = cautions(counted(1.7e9, 60.0))  # a time stamp each minute, of changes of 0 or 128
+    assert "first column 1: steps of 128 at a standard deviation of 2.08e+04 and a typical change of 87" in found
+    assert "first column 1: steps of 0.0625" in cautions(counted(1e6, 0.01))[0]
+    for start, step in ((0.0, 0.01), (1e6, 1.0), (3e4, 60.0)):  # clocks and counters that it holds
+        assert cautions(counted(start, step)) == []
+    data = many()
+    data.observations[:, 1] = data.next_observations[:, 1] = np.repeat([1e3, 2e3], [500, 700])  # an episode's number
+    assert cautions(data) == []
+
+
+def changed(key: str, rows: list[int], value: float) -> Transitions:
+    """Data with this value in these rows of a reward, or of column 2."""
+    array = getattr(data := many(), key)
+    (array if array.ndim == 1 else array[:, 2])[rows] = value
+    return data
+
+
+def test_values_far_off_the_rest() -> None:
+    largest = float(np.finfo(np.float32).max)
+    (found,) = cautions(changed("observations", [7], largest))
+    assert found.startswith("observations, column 2: 1 value(s) far off the rest, of which 98 % lie between -2.")
+    assert "the farthest is 3.4e+38 in row 7;" in found
+    (found,) = cautions(changed("next_observations", [7, 8, 900], -9999))
+    assert found.startswith("next_observations, column 2: 3 value(s) far")
+    (found,) = cautions(changed("rewards", [1100], 1e8))
+    assert found.startswith("rewards: 1 value(s) far")
+
+
+def test_values_that_are_rare_but_belong_there() -> None:
+    assert cautions(changed("observations", [7], 100)) == []
+    data = many()
+    data.rewards[:] *= 1e-3
+    data.rewards[499] = 100  # small costs, and a goal
+    assert cautions(data) == []
+    data.rewards[:] = 0
+    data.rewards[499] = 1e4
+    assert cautions(data) == []
+    force = data.observations[:, 2]  # at rest but for noise, and of each size in contact
+    force[:] *= 1e-4
+    force[600:608] = np.geomspace(1e-3, 1e3, 8)
+    assert cautions(data) == []
+    force[:] = 0  # or 0 mostly, small at times, and clipped at a hit
+    force[::50], force[30::100] = 1e-3, -1
+    assert cautions(data) == []
+    force[:] = np.random.default_rng(0).standard_cauchy(1200)
+    assert cautions(data) == []
+
+
 def test_few_rows() -> None:
-    assert cautions(make_transitions((3,)))[0].startswith("there are 3 transitions")
+    assert cautions(make_transitions((3,)))[0].startswith("there are 3 transitions, which are few; record more")
+
+
+def sessions(good: float, bad: float, seed: int = 0) -> Transitions:
+    """Never terminated: long sessions, and as many rows of short ones, with these rewards a step."""
+    rng = np.random.default_rng(seed)
+    lengths = [*rng.integers(150, 250, 10), *rng.integers(10, 30, 100)]
+    rewards = np.repeat([good] * 10 + [bad] * 100, lengths) + 0.1 * rng.standard_normal(sum(lengths))
+    data = make_transitions(lengths, terminated=[False] * len(lengths))
+    return replace(data, rewards=rewards.astype(np.float32))
+
+
+def chosen(data: Transitions, fraction: float = 0.5) -> list[str]:
+    return cautions_of_choice(data, data.best_rows(fraction))
+
+
+def test_short_sessions_chosen_for_their_small_costs() -> None:
+    data = sessions(good=-1.02, bad=-3.45)
+    (found,) = chosen(data)
+    assert found.startswith("the rows that data_fraction chooses have a mean reward of -3.4")
+    assert "below the -1." in found
+    assert "data_fraction=1" in found
+    assert chosen(data, 1.0) == []
+
+
+def test_choices_that_are_what_they_should_be() -> None:
+    assert chosen(many()) == []
+    assert chosen(sessions(good=1.0, bad=0.1)) == []
+    assert chosen(sessions(good=1.0, bad=2.0)) == []  # to live on is worth more than a step's reward
+    assert chosen(sessions(good=-1.0, bad=-1.0)) == []
+    reached = sessions(good=-1.0, bad=-2.0)  # the short ones ended at their goal
+    ends = reached.truncations
+    assert chosen(replace(reached, terminations=ends, truncations=np.zeros_like(ends))) == []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm_config import NotProvided
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 from torch import Tensor, nn
 
 from rllib_damo.algorithm import DAMO
@@ -15,11 +18,18 @@ from rllib_damo.baselines.config import BaselineConfig
 from rllib_damo.baselines.modules import BaselineTorchRLModule
 from rllib_damo.baselines.uncertainty import UNCERTAINTIES, PenalizedDynamics
 from rllib_damo.baselines.updates import SACOptions, SACUpdate
+from rllib_damo.buffers import Batch
+from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.rollout import Model
 from rllib_damo.learner import DAMOTorchLearner
 from rllib_damo.rollouts import ModelRolloutEnvRunner
 from rllib_damo.update import Update
+
+logger = logging.getLogger(__name__)
+
+# HalfCheetah's rewards under random actions are a thirtieth of the penalties that a hasty model makes.
+_FAR_ABOVE = 100
 
 
 class MOPORolloutEnvRunner(ModelRolloutEnvRunner):
@@ -124,3 +134,25 @@ class MOPO(DAMO):
     @classmethod
     def get_default_config(cls) -> MOPOConfig:
         return MOPOConfig()
+
+    def _set_dataset(self, transitions: Transitions, fit: bool) -> Batch:
+        self._reward_size = float(np.abs(transitions.rewards).mean(dtype=np.float64))
+        return super()._set_dataset(transitions, fit)
+
+    def _roll_out(self) -> list[Any]:
+        parts = super()._roll_out()
+        if parts and not self._num_gradient_steps:  # the first round
+            self._warn_of_large_penalties()
+        return parts
+
+    def _warn_of_large_penalties(self) -> None:
+        """The uncertainty is in the data's units, and of columns of unlike scale the largest makes it up."""
+        uncertainty = float(self.metrics.peek((ENV_RUNNER_RESULTS, "rollout", "uncertainty_mean")))
+        penalty = self.config.penalty_coef * uncertainty
+        if penalty > _FAR_ABOVE * self._reward_size > 0:
+            logger.warning(
+                f"penalty_coef={self.config.penalty_coef:g} makes penalties of {penalty:.3g} in the mean, and the "
+                f"dataset's rewards are {self._reward_size:.3g} in the mean of absolute values: the policy will learn "
+                f"little of the reward. Set penalty_coef to {self._reward_size / uncertainty:.2g}, or bring the "
+                "observations' columns to one scale."
+            )

@@ -8,18 +8,26 @@ from rllib_damo.data.schema import Transitions, moments
 
 # A column whose neighbouring float32 values lie further apart than this share of its standard deviation is coarse.
 _COARSE = 0.01
+# The same for the typical change from an observation to the next; a counter at a million, in steps of 1, has 0.06.
+_COARSE_CHANGE = 0.1
 _FEW = 1000
+# A value is far off where its distance from the median is this many times that between the 1 % and 99 % quantiles.
+_FAR = 300
+# Rewards of goals and falls may be far off, but are smaller.
+_HUGE_REWARD = 5000
+# Means of rewards that differ by less than this share of their standard deviation are alike.
+_CLEARLY = 0.1
 
 
 def cautions(transitions: Transitions) -> list[str]:
     """What to look at before training on sound data (`schema.problems` finds none), one sentence each.
 
-    Looks for: a few rows only, rewards that say nothing, states that never change, and columns whose offset is so large
-    that float32 rounds their variation away.
+    Looks for: a few rows only, rewards that say nothing, states that never change, values far off the rest, and columns
+    whose offset is so large that float32 rounds their variation, or their changes, away.
     """
     found = []
     if len(transitions) < _FEW:
-        found.append(f"there are {len(transitions)} transitions, which are few: a dynamics model alone holds out 1,000")
+        found.append(f"there are {len(transitions)} transitions, which are few; record more")
     first = transitions.rewards[0]
     if (transitions.rewards == first).all() and (first == 0 or not transitions.terminations.any()):
         found.append(f"every reward is {first:g}, so no behaviour is better than another")
@@ -27,19 +35,83 @@ def cautions(transitions: Transitions) -> list[str]:
     changes = (transitions.observations != transitions.next_observations).any(axis=1)
     if unfinished.any() and not (changes & unfinished).any():
         found.append("every next observation equals the observation; is it the observation after the step?")
-    return found + _coarse_columns(transitions.observations)
+    keys = ("observations", "next_observations", "rewards")
+    outliers = [caution for key in keys for caution in _outliers(key, getattr(transitions, key))]
+    return found + (outliers or _coarse_columns(transitions))  # one outlier has coarse neighbours
 
 
-def _coarse_columns(observations: np.ndarray) -> list[str]:
-    found = moments(observations)
-    spread = np.array(found["std"])
+def cautions_of_choice(transitions: Transitions, used: np.ndarray) -> list[str]:
+    """What to look at where a policy learns from the rows `used` alone (`Transitions.best_rows`), as `cautions` tells.
+
+    Where rewards are costs, an episode that was cut early has a high return for its shortness.
+    """
+    is_used = np.zeros(len(transitions), bool)
+    is_used[used] = True
+    if is_used.all():
+        return []
+    chosen, others = (float(transitions.rewards[rows].mean(dtype=np.float64)) for rows in (is_used, ~is_used))
+    margin = _CLEARLY * float(transitions.rewards.std(dtype=np.float64))
+    terminated = transitions.terminations[is_used]
+    mostly_cut = 2 * terminated.sum() < (terminated | transitions.truncations[is_used]).sum()
+    if not mostly_cut or chosen >= min(0.0, others - margin):
+        return []
+    return [
+        f"the rows that data_fraction chooses have a mean reward of {chosen:.3g}, below the {others:.3g} of those it "
+        "leaves out: rewards are costs, and it took episodes that were cut early for good ones; set data_fraction=1, "
+        "or leave short episodes out of the dataset"
+    ]
+
+
+def _coarse_columns(transitions: Transitions) -> list[str]:
+    found = moments(transitions.observations)
+    spread, change = np.array(found["std"]), _typical_changes(transitions)
     step = np.spacing(np.abs(np.array([found["min"], found["max"]], np.float32)).max(axis=0)).astype(np.float64)
-    coarse = np.flatnonzero((spread > 0) & (step > _COARSE * spread))
+    # A column that is constant, or is in every episode, has nothing to lose.
+    is_coarse = (spread > 0) & (step > _COARSE * spread) | (change > 0) & (step > _COARSE_CHANGE * change)
+    coarse = np.flatnonzero(is_coarse)
     if not len(coarse):
         return []
     column = coarse[0]
     return [
         f"observations have {len(coarse)} column(s) whose values float32 can't tell apart well, first column {column}: "
-        f"steps of {step[column]:.3g} at a standard deviation of {spread[column]:.3g}; subtract a constant before "
+        f"steps of {step[column]:.3g} at a standard deviation of {spread[column]:.3g} and a typical change of "
+        f"{change[column]:.3g} to the next observation; subtract a constant, or the episode's first value, before "
         "writing the data, here and in the environment"
     ]
+
+
+def _outliers(key: str, values: np.ndarray) -> list[str]:
+    """Values far off the rest, with none between: a heavy tail has some.
+
+    In a column that is mostly one value, such as the force of a contact, others are events.
+    """
+    columns = values.reshape(len(values), -1)
+    sample, shares = columns[_sample(len(values))].astype(np.float64), (0.01, 0.25, 0.5, 0.75, 0.99)
+    low, quarter, median, three_quarters, high = np.quantile(sample, shares, axis=0)
+    farthest = np.maximum(columns.max(axis=0) - median, median - columns.min(axis=0))
+    for column in np.flatnonzero((three_quarters > quarter) & (farthest > _FAR * (high - low))):
+        limit, distance = farthest[column], np.abs(columns[:, column] - median[column])
+        is_far = distance > limit / 10
+        if (distance[~is_far] > limit / 100).any() or (key == "rewards" and limit < _HUGE_REWARD):
+            continue
+        row = int(distance.argmax())
+        where = key if values.ndim == 1 else f"{key}, column {column}"
+        return [
+            f"{where}: {is_far.sum()} value(s) far off the rest, of which 98 % lie between {low[column]:.3g} and "
+            f"{high[column]:.3g}; the farthest is {columns[row, column]:.3g} in row {row}; if it marks a missing "
+            "value, or is an error, remove or replace such rows"
+        ]
+    return []
+
+
+def _typical_changes(transitions: Transitions) -> np.ndarray:
+    """Root mean square of s' - s (a clock's changes have no standard deviation), in float64; of a sample of rows."""
+    rows = _sample(len(transitions))
+    rows = rows[~transitions.terminations[rows]]
+    changes = transitions.next_observations[rows].astype(np.float64) - transitions.observations[rows]
+    return np.sqrt((changes**2).sum(axis=0) / max(1, len(rows)))
+
+
+def _sample(rows: int) -> np.ndarray:
+    """Indices of some 20,000 rows at even distances, or of all."""
+    return np.arange(0, rows, -(-rows // 20_000))
