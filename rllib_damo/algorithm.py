@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import time
 from operator import methodcaller
 from typing import Any
@@ -30,11 +29,10 @@ from ray.rllib.utils.typing import StateDict
 
 from rllib_damo.buffers import Batch, Layout
 from rllib_damo.config import DAMOConfig
-from rllib_damo.data.cautions import cautions, cautions_of_choice
+from rllib_damo.data.cautions import cautions_of_choice
 from rllib_damo.data.schema import Transitions
+from rllib_damo.data_checks import examine
 from rllib_damo.dynamics.component import DynamicsComponent
-from rllib_damo.dynamics.data_checks import check_enough_rows, try_rule
-from rllib_damo.dynamics.termination import resolve_termination
 from rllib_damo.spaces import to_unit
 
 logger = logging.getLogger(__name__)
@@ -45,9 +43,6 @@ PENDING_ROUND = "pending_round"
 DATA_WINDOW = "data_window"
 OTHER_BUFFERS = "other_model_buffers"
 PHASE = "phase"
-
-# D4RL's tasks have values of up to 1,200.
-_FAR_VALUE = 10_000
 
 
 class DAMO(Algorithm):
@@ -77,23 +72,8 @@ class DAMO(Algorithm):
         self._pending_round: dict[str, Any] = {}  # what was asked of the runners, and not yet awaited
         self._rounds_missed = 0  # the last ones, to which no runner answered
         transitions = self.offline_data.transitions
-        if self.offline_data.is_capped and self.config.uses_model and self.config.dynamics_path is None:
-            logger.warning(
-                f"{transitions.name} is larger than max_dataset_rows={self.config.max_dataset_rows}: the dynamics "
-                "model and the networks' input statistics are of its first window alone. Where its parts differ, "
-                "shuffle the episodes or raise max_dataset_rows."
-            )
-        for caution in cautions(transitions):
+        for caution in examine(self.config, transitions, self.offline_data.is_capped, self._rollout_device()):
             logger.warning(f"{transitions.name}: {caution}.")
-        if self.config._env_to_module_connector is not None:
-            logger.warning(
-                "`env_to_module_connector` changes the observations that the policy sees where it plays, and none of "
-                f"{transitions.name}: if it changes values, the dataset's must have gone through it before."
-            )
-        if self.config.data_alignment:
-            self._warn_of_reward_size(transitions)
-        if self.config.uses_model:
-            self._check_data_for_model(transitions)
         columns = self._set_dataset(transitions, fit=True)
         self.dynamics: DynamicsComponent | None = None
         if self.config.uses_model:
@@ -101,42 +81,11 @@ class DAMO(Algorithm):
         del transitions
         self.offline_data.release()
 
-    def _warn_of_reward_size(self, transitions: Transitions) -> None:
-        """η is in units of a step's reward: where the classifier's part of r + η logit is the larger, Q says little.
-
-        And critics with layer normalisation reach a value at a pace that does not depend on it, 37 in 1,000 steps.
-        """
-        typical = float(np.abs(transitions.rewards).mean(dtype=np.float64))
-        value = typical / (1 - self.config.gamma)
-        if self.config.critic_layer_norm and value > _FAR_VALUE:
-            divisor = 10 ** math.ceil(math.log10(value / 1000))
-            logger.warning(
-                f"The rewards of {transitions.name} are {typical:.3g} in the mean of absolute values, which over "
-                f"1-gamma is a value of {value:.3g}, and Q moves by some 4,000 in 100,000 gradient steps: it will stay "
-                f"far from it. Divide the rewards by {divisor:,}, and set eta to a third of what they are then "
-                f"({typical / divisor / 3:.2g})."
-            )
-        if self.config.eta > typical > 0:
-            logger.warning(
-                f"eta={self.config.eta:g} is larger than the rewards of {transitions.name} ({typical:.3g} in the mean "
-                "of absolute values), and the classifier's logit that it multiplies is about -1 to 1: the policy will "
-                f"learn little of the reward. Set eta to a third of that ({typical / 3:.2g}), or scale the rewards."
-            )
-
-    def _check_data_for_model(self, transitions: Transitions) -> None:
-        """What would fail, or mislead, only once the dynamics model is trained."""
-        cfg = self.config
-        if cfg.dynamics_path is None:
-            check_enough_rows(transitions)
-        rule = resolve_termination(cfg.env, cfg.termination_fn, cfg.env_config)
-        if rule is None:
-            return
-        if cfg.num_env_runners == 0:
-            device = self.env_runner._device
-        else:
-            device = torch.device("cuda" if cfg.num_gpus_per_env_runner > 0 and torch.cuda.is_available() else "cpu")
-        for caution in try_rule(rule, transitions, device):
-            logger.warning(f"{transitions.name}: {caution}.")
+    def _rollout_device(self) -> torch.device:
+        """Where runners roll out, as seen from here."""
+        if self.config.uses_model and self.config.num_env_runners == 0:
+            return self.env_runner._device
+        return torch.device("cuda" if self.config.num_gpus_per_env_runner > 0 and torch.cuda.is_available() else "cpu")
 
     def _set_dataset(self, transitions: Transitions, fit: bool) -> Batch:
         """Hands the dataset to the learners, and its states to the rollout runners.

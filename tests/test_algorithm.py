@@ -254,10 +254,10 @@ def test_batches_and_rollouts_start_from_the_best_share_of_the_data(config):
 def test_an_eta_above_the_rewards_is_warned_of(config, options, caplog):
     """Pendulum's rewards are about -5 a step."""
     config.training(**options).evaluation(evaluation_interval=None).build_algo().stop()
-    warned = [message for message in caplog.messages if message.startswith("eta=50 is larger than the rewards of ")]
+    warned = [message for message in caplog.messages if "eta=50 is larger than the rewards" in message]
     assert len(warned) == (options == {"eta": 50.0})
     if warned:
-        assert re.search(r"pendulum.*\(\d\.\d+ in the mean.*Set eta to a third of that \([12]\.\d\)", warned[0])
+        assert re.search(r"pendulum.*\(\d\.\d+ in the mean.*set eta to a third of that \([12]\.\d\)", warned[0])
 
 
 @pytest.mark.parametrize("scale", [1, 1000])
@@ -266,7 +266,7 @@ def test_values_that_the_critics_do_not_reach_are_warned_of(config, scale, caplo
     data = behavior.generate("pendulum-mixed", 2000, seed=0)
     config.offline_data(input_=replace(data, rewards=scale * data.rewards)).evaluation(evaluation_interval=None)
     config.build_algo().stop()
-    warned = [message for message in caplog.messages if message.startswith("The rewards of ")]
+    warned = [message for message in caplog.messages if "rewards are" in message]
     assert len(warned) == (scale == 1000)
     if warned:
         assert re.search(r"a value of \d\.\d+e\+05, .* by 1,000, and set eta to a third .* \(1\.\d\)", warned[0])
@@ -286,7 +286,7 @@ def test_a_connector_that_changes_observations_is_warned_of(config, caplog):
     """It is used where the policy plays."""
     config.env_runners(env_to_module_connector=lambda env, spaces, device: MeanStdFilter())
     algo = config.build_algo()
-    assert any(message.startswith("`env_to_module_connector` changes the obser") for message in caplog.messages)
+    assert any("`env_to_module_connector` changes the obser" in message for message in caplog.messages)
     assert np.isfinite(train_policy(algo, 1)["evaluation"]["env_runners"]["episode_return_mean"])
     algo.stop()
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rllib_damo.data.schema import DataError, Transitions
+from rllib_damo.data_checks import check_enough_rows, try_rule
 from rllib_damo.dynamics import KNOWN, LearnedTermination, never_terminates, resolve_termination
-from rllib_damo.dynamics.data_checks import check_enough_rows, try_rule
 from rllib_damo.dynamics.termination_head import TerminationTrainer
 from tests.data_helpers import make_transitions
 

@@ -1,18 +1,82 @@
-"""What is asked of a dataset before dynamics are trained on it: enough rows, and a termination rule that fits them."""
+"""What an algorithm asks of its dataset before any work: what would fail, or mislead, only after hours of it."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from rllib_damo.buffers import as_constant, unknown_successors
+from rllib_damo.config import DAMOConfig
+from rllib_damo.data.cautions import cautions
 from rllib_damo.data.schema import DataError, Transitions
 from rllib_damo.dynamics.rollout import as_terminated
-from rllib_damo.dynamics.termination import TerminationFn
+from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
 
+_FAR_VALUE = 10_000  # D4RL's tasks have values of up to 1,200
 _FEWEST = 10  # `DynamicsTrainer` takes no fewer
 _ROWS = 256  # tried of those that are terminal, and of the others
 _TOLERANCE = 0.05  # share of these
+
+
+def examine(config: DAMOConfig, transitions: Transitions, is_capped: bool, device: torch.device) -> Iterator[str]:
+    """Yields cautions, a sentence each.
+
+    Args:
+        config: the algorithm's.
+        transitions: the dataset, or its first window.
+        is_capped: whether it is the latter.
+        device: where rollouts will call the termination rule.
+
+    Raises:
+        DataError: there are too few rows for a dynamics model.
+        ValueError: the termination rule fails, or returns something else than a flag a row.
+    """
+    yield from cautions(transitions)
+    if config._env_to_module_connector is not None:
+        yield (
+            "`env_to_module_connector` changes the observations that the policy sees where it plays, and none of the "
+            "dataset: if it changes values, the dataset's must have gone through it before"
+        )
+    if config.data_alignment:
+        yield from reward_cautions(config, transitions)
+    if not config.uses_model:
+        return
+    if config.dynamics_path is None:
+        check_enough_rows(transitions)
+        if is_capped:
+            yield (
+                f"the dataset is larger than max_dataset_rows={config.max_dataset_rows}: the dynamics model and the "
+                "networks' input statistics are of its first window alone; where its parts differ, shuffle the "
+                "episodes or raise max_dataset_rows"
+            )
+    rule = resolve_termination(config.env, config.termination_fn, config.env_config)
+    if rule is not None:
+        yield from try_rule(rule, transitions, device)
+
+
+def reward_cautions(config: DAMOConfig, transitions: Transitions) -> Iterator[str]:
+    """η is in units of a step's reward: where the classifier's part of r + η logit is the larger, Q says little.
+
+    And critics with layer normalisation reach a value at a pace that does not depend on it, 37 in 1,000 steps.
+    """
+    typical = float(np.abs(transitions.rewards).mean(dtype=np.float64))
+    value = typical / (1 - config.gamma)
+    if config.critic_layer_norm and value > _FAR_VALUE:
+        divisor = 10 ** math.ceil(math.log10(value / 1000))
+        yield (
+            f"rewards are {typical:.3g} in the mean of absolute values, which over 1-gamma is a value of {value:.3g}, "
+            "and Q moves by some 4,000 in 100,000 gradient steps, so that it stays far from it: divide the rewards by "
+            f"{divisor:,}, and set eta to a third of what they are then ({typical / divisor / 3:.2g})"
+        )
+    if config.eta > typical > 0:
+        yield (
+            f"eta={config.eta:g} is larger than the rewards ({typical:.3g} in the mean of absolute values), and the "
+            "classifier's logit that it multiplies is about -1 to 1, so that the policy will learn little of the "
+            f"reward: set eta to a third of that ({typical / 3:.2g}), or scale the rewards"
+        )
 
 
 def check_enough_rows(transitions: Transitions) -> None:
