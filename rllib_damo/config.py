@@ -212,7 +212,8 @@ class DAMOConfig(AlgorithmConfig):
             data_alignment: False trains on the plain reward (the paper's "w/o er"): no classifier.
             behavior_alignment: False trains critics by plain TD and the actor by SAC ("w/o ir").
             target_networks: False takes the critic's full residual gradient, without target networks.
-            initial_states: where s0 comes from: "dataset", any state of it (the paper's), or "episode_start".
+            initial_states: where s0 comes from: "dataset", any state of it (the paper's), or "episode_start", of all
+                episodes, whatever `data_fraction`.
             bc_weight: weight of an anchor to the dataset's actions, the mean of (π(s) - a)² over the rows of s0 and the
                 action's coordinates, against a value term in units of (mean |r| + η) / (1-γ), about the largest a
                 modified return can be. 0 is the paper's, without units; TD3+BC's is 0.4 in units of mean |Q|. Or a
@@ -295,8 +296,9 @@ class DAMOConfig(AlgorithmConfig):
             dynamics_precision: "fp32", or "bf16": in training, products between hidden layers in bfloat16, all else in
                 float32; faster on CPUs with bfloat16 instructions. The trained model is one of float32.
             dynamics_path: a trained model's file, which is then used as it is.
-            dynamics_cache_dir: where trained models are kept, for all runs on the same data and settings. Of both,
-                relative ones are made absolute: trials of Tune work in folders of their own.
+            dynamics_cache_dir: where trained models are kept, for all runs on the same data and settings with the same
+                seed; runs without one share that of seed 0. Of both, relative ones are made absolute: trials of Tune
+                work in folders of their own.
             termination_fn: (obs, env actions, next_obs) → bool ``(B,)``; None: known for MuJoCo's environments by
                 their exact id, learned from the dataset's terminals for all others.
         """
