@@ -70,8 +70,10 @@ def one_step(model: DynamicsEnsemble, episodes: Transitions, unit_actions: np.nd
     mean, logvar = model(obs, torch.from_numpy(unit_actions))
     change = torch.from_numpy(episodes.next_observations) - obs
     error = mean - torch.cat((change, torch.from_numpy(episodes.rewards)[:, None]), -1)
-    squared = (error / model.target_std).square()
-    likelihood_loss = error.square() * (-logvar).exp() + logvar - 2 * model.target_std.log()
+    varies = model.target_std > 0  # of the others, the model says what the data does
+    error, logvar, std = error[..., varies], logvar[..., varies], model.target_std[varies]
+    squared = (error / std).square()
+    likelihood_loss = error.square() * (-logvar).exp() + logvar - 2 * std.log()
     return {
         "coverage": round(float((error.abs() < Z_90 * (logvar / 2).exp()).float().mean()), 3),
         "squared_error": round(float(squared.mean()), 5),

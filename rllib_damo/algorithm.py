@@ -81,11 +81,13 @@ class DAMO(Algorithm):
         del transitions
         self.offline_data.release()
 
-    def _rollout_device(self) -> torch.device:
-        """Where runners roll out, as seen from here."""
+    def _rollout_device(self) -> torch.device | None:
+        """Where runners roll out, as seen from here; None: on a GPU, and there is none here."""
         if self.config.uses_model and self.config.num_env_runners == 0:
             return self.env_runner._device
-        return torch.device("cuda" if self.config.num_gpus_per_env_runner > 0 and torch.cuda.is_available() else "cpu")
+        if not self.config.num_gpus_per_env_runner:
+            return torch.device("cpu")
+        return torch.device("cuda") if torch.cuda.is_available() else None
 
     def _set_dataset(self, transitions: Transitions, fit: bool) -> Batch:
         """Hands the dataset to the learners, and its states to the rollout runners.

@@ -44,8 +44,9 @@ class EvaluationEnvRunner(SingleAgentEnvRunner):
     def sample(self, *, num_episodes: int | None = None, force_reset: bool | None = None, **kwargs: Any) -> list[Any]:
         if self.env is not None:
             self.env.set_total(num_episodes)
-        if force_reset is None:  # RLlib does not tell a local runner
-            force_reset = self.config.evaluation_force_reset_envs_before_iteration
+        config = self.config
+        if force_reset is None and config.custom_evaluation_function is None:  # RLlib does not tell a local runner
+            force_reset = config.evaluation_force_reset_envs_before_iteration
         if force_reset:  # with the seed, unlike RLlib's
             self._needs_initial_reset = True
         return super().sample(num_episodes=num_episodes, **kwargs)

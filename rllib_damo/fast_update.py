@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_damo import losses
-from rllib_damo.buffers import Batch, unknown_successors
+from rllib_damo.buffers import Batch
 from rllib_damo.fast_mlp import FastMLP
 from rllib_damo.flat import gradient_of
 from rllib_damo.networks import LOG_STD_MAX, LOG_STD_MIN, PRODUCT_DTYPES, Standardize
@@ -74,7 +74,7 @@ class FastUpdate(DAMOUpdate):
 
     def constants(self) -> Hashable:
         rates = [group["lr"] for optimizer in self.optimizers.values() for group in optimizer.param_groups]
-        return self.value_weight, self.return_size if self.is_anchored else None, *rates
+        return self.value_weight, self.return_size if self.is_anchored else None, self.knows_terminals, *rates
 
     @torch.no_grad()
     def step(self, batch: StepBatch) -> Tensor:
@@ -198,8 +198,7 @@ class FastUpdate(DAMOUpdate):
             inputs[:num] += o.classifier_noise * noise
         logits = net.forward(inputs)[0, :, 0]
         offline, synthetic, of_update = logits.split(sizes)
-        unknown = unknown_successors(batch.update.obs, batch.update.next_obs, batch.update.terminated)
-        of_update = of_update.clamp(-o.max_logit, o.max_logit).masked_fill_(unknown, 0.0)
+        of_update = of_update.clamp(-o.max_logit, o.max_logit).masked_fill_(self.is_plain(batch.update), 0.0)
         rewards = losses.modified_reward(batch.update.rewards, of_update, o.eta)
         metrics = self._unmeasured
         if self.measures:

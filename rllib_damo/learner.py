@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import gc
@@ -52,10 +53,11 @@ class DAMOTorchLearner(TorchLearner):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if self.config.num_learners > 1 and hasattr(os, "SCHED_BATCH"):
+        if self.config.num_learners > 1 and not self.config.num_gpus_per_learner and hasattr(os, "SCHED_BATCH"):
             # Linux then lets a thread that computes go on when another wakes up. The threads that exchange gradients
             # come to be after this one, and inherit it: else an all-reduce waits for a time slice now and then.
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            with contextlib.suppress(OSError):  # refused in some containers
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
     @override(TorchLearner)
     def build(self) -> None:
@@ -142,7 +144,10 @@ class DAMOTorchLearner(TorchLearner):
         self._used = torch.from_numpy(np.array(used)).to(self._device)
         batch = self._layout.unpack(self._offline)
         unknown = unknown_successors(batch.obs, batch.next_obs, batch.terminated)[self._used]
-        self._known = self._used[~unknown] if unknown.any() else self._used
+        self._known, self._update.knows_terminals = self._used, True
+        if unknown.any():
+            self._known = self._used[~unknown]
+            self._update.knows_terminals = bool(batch.terminated[self._known].any())
         reward_size = float(batch.rewards[self._used].abs().mean())
         self._update.return_size = (reward_size + self.config.eta) / (1 - self.config.gamma)
         if fit:

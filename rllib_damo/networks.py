@@ -21,7 +21,8 @@ ACTION_STD_MIN = 0.1
 def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
     """Of each column of ``x (N, dim)``, ``(dim,)`` each; a column that varies no more than float32 rounds has std 0."""
     std, mean = torch.std_mean(x, dim=0)
-    return mean, torch.where(std > 1e-6 * x.abs().amax(0), std, 0.0)
+    largest = torch.linalg.vector_norm(x, math.inf, dim=0)  # without a copy of x
+    return mean, torch.where(std > 1e-6 * largest, std, 0.0)
 
 
 def input_scales(x: Tensor, actions: slice = slice(0)) -> tuple[Tensor, Tensor]:

@@ -44,9 +44,10 @@ class DAMOTorchRLModule(TorchRLModule, InferenceOnlyAPI):
         Raises:
             RuntimeError: the state is of other networks. One of the policy alone is taken.
         """
-        found = {name.split(".")[0] for name in state}
-        left_out = set(self.get_non_inference_attributes()) - found
-        missing = [name for name in self.state_dict() if name not in state and name.split(".")[0] not in left_out]
+        others = set(self.get_non_inference_attributes())
+        if others & {name.split(".")[0] for name in state}:
+            others = set()
+        missing = [name for name in self.state_dict() if name not in state and name.split(".")[0] not in others]
         try:
             if missing:  # RLlib would leave these as they are
                 raise RuntimeError(f"it has no {', '.join(missing)}")

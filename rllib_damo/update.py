@@ -84,11 +84,14 @@ class Update:
             returns an empty tensor.
         return_size: (mean |r| of the dataset + η) / (1-γ), about the largest a modified return can be, set by the
             Learner: a unit for values that does not shrink where the classifier takes most of the reward.
+        knows_terminals: False where the dataset has terminals, but the successor of none, so that it has nothing to
+            compare the model's terminals with.
     """
 
     num_steps = 0
     measures = True
     return_size = 1.0
+    knows_terminals = True
 
     def __init__(
         self,
@@ -164,6 +167,12 @@ class DAMOUpdate(Update):
         self.is_anchored = bool(self._bc_schedule[1].any())
         self._critic_params = [p.data for p in module.critics.parameters()]
         self._target_params = [p.data for p in module.target_critics.parameters()]
+
+    def is_plain(self, rows: Batch) -> Tensor:
+        """``(B,)`` bool: rows whose reward the classifier does not modify, since there is no data to compare with."""
+        if not self.knows_terminals:
+            return rows.terminated > 0
+        return unknown_successors(rows.obs, rows.next_obs, rows.terminated)
 
     @property
     def bc_weight(self) -> float:
@@ -276,9 +285,8 @@ class DAMOUpdate(Update):
         with torch.no_grad():
             rows = batch.update
             logits = classifier(classifier.inputs(rows.obs, rows.actions, rows.next_obs))
-            logits = logits.clamp(-o.max_logit, o.max_logit)
-            unknown = unknown_successors(rows.obs, rows.next_obs, rows.terminated)
-            rewards = losses.modified_reward(rows.rewards, logits.masked_fill(unknown, 0.0), o.eta)
+            logits = logits.clamp(-o.max_logit, o.max_logit).masked_fill(self.is_plain(rows), 0.0)
+            rewards = losses.modified_reward(rows.rewards, logits, o.eta)
             accuracy = ((offline > 0).float().mean() + (synthetic < 0).float().mean()) / 2
             metrics = torch.stack((loss, accuracy, offline.mean(), synthetic.mean()))
         self._apply("classifier", total)

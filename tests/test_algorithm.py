@@ -260,16 +260,17 @@ def test_an_eta_above_the_rewards_is_warned_of(config, options, caplog):
         assert re.search(r"pendulum.*\(\d\.\d+ in the mean.*set eta to a third of that \([12]\.\d\)", warned[0])
 
 
-@pytest.mark.parametrize("scale", [1, 1000])
-def test_values_that_the_critics_do_not_reach_are_warned_of(config, scale, caplog):
+@pytest.mark.parametrize(("scale", "classifier"), [(1, True), (1000, True), (1000, False)])
+def test_values_that_the_critics_do_not_reach_are_warned_of(config, scale, classifier, caplog):
     """Pendulum's rewards are about -4 a step."""
     data = behavior.generate("pendulum-mixed", 2000, seed=0)
     config.offline_data(input_=replace(data, rewards=scale * data.rewards)).evaluation(evaluation_interval=None)
-    config.build_algo().stop()
+    config.training(data_alignment=classifier).build_algo().stop()
     warned = [message for message in caplog.messages if "rewards are" in message]
     assert len(warned) == (scale == 1000)
     if warned:
-        assert re.search(r"a value of \d\.\d+e\+05, .* by 1,000, and set eta to a third .* \(1\.\d\)", warned[0])
+        assert re.search(r"a value of \d\.\d+e\+05, .* by 1,000", warned[0])
+        assert bool(re.search(r", and set eta to a third .* \(1\.\d\)", warned[0])) == classifier
 
 
 def test_episodes_chosen_for_their_shortness_are_warned_of_once(config, caplog):
@@ -359,3 +360,7 @@ def test_the_classifier_sees_no_successor_that_the_source_does_not_know(config):
         )}  # fmt: skip
         assert seen["classifier"] == 0
         assert seen["critics"] > 0
+    assert not learner._update.knows_terminals
+    learner._layout.unpack(rows).next_obs[0] += 1
+    learner.set_dataset(rows, np.array([0]), np.arange(num), True)
+    assert learner._update.knows_terminals

@@ -228,6 +228,13 @@ def test_resuming_with_other_data_is_refused():
         make_trainer(500).load_state_dict(make_trainer(600).state_dict())
 
 
+def test_a_state_that_scaled_the_data_otherwise_is_refused():
+    state = make_trainer(500).state_dict()
+    state["ensemble"]["target_std"][1] *= 1.1
+    with pytest.raises(ValueError, match=r"target_std.*earlier version"):
+        make_trainer(500).load_state_dict(state)
+
+
 def train(data: dict[str, np.ndarray], **kwargs) -> DynamicsEnsemble:
     torch.manual_seed(0)
     trainer = DynamicsTrainer(DynamicsEnsemble(OBS, ACT, **SMALL), *arguments(data), **(OPTIMISER | kwargs))

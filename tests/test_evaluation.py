@@ -244,6 +244,7 @@ def test_an_episode_goes_on_where_no_reset_is_wanted() -> None:
     first = starts(runner, num_timesteps=1)
     assert starts(runner, num_timesteps=1, force_reset=False) == first
     runner.stop()
-    runner = evaluation_runner(1, evaluation_force_reset_envs_before_iteration=False)
-    assert starts(runner, num_timesteps=75) != starts(runner, num_timesteps=75)
-    runner.stop()
+    for own in ({"evaluation_force_reset_envs_before_iteration": False}, {"custom_evaluation_function": starts}):
+        runner = evaluation_runner(1, **own)
+        assert starts(runner, num_timesteps=75) != starts(runner, num_timesteps=75)
+        runner.stop()

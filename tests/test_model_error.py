@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,3 +70,16 @@ def test_a_gaussian_covers_nine_tenths_of_its_own_draws_and_has_its_own_error_an
     assert result["coverage"] == pytest.approx(0.9, abs=0.01)
     assert result["squared_error"] == pytest.approx(0.25**2, rel=0.03)
     assert result["likelihood_loss"] == pytest.approx(1 + 2 * np.log(0.25), abs=0.03)
+
+    class Constant(Gaussian):
+        """Of a reward that is 0 in the data."""
+
+        target_std = torch.tensor([2.0, 2.0, 0.0])
+
+        def __call__(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+            mean, logvar = super().__call__(obs, actions)
+            logvar[..., -1] = -math.inf
+            return mean, logvar
+
+    data.rewards[:] = 0
+    assert model_error.one_step(Constant(), data, data.actions) == pytest.approx(result, rel=0.03)  # type: ignore[arg-type]

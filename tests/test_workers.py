@@ -126,6 +126,14 @@ def test_two_learners_hold_the_same_networks_and_half_of_the_rollouts_each(confi
     algo.stop()
 
 
+def test_learners_do_without_the_scheduling_that_a_system_refuses(config, monkeypatch):
+    def refuse(*args):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
+    config.learners(num_learners=2).get_default_learner_class()(config=config)
+
+
 def _parameter_sums(learner) -> dict[str, float]:
     module = learner.module[DEFAULT_MODULE_ID]
     return {"rows": len(learner._synthetic)} | {n: float(p.double().sum()) for n, p in module.named_parameters()}

@@ -96,7 +96,7 @@ class DynamicsEnsemble(nn.Module):
             unit_actions: ``(B, act_dim)`` in [-1, 1].
 
         Returns:
-            Two tensors ``(E, B, obs_dim + 1)``.
+            Two tensors ``(E, B, obs_dim + 1)``; the log variance is -inf for what is constant in the data.
         """
         x = (torch.cat((obs, unit_actions), dim=-1) - self.input_mean) / self.input_std
         x = x.expand(self.num_ensemble, *x.shape)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def bmm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """``torch.bmm``, in float32 on a CPU with all threads busy to the end."""
+    """``torch.bmm``; in float32, on a CPU with fewer threads than products, these all end together."""
     num = _num_joint(a)
     torch.bmm(a[:num], b[:num], out=out[:num])
     for i in range(num, len(a)):
@@ -20,7 +20,7 @@ def bmm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 
 def baddbmm(bias: Tensor, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """``torch.baddbmm``, in float32 on a CPU with all threads busy to the end, where autograd is off."""
+    """``torch.baddbmm``, as `bmm` where autograd is off."""
     num = _num_joint(a)
     if out is None:
         if num == len(a) or torch.is_grad_enabled():

@@ -196,13 +196,20 @@ class DynamicsTrainer:
         """Continues from `state_dict`, given a trainer made with the same data and arguments.
 
         Raises:
-            ValueError: the state belongs to other data.
+            ValueError: the state belongs to other data, or to an earlier version that scaled it otherwise.
         """
         if int(state["num_rows"]) != len(self._inputs):
             raise ValueError(
                 f"The saved dynamics training used {state['num_rows']} transitions, this one has {len(self._inputs)}: "
                 "restore with the same dataset."
             )
+        for name in ("input_std", "target_std"):
+            saved, own = torch.as_tensor(state["ensemble"][name]), getattr(self.ensemble, name).cpu()
+            if not torch.allclose(saved, own, rtol=1e-3, atol=0):
+                raise ValueError(
+                    f"The saved dynamics training scaled its data otherwise than this one does ({name} {saved.tolist()}"
+                    f", now {own.tolist()}), as an earlier version did: train the model anew, in a new run."
+                )
         self._epoch, self._active = int(state["epoch"]), [int(member) for member in state["active"]]
         self._best = _numpy(torch.as_tensor(state["best"]))
         self._since_update = _numpy(torch.as_tensor(state["since_update"]))
