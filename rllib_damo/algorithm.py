@@ -41,6 +41,7 @@ COMPONENT_DYNAMICS = "dynamics"
 NUM_GRADIENT_STEPS = "num_gradient_steps_lifetime"
 PENDING_ROUND = "pending_round"
 DATA_WINDOW = "data_window"
+FINGERPRINT = "dataset_fingerprint"
 OTHER_BUFFERS = "other_model_buffers"
 PHASE = "phase"
 
@@ -75,9 +76,10 @@ class DAMO(Algorithm):
         for caution in examine(self.config, transitions, self.offline_data.is_capped, self._rollout_device()):
             logger.warning(f"{transitions.name}: {caution}.")
         columns = self._set_dataset(transitions, fit=True)
+        self._dataset = transitions.name, transitions.fingerprint()
         self.dynamics: DynamicsComponent | None = None
         if self.config.uses_model:
-            self.dynamics = DynamicsComponent(self.config, columns, transitions.name, transitions.fingerprint())
+            self.dynamics = DynamicsComponent(self.config, columns, *self._dataset)
         del transitions
         self.offline_data.release()
 
@@ -297,6 +299,7 @@ class DAMO(Algorithm):
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(COMPONENT_DYNAMICS, components, not_components):
             state[COMPONENT_DYNAMICS] = self.dynamics.get_state() if self.dynamics is not None else None
+            state[FINGERPRINT] = self._dataset[1]
             state[NUM_GRADIENT_STEPS] = self._num_gradient_steps
             state[PENDING_ROUND] = self._pending_round
             state[DATA_WINDOW] = self.offline_data.window
@@ -306,6 +309,14 @@ class DAMO(Algorithm):
 
     @override(Algorithm)
     def set_state(self, state: StateDict) -> None:
+        # It stood in the dynamics' state first, and so only where there is a model.
+        saved = state.get(FINGERPRINT) or (state.get(COMPONENT_DYNAMICS) or {}).get("fingerprint")
+        name, fingerprint = self._dataset
+        if saved not in (None, fingerprint):
+            raise ValueError(
+                f"The checkpoint was trained on other data than {name} (fingerprints {saved[:12]} and "
+                f"{fingerprint[:12]}): give it the dataset it was trained on."
+            )
         super().set_state(state)
         self._is_module_current = False
         if COMPONENT_DYNAMICS in state:

@@ -13,7 +13,9 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module import RLModule
 from ray.rllib.utils.test_utils import check
 
-from rllib_damo import DAMO
+from rllib_damo import DAMO, DAMOConfig
+from rllib_damo.baselines import BehaviorCloningConfig
+from rllib_damo.data import behavior
 from tests.small_runs import module_state, train_policy
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -49,6 +51,21 @@ def test_restoring_an_older_checkpoint_in_place_restores_the_weights(config, tmp
     check(module_state(algo), saved)
     evaluating = algo.eval_env_runner_group.local_env_runner.module.state_dict()
     check(evaluating["actor.net.0.weight"].numpy(), saved["actor.net.0.weight"])
+    algo.stop()
+
+
+@pytest.mark.parametrize("kind", [DAMOConfig, BehaviorCloningConfig])
+def test_a_checkpoint_of_other_data_is_refused(kind, config, tmp_path):
+    saved = kind().environment("Pendulum-v1").offline_data(input_=config.input_)
+    saved.training(hidden_dims=(8,)).evaluation(evaluation_interval=None)
+    other = saved.copy(copy_frozen=False).offline_data(input_=behavior.generate("pendulum-mixed", 1000, seed=1))
+    algo = saved.build_algo()
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    algo.restore_from_path(path)
+    algo.stop()
+    algo = other.build_algo()
+    with pytest.raises(ValueError, match="trained on other data than"):
+        algo.restore_from_path(path)
     algo.stop()
 
 

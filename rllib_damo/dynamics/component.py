@@ -40,7 +40,7 @@ class DynamicsComponent:
     """
 
     def __init__(self, config: AlgorithmConfig, columns: Batch, name: str, fingerprint: str):
-        self.config, self.name, self.fingerprint = config, name, fingerprint
+        self.config, self.name = config, name
         self.columns: Batch | None = columns  # until the model is trained
         wants_gpu = config.num_gpus_per_learner > 0 or config.num_gpus_per_env_runner > 0
         self.device = torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
@@ -52,7 +52,7 @@ class DynamicsComponent:
             self._check(self.path, columns)
             self._finish()
         else:
-            self.key = cache.key(self.fingerprint, self._settings(), config.seed or 0)
+            self.key = cache.key(fingerprint, self._settings(), config.seed or 0)
             self.path = cache.path(self.key, config.dynamics_cache_dir)
             self.ready = False
             if self.path.exists() and self._is_sound():
@@ -206,8 +206,8 @@ class DynamicsComponent:
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def get_state(self) -> dict[str, Any]:
-        """The trained model's file as bytes, or the unfinished training's state; and what they were made from."""
-        state: dict[str, Any] = {"fingerprint": self.fingerprint, "file": None, "trainer": None}
+        """The trained model's file as bytes, or the unfinished training's state."""
+        state: dict[str, Any] = {"file": None, "trainer": None}
         if self.ready:
             state["file"] = self._content
         elif self._trainer is not None:
@@ -215,16 +215,7 @@ class DynamicsComponent:
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes the checkpoint's model, whatever the cache holds.
-
-        Raises:
-            ValueError: the checkpoint belongs to other data.
-        """
-        if state["fingerprint"] != self.fingerprint:
-            raise ValueError(
-                f"The checkpoint was trained on other data than {self.name} (fingerprints "
-                f"{state['fingerprint'][:12]} and {self.fingerprint[:12]}): give it the dataset it was trained on."
-            )
+        """Takes the checkpoint's model, whatever the cache holds."""
         if state["file"] is not None:
             if not (self.ready and self._content == state["file"]):
                 self.path = cache.write(state["file"], self.config.dynamics_cache_dir)
