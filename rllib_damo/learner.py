@@ -145,7 +145,7 @@ class DAMOTorchLearner(TorchLearner):
         batch = self._layout.unpack(self._offline)
         unknown = unknown_successors(batch.obs, batch.next_obs, batch.terminated)[self._used]
         self._known, self._update.knows_terminals = self._used, True
-        if unknown.any():
+        if unknown.any() and not unknown.all():
             self._known = self._used[~unknown]
             self._update.knows_terminals = bool(batch.terminated[self._known].any())
         reward_size = float(batch.rewards[self._used].abs().mean())
