@@ -29,7 +29,6 @@ from ray.rllib.utils.typing import StateDict
 
 from rllib_damo.buffers import Batch, Layout
 from rllib_damo.config import DAMOConfig
-from rllib_damo.data.cautions import cautions_of_choice
 from rllib_damo.data.schema import Transitions
 from rllib_damo.data_checks import examine
 from rllib_damo.dynamics.component import DynamicsComponent
@@ -105,9 +104,6 @@ class DAMO(Algorithm):
         )  # fmt: skip
         starts = transitions.episode_bounds()[:, 0]
         used = transitions.best_rows(self.config.data_fraction)
-        if fit:
-            for caution in cautions_of_choice(transitions, used):
-                logger.warning(f"{transitions.name}: {caution}.")
         is_used = np.isin(starts, used)
         self._dataset_metrics = {
             "episode_return_mean": float(transitions.episode_returns()[is_used].mean()),

@@ -10,13 +10,13 @@ import torch
 
 from rllib_damo.buffers import as_constant, unknown_successors
 from rllib_damo.config import DAMOConfig
-from rllib_damo.data.cautions import cautions
+from rllib_damo.data.cautions import cautions, cautions_of_choice
 from rllib_damo.data.schema import DataError, Transitions
 from rllib_damo.dynamics.rollout import as_terminated
 from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
+from rllib_damo.dynamics.training import MIN_TRANSITIONS
 
 _FAR_VALUE = 10_000  # D4RL's tasks have values of up to 1,200
-_FEWEST = 10  # `DynamicsTrainer` takes no fewer
 _ROWS = 256  # tried of those that are terminal, and of the others
 _TOLERANCE = 0.05  # share of these
 
@@ -37,6 +37,7 @@ def examine(
         ValueError: the termination rule fails, or returns something else than a flag a row.
     """
     yield from cautions(transitions)
+    yield from cautions_of_choice(transitions, transitions.best_rows(config.data_fraction))
     if config._env_to_module_connector is not None:
         yield (
             "`env_to_module_connector` changes the observations that the policy sees where it plays, and none of the "
@@ -63,7 +64,7 @@ def reward_cautions(config: DAMOConfig, transitions: Transitions) -> Iterator[st
 
     And η is in units of a step's reward: where the classifier's part of r + η logit is the larger, Q says little.
     """
-    typical = float(np.abs(transitions.rewards).mean(dtype=np.float64))
+    typical = transitions.reward_size()
     value = typical / (1 - config.gamma)
     if config.critic_layer_norm and value > _FAR_VALUE:
         divisor = 10 ** math.ceil(math.log10(value / 1000))
@@ -84,11 +85,11 @@ def reward_cautions(config: DAMOConfig, transitions: Transitions) -> Iterator[st
 def check_enough_rows(transitions: Transitions) -> None:
     """Raises DataError unless there are rows enough with a known successor."""
     found = int(_known_successors(transitions).sum())
-    if found < _FEWEST:
+    if found < MIN_TRANSITIONS:
         raise DataError(
-            f"{transitions.name}: training the dynamics model needs {_FEWEST} transitions with known next "
-            f"observations (a terminal that repeats its observation has none), and {found} of {len(transitions)} have "
-            "them. Give more data in .offline_data(input_=...), or data with next observations."
+            f"{transitions.name}: training the dynamics model needs {MIN_TRANSITIONS} transitions with known "
+            f"next observations (a terminal that repeats its observation has none), and {found} of {len(transitions)} "
+            "have them. Give more data in .offline_data(input_=...), or data with next observations."
         )
 
 

@@ -37,7 +37,7 @@ class FastMLP:
 
     def __init__(self, net: StackedMLP | nn.Sequential, dtype: torch.dtype | None = None):
         self._layer_norm = isinstance(net, StackedMLP) and net.layer_norm
-        self._is_fused = self._layer_norm and _has_fast_layer_norm(next(net.parameters()).device)
+        self._centres = self._layer_norm and not _has_fast_layer_norm(next(net.parameters()).device)
         if isinstance(net, StackedMLP):
             weights, biases = list(net.weights), list(net.biases)
         else:
@@ -70,7 +70,7 @@ class FastMLP:
         read = []
         for i, own in enumerate(params):
             is_cast = self._dtype is not None and i > 0
-            if is_cast or (self._layer_norm and not self._is_fused):
+            if is_cast or self._centres:
                 copy = torch.empty_like(own, dtype=self._dtype if is_cast else None)
                 self._copies.append((own, copy))
                 read.append(copy)
@@ -84,11 +84,11 @@ class FastMLP:
         The outputs are a new tensor, with the rows innermost in memory.
         """
         if len(x) not in self._buffers:
-            self._buffers[len(x)] = _Buffers(self._weights, len(x), self._dtype, self._layer_norm, self._is_fused)
+            self._buffers[len(x)] = _Buffers(self._weights, len(x), self._dtype, self._layer_norm, self._centres)
         now = self._now = self._buffers[len(x)]
         self._x = x.expand(len(self._weights[0]), *x.shape)
         for own, copy in self._copies:
-            if self._layer_norm and not self._is_fused:  # in two calls, where `mean` alone is a sum and a division
+            if self._centres:  # in two calls, where `mean` alone is a sum and a division
                 torch.sub(own, own.sum(-1, keepdim=True), alpha=1 / own.shape[-1], out=copy)
             else:
                 copy.copy_(own)
@@ -144,8 +144,9 @@ class _Buffers:
     """``hidden`` and ``deltas``, ``(C, B, width)`` each: activations of the hidden layers, and gradients before ReLUs.
 
     ``results`` are what the products give, ``sums`` the same in the parameters' dtype: the memory of ``hidden`` unless
-    layers are normalised. ``means`` and ``scales (C, B, 1)``, 1 / std, are then those of their rows. ``top`` is the
-    last of ``hidden``, and ``full`` are the ``deltas`` that other things than products between hidden layers read.
+    layers are normalised. ``means`` and ``scales (C, B, 1)``, 1 / std, are then those of their rows; ``is_centred``:
+    the weights make all means 0. ``top`` is the last of ``hidden``, and ``full`` are the ``deltas`` that other
+    things than products between hidden layers read.
 
     Where those products have a dtype of their own, ``hidden`` and ``deltas`` have it, as copies; ``top``, ``full[0]``,
     and all that normalisation reads stay in the parameters' dtype: a scale that is rounded moves all of a row's units
@@ -154,7 +155,7 @@ class _Buffers:
     """
 
     def __init__(
-        self, weights: Sequence[Tensor], batch: int, dtype: torch.dtype | None, layer_norm: bool, is_fused: bool
+        self, weights: Sequence[Tensor], batch: int, dtype: torch.dtype | None, layer_norm: bool, is_centred: bool
     ):
         shapes = [(len(w), batch, w.shape[2]) for w in weights[:-1]]
         is_mixed = dtype is not None and len(shapes) > 1
@@ -175,7 +176,7 @@ class _Buffers:
         self.results = [*self.sums]
         if layer_norm and is_mixed:
             self.results[1:] = self.deltas[1:]  # free in the forward pass, as is ``full``
-        self.layer_norm, self._is_fused = layer_norm, is_fused
+        self.layer_norm, self._is_centred = layer_norm, is_centred
         self._normalized = self.full if is_mixed else self.hidden
         self.means, self.scales = ([sums.new_zeros(*sums.shape[:2], 1) for sums in self.sums] for _ in range(2))
         self.top_transposed = self.top.mT
@@ -187,14 +188,14 @@ class _Buffers:
         if result is not sums:
             sums.copy_(result)
         y = sums
-        if self._is_fused:
-            y, self.means[layer], self.scales[layer] = torch.native_layer_norm(
-                sums, sums.shape[-1:], None, None, _EPSILON
-            )
-        elif self.layer_norm:
+        if self._is_centred:
             scale = torch.linalg.vector_norm(sums, dim=-1, keepdim=True, out=self.scales[layer])
             scale.square_().div_(sums.shape[-1]).add_(_EPSILON).rsqrt_()
             y = torch.mul(sums, scale, out=self._normalized[layer])
+        elif self.layer_norm:
+            y, self.means[layer], self.scales[layer] = torch.native_layer_norm(
+                sums, sums.shape[-1:], None, None, _EPSILON
+            )
         if y.dtype == hidden.dtype:
             torch.clamp_min(y, 0, out=hidden)
         else:

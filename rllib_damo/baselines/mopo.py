@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
@@ -136,7 +135,7 @@ class MOPO(DAMO):
         return MOPOConfig()
 
     def _set_dataset(self, transitions: Transitions, fit: bool) -> Batch:
-        self._reward_size = float(np.abs(transitions.rewards).mean(dtype=np.float64))
+        self._reward_size = transitions.reward_size()
         return super()._set_dataset(transitions, fit)
 
     def _roll_out(self) -> list[Any]:

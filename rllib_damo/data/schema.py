@@ -80,6 +80,10 @@ class Transitions:
             rewards *= gamma ** (np.arange(len(rewards)) - np.repeat(starts, stops - starts))
         return np.add.reduceat(rewards, starts)
 
+    def reward_size(self) -> float:
+        """Mean |r|."""
+        return float(np.abs(self.rewards).mean(dtype=np.float64))
+
     def best_rows(self, fraction: float) -> np.ndarray:
         """Indices of the rows of the episodes with the highest returns, in order: (M,) int64, M >= fraction * N.
 

@@ -19,6 +19,8 @@ from rllib_damo.networks import PRODUCT_DTYPES, input_scales, mean_and_std
 
 #: A member counts as improved when its hold-out error falls by this fraction.
 _IMPROVEMENT = 0.01
+#: Fewest transitions with known successors that are trained on.
+MIN_TRANSITIONS = 10
 
 ArrayLike = np.ndarray | Tensor
 
@@ -49,7 +51,7 @@ class DynamicsTrainer:
         device: where data and networks live.
 
     Raises:
-        ValueError: sizes that do not fit each other, or fewer than 10 usable rows.
+        ValueError: sizes that do not fit each other, or fewer than ``MIN_TRANSITIONS`` usable rows.
     """
 
     def __init__(
@@ -94,8 +96,10 @@ class DynamicsTrainer:
         unknown = unknown_successors(obs, next_obs, term)
         self._known = ~unknown if unknown.any() else None  # (N,) bool; None: all
         num_known = len(unknown) if self._known is None else int(self._known.sum())
-        if num_known < 10:
-            raise ValueError(f"Training the dynamics needs 10 transitions with known successors; found {num_known}.")
+        if num_known < MIN_TRANSITIONS:
+            raise ValueError(
+                f"Training the dynamics needs {MIN_TRANSITIONS} transitions with known successors; found {num_known}."
+            )
         inputs, targets = torch.cat((obs, actions), -1), torch.cat((next_obs - obs, rew[:, None]), -1)
         scale = self._set_statistics(inputs, targets)
         self._inputs = inputs.sub_(ensemble.input_mean).div_(ensemble.input_std)
@@ -267,19 +271,20 @@ class DynamicsTrainer:
         x, y = self._inputs[self._holdout], self._targets[self._holdout]
         raw = mlp(x.expand(len(self._active), *x.shape), self._params[:num_layers], self._params[num_layers:-2])
         mean, logvar = bounded_gaussian(raw, self._params[-2], self._params[-1])
-        squared, nll = (mean - y).square(), (mean - y).square() * (-logvar).exp() + logvar
+        squared = (mean - y).square()
         weights = self._weights(self._holdout)
         if weights is None:
             weights = torch.ones_like(y)
-        mse, nll = ((part * weights).sum((1, 2)) / weights.sum() for part in (squared, nll))
-        nll = nll.mean()
+        mse, nll = (
+            (terms * weights).sum((1, 2)) / weights.sum() for terms in (squared, squared * (-logvar).exp() + logvar)
+        )
         members = mse.cpu().numpy()
         if not np.isfinite(members).all():
             raise RuntimeError(
                 f"Training the dynamics diverged in epoch {self._epoch + 1} (hold-out error not finite): "
                 "lower dynamics_lr, and look for extreme values in the dataset."
             )
-        return {"holdout_loss": float(nll), "holdout_mse": float(members.mean())}, members
+        return {"holdout_loss": float(nll.mean()), "holdout_mse": float(members.mean())}, members
 
     def _keep_improved(self, mse: np.ndarray) -> None:
         """Copies improved members into the ensemble, and drops the members whose patience is over."""
