@@ -25,10 +25,10 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from score_settings import add_options, environment, make_config
 from torch import Tensor
 
-from rllib_damo.algorithm import NUM_GRADIENT_STEPS
+from rllib_damo.core.algorithm import NUM_GRADIENT_STEPS
 from rllib_damo.data.offline_data import DAMOOfflineData
 from rllib_damo.data.schema import Transitions
-from rllib_damo.evaluation import discounted_return
+from rllib_damo.evaluation.scores import discounted_return
 
 SHIFTS = (0.05, 0.1, -0.1)
 LAST = 200  # steps of an episode before its end

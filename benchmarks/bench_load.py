@@ -23,10 +23,10 @@ def measure(name: str) -> dict[str, float]:
     """What `DAMO.setup` does with the data, up to the rows on the CPU; runs in a fresh process."""
     import gymnasium as gym
 
-    from rllib_damo.buffers import Layout, as_constant
-    from rllib_damo.data.reader import Conventions
+    from rllib_damo.data.formats.reader import Conventions
     from rllib_damo.data.sources import load
-    from rllib_damo.spaces import to_unit
+    from rllib_damo.utils.batch import Layout, as_constant
+    from rllib_damo.utils.spaces import to_unit
 
     env = gym.make("Hopper-v5")
     before, start = resident(), time.perf_counter()
@@ -48,9 +48,9 @@ def measure(name: str) -> dict[str, float]:
 def write_minari(d4rl: Path, dataset_id: str) -> None:
     import h5py
 
-    from rllib_damo.data.d4rl import D4RLReader
-    from rllib_damo.data.minari_io import MAIN_FILE
-    from rllib_damo.data.minari_io import write_minari as write
+    from rllib_damo.data.formats.d4rl_hdf5 import D4RLReader
+    from rllib_damo.data.formats.minari_files import MAIN_FILE
+    from rllib_damo.data.formats.minari_files import write_minari as write
 
     folder = write(D4RLReader(d4rl).read(), dataset_id, env_spec="Hopper-v5")
     with h5py.File(folder / MAIN_FILE, "r+") as file:

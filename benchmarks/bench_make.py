@@ -25,10 +25,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"MINARI_DATASETS_PATH": f"{folder}/minari", "RLLIB_DAMO_CACHE": f"{folder}/cache"}
-        from rllib_damo.data import behavior
+        from rllib_damo.data.generate import datasets
 
         start, cpu = time.perf_counter(), cpu_seconds()
-        behavior.make(args.name, transitions=args.transitions, workers=args.workers, progress=False)
+        datasets.make(args.name, transitions=args.transitions, workers=args.workers, progress=False)
         seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
     result = {
         "benchmark": "make",

@@ -20,7 +20,7 @@ from bench_rollouts import ACT_DIM, OBS_DIM, sgemm_gflops
 from bench_steps import ready
 
 from rllib_damo import DAMOConfig
-from rllib_damo.buffers import Layout
+from rllib_damo.utils.batch import Layout
 
 
 def resident() -> int:

@@ -11,11 +11,11 @@ import time
 
 import torch
 
-from rllib_damo.arrow import to_arrow
+from rllib_damo.core.networks import Actor
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.rollout import rollout
 from rllib_damo.dynamics.termination import resolve_termination
-from rllib_damo.networks import Actor
+from rllib_damo.utils.arrow import to_arrow
 
 OBS_DIM, ACT_DIM = 11, 3
 #: Multiply-adds of one transition, twice: the policy (2 x 256) and one elite (4 x 200).

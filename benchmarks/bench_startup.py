@@ -27,7 +27,16 @@ def first_gradient_step(example: Path, folder: Path) -> float:
         "stop = {'num_gradient_steps_lifetime': 2}\n"
     )
     start = time.time()
-    command = [sys.executable, "-m", "rllib_damo.cli", "train", "file", str(config), "--storage-path", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "rllib_damo.command.rllib",
+        "train",
+        "file",
+        str(config),
+        "--storage-path",
+        str(folder),
+    ]
     subprocess.run([*command, "--no-checkpoint-at-end"], check=True, stdout=subprocess.DEVNULL)
     results = sorted(folder.glob("*/*/result.json"), key=lambda path: path.stat().st_mtime)[-1]
     rows = [json.loads(line) for line in results.read_text().splitlines()]

@@ -23,7 +23,7 @@ from bench_rollouts import ACT_DIM, OBS_DIM, sgemm_gflops
 from score_settings import add_options
 
 from rllib_damo import DAMO, DAMOConfig
-from rllib_damo.cli_inputs import apply_config
+from rllib_damo.command.inputs import apply_config
 from rllib_damo.data.schema import Transitions
 
 

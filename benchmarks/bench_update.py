@@ -20,12 +20,12 @@ from bench_rollouts import ACT_DIM, OBS_DIM, sgemm_gflops
 from bench_steps import flop_per_step
 
 from rllib_damo import DAMOConfig
-from rllib_damo.adam import FusedAdam
-from rllib_damo.buffers import Batch, Layout
-from rllib_damo.fast_update import FastUpdate
-from rllib_damo.flat import flatten
-from rllib_damo.rl_module import DAMOTorchRLModule
-from rllib_damo.update import DAMOUpdate, StepBatch, UpdateOptions
+from rllib_damo.damo.fast_update import FastUpdate
+from rllib_damo.damo.rl_module import DAMOTorchRLModule
+from rllib_damo.damo.update import DAMOUpdate, StepBatch, UpdateOptions
+from rllib_damo.nn.adam import FusedAdam
+from rllib_damo.nn.flat_parameters import flatten
+from rllib_damo.utils.batch import Batch, Layout
 
 ROWS = 256
 

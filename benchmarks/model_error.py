@@ -22,11 +22,11 @@ import ray
 import torch
 from score_settings import add_options, make_config
 
-from rllib_damo.algorithm import DAMO
-from rllib_damo.data.behavior import generate
+from rllib_damo.core.algorithm import DAMO
+from rllib_damo.data.generate.datasets import generate
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics import DynamicsEnsemble
-from rllib_damo.spaces import to_unit
+from rllib_damo.utils.spaces import to_unit
 
 STEPS = (1, 5, 10, 20)
 Z_90 = 1.6449  # half the width of a normal distribution's central 90 % interval

@@ -22,11 +22,11 @@ from score_settings import add_options, environment, make_config
 from score_trials import learned_policy, play_episodes
 from torch import Tensor
 
-from rllib_damo.algorithm import NUM_GRADIENT_STEPS
+from rllib_damo.core.algorithm import NUM_GRADIENT_STEPS
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble, Sampler
 from rllib_damo.dynamics.rollout import Model
-from rllib_damo.evaluation import normalized_score
-from rllib_damo.rollouts import ModelRolloutEnvRunner
+from rllib_damo.dynamics.rollout_runner import ModelRolloutEnvRunner
+from rllib_damo.evaluation.scores import normalized_score
 
 
 class Simulator:

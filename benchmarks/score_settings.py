@@ -10,9 +10,10 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_damo import DAMOConfig
 from rllib_damo.baselines import BehaviorCloningConfig, MOPOConfig, TD3BCConfig
-from rllib_damo.cli_inputs import UsageError, apply_config, parse_json
-from rllib_damo.data.behavior import ENVS
-from rllib_damo.names import near
+from rllib_damo.command.inputs import apply_config, parse_json
+from rllib_damo.data.generate.datasets import ENVS
+from rllib_damo.errors import UsageError
+from rllib_damo.utils.names import near
 
 #: What the settings of a method start from. "damo-paper" has the paper's; networks, rounds and model are the others'.
 METHODS: dict[str, Callable[[], AlgorithmConfig]] = {

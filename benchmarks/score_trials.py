@@ -18,12 +18,12 @@ from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from score_settings import METHODS, environment, make_config
 
-from rllib_damo.algorithm import NUM_GRADIENT_STEPS
 from rllib_damo.baselines.config import BaselineConfig
-from rllib_damo.config import DYNAMICS_OPTIONS, TRAINING_OPTIONS
-from rllib_damo.evaluation import discounted_return, normalized_score
-from rllib_damo.files import atomic_write
-from rllib_damo.policy import Policy
+from rllib_damo.core.algorithm import NUM_GRADIENT_STEPS
+from rllib_damo.core.config import DYNAMICS_OPTIONS, TRAINING_OPTIONS
+from rllib_damo.evaluation.policy import Policy
+from rllib_damo.evaluation.scores import discounted_return, normalized_score
+from rllib_damo.utils.paths import atomic_write
 
 #: Between checkpoints where no evaluation makes one (dynamics training, long intervals).
 CHECKPOINT_SECONDS = 300.0

@@ -30,10 +30,11 @@ from score_settings import METHODS, make_config
 from score_tables import Dataset, markdown, plot, replace_block, summarise
 from score_trials import Trial, is_finished, read_rows, run_trial
 
-from rllib_damo.cli_inputs import UsageError, parse_json
+from rllib_damo.command.inputs import parse_json
 from rllib_damo.data.offline_data import DAMOOfflineData
-from rllib_damo.evaluation import normalized_score
-from rllib_damo.names import near
+from rllib_damo.errors import UsageError
+from rllib_damo.evaluation.scores import normalized_score
+from rllib_damo.utils.names import near
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 SCORES = Path(__file__).parent / "scores"

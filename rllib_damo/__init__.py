@@ -10,9 +10,9 @@ from functools import partial
 from ray.rllib.algorithms import registry
 from ray.tune.registry import register_trainable
 
-from rllib_damo.algorithm import DAMO
 from rllib_damo.baselines import MOPO, TD3BC, BehaviorCloning
-from rllib_damo.config import DAMOConfig
+from rllib_damo.core.algorithm import DAMO
+from rllib_damo.core.config import DAMOConfig
 
 __version__ = "0.1.0"
 __all__ = ["ALGORITHMS", "DAMO", "DAMOConfig"]

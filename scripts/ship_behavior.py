@@ -4,8 +4,8 @@
     python scripts/ship_behavior.py Hopper-v5 traces/longer --expert    # the expert alone; the others stay
     python scripts/ship_behavior.py --builtin           # random policies and the pendulum's, which need no training
 
-Writes ``rllib_damo/data/policies/<task>-*.npz`` (float16) and the task's part of ``index.json`` anew; other tasks stay
-as they are. Everything is measured with the rounded weights and sampled actions.
+Writes ``rllib_damo/data/generate/weights/<task>-*.npz`` (float16) and the task's part of ``index.json`` anew; other
+tasks stay as they are. Everything is measured with the rounded weights and sampled actions.
 """
 
 import argparse
@@ -16,10 +16,10 @@ import pathlib
 import gymnasium as gym
 import numpy as np
 
-from rllib_damo.data.behavior import ENVS
-from rllib_damo.data.behavior_policy import FOLDER, GaussianPolicy, PolicyRecord, load_index, resolve_policy
-from rllib_damo.data.collect import episode_seeds, play
-from rllib_damo.data.controllers import BehaviorPolicy
+from rllib_damo.data.generate.collect import episode_seeds, play
+from rllib_damo.data.generate.controllers import BehaviorPolicy
+from rllib_damo.data.generate.datasets import ENVS
+from rllib_damo.data.generate.policies import FOLDER, GaussianPolicy, PolicyRecord, load_index, resolve_policy
 
 # mean returns of D4RL's medium policies, and what an expert should reach
 MEDIUM = {"hopper": (1400, 1800), "halfcheetah": (4500, 5500), "walker2d": (2500, 3500)}

@@ -6,8 +6,8 @@ import pytest
 import ray
 
 from rllib_damo import DAMOConfig
-from rllib_damo.data import behavior
-from rllib_damo.data.parquet import write_parquet
+from rllib_damo.data.formats.parquet import write_parquet
+from rllib_damo.data.generate import datasets
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def ray_cluster():
 def dataset(tmp_path_factory) -> str:
     """A small Pendulum dataset in a Parquet file."""
     path = tmp_path_factory.mktemp("data") / "pendulum.parquet"
-    write_parquet(behavior.generate("pendulum-mixed", 2000, seed=0), path)
+    write_parquet(datasets.generate("pendulum-mixed", 2000, seed=0), path)
     return str(path)
 
 

@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import nn
 
-from rllib_damo.adam import FusedAdam
+from rllib_damo.nn.adam import FusedAdam
 
 
 def groups(params: list[nn.Parameter]) -> list[dict]:
@@ -62,7 +62,7 @@ def test_it_leaves_torchs_compiler_alone() -> None:
     """Which costs a second and 73 MB to import, and compiles nothing here."""
     program = """
 import sys, torch
-from rllib_damo.adam import FusedAdam
+from rllib_damo.nn.adam import FusedAdam
 param = torch.nn.Parameter(torch.ones(2))
 optimizer = FusedAdam([param], lr=0.1)
 optimizer.zero_grad()

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from rllib_damo.addresses import connect, why, without_password
+from rllib_damo.utils.uris import connect, why, without_password
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ from ray.rllib.utils.test_utils import check
 from ray.tune.registry import get_trainable_cls, register_env
 
 from rllib_damo import DAMO, DAMOConfig
-from rllib_damo.arrow import from_arrow
 from rllib_damo.baselines import BehaviorCloningConfig
-from rllib_damo.buffers import unknown_successors
-from rllib_damo.data import behavior
-from rllib_damo.policy import load_policy
-from rllib_damo.recorded_steps import RecordedSteps
-from rllib_damo.update import METRICS
+from rllib_damo.core.cuda_graph import RecordedSteps
+from rllib_damo.damo.update import METRICS
+from rllib_damo.data.generate import datasets
+from rllib_damo.evaluation.policy import load_policy
+from rllib_damo.utils.arrow import from_arrow
+from rllib_damo.utils.batch import unknown_successors
 from tests.data_helpers import write_hdf5
 from tests.recording import record_on_cpu
 from tests.small_runs import module_state, train_policy
@@ -263,7 +263,7 @@ def test_an_eta_above_the_rewards_is_warned_of(config, options, caplog):
 @pytest.mark.parametrize(("scale", "classifier"), [(1, True), (1000, True), (1000, False)])
 def test_values_that_the_critics_do_not_reach_are_warned_of(config, scale, classifier, caplog):
     """Pendulum's rewards are about -4 a step."""
-    data = behavior.generate("pendulum-mixed", 2000, seed=0)
+    data = datasets.generate("pendulum-mixed", 2000, seed=0)
     config.offline_data(input_=replace(data, rewards=scale * data.rewards)).evaluation(evaluation_interval=None)
     config.training(data_alignment=classifier).build_algo().stop()
     warned = [message for message in caplog.messages if "rewards are" in message]
@@ -274,7 +274,7 @@ def test_values_that_the_critics_do_not_reach_are_warned_of(config, scale, class
 
 
 def test_episodes_chosen_for_their_shortness_are_warned_of_once(config, caplog):
-    data = behavior.generate("pendulum-mixed", 2000, seed=0)
+    data = datasets.generate("pendulum-mixed", 2000, seed=0)
     late, tenth = np.arange(2000) >= 1000, np.arange(2000) % 10 == 9
     rewards = np.where(late, -3.45, -1.02).astype(np.float32)  # and ten rows an episode in place of 200
     data = replace(data, rewards=rewards, truncations=data.truncations | (late & tenth))
@@ -301,7 +301,7 @@ def test_dataset_in_memory_and_user_callbacks(config):
         def on_train_result(self, **kwargs):
             Mine.called = True
 
-    config.offline_data(input_=behavior.generate("pendulum-mixed", 1000, seed=0)).callbacks(Mine)
+    config.offline_data(input_=datasets.generate("pendulum-mixed", 1000, seed=0)).callbacks(Mine)
     algo = config.build_algo()
     result = train_policy(algo, 1)
     algo.stop()

@@ -19,11 +19,11 @@ from rllib_damo.baselines.mopo import MOPOTorchLearner, MOPOTorchRLModule
 from rllib_damo.baselines.td3bc import TD3BCTorchLearner, TD3BCTorchRLModule
 from rllib_damo.baselines.uncertainty import UNCERTAINTIES, PenalizedDynamics
 from rllib_damo.baselines.updates import BehaviorCloningUpdate, SACOptions, SACUpdate, TD3BCOptions, TD3BCUpdate
-from rllib_damo.buffers import Batch
+from rllib_damo.damo.rl_module import DAMOTorchRLModule
+from rllib_damo.damo.update import StepBatch
 from rllib_damo.dynamics import DynamicsEnsemble, never_terminates
 from rllib_damo.dynamics.rollout import rollout
-from rllib_damo.rl_module import DAMOTorchRLModule
-from rllib_damo.update import StepBatch
+from rllib_damo.utils.batch import Batch
 
 OBS, ACT, ROWS, SEED = 3, 2, 12, 7
 TD3BC = TD3BCOptions(gamma=0.9, tau=0.1, bc_alpha=2.5, policy_noise=0.2, noise_clip=0.5, policy_delay=2)

@@ -13,10 +13,10 @@ from ray.tune.registry import get_trainable_cls
 from rllib_damo import ALGORITHMS
 from rllib_damo.baselines import BehaviorCloningConfig, MOPOConfig, TD3BCConfig
 from rllib_damo.baselines.config import BaselineConfig
-from rllib_damo.checkpoints import play
-from rllib_damo.data import behavior
+from rllib_damo.data.generate import datasets
 from rllib_damo.data.schema import Transitions
-from rllib_damo.policy import load_policy
+from rllib_damo.evaluation.checkpoints import play
+from rllib_damo.evaluation.policy import load_policy
 
 OBSERVATION = np.array([-1.0, 0.1, 0.3], np.float32)
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @pytest.fixture(scope="module")
 def dataset() -> Transitions:
-    return behavior.generate("pendulum-mixed", 2000, seed=0)
+    return datasets.generate("pendulum-mixed", 2000, seed=0)
 
 
 def set_up(config: BaselineConfig, dataset: Transitions, **options: Any) -> Any:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_damo.data import behavior, minari_io, units
-from rllib_damo.data.behavior_policy import PolicyRecord
-from rllib_damo.data.schema import DataError, check
+from rllib_damo.data.formats import minari_files
+from rllib_damo.data.generate import datasets, units
+from rllib_damo.data.generate.policies import PolicyRecord
+from rllib_damo.data.schema import check
+from rllib_damo.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +26,7 @@ def _folders(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
 
 
 def digests(dataset_id: str) -> dict[str, str]:
-    folder = minari_io.local_path(dataset_id)
+    folder = minari_files.local_path(dataset_id)
     assert folder is not None
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
@@ -32,9 +34,9 @@ def digests(dataset_id: str) -> dict[str, str]:
 def test_names() -> None:
     levels = {"random", "medium", "medium-replay", "medium-expert", "expert"}
     for task in ("hopper", "halfcheetah", "walker2d"):
-        assert {name.removeprefix(f"{task}-") for name in behavior.NAMES if name.startswith(task)} == levels
-    assert behavior.NAMES["hopper-medium"].dataset_id == "rllib_damo/hopper/medium-v0"
-    assert behavior.NAMES["pendulum-mixed"].is_shipped()
+        assert {name.removeprefix(f"{task}-") for name in datasets.NAMES if name.startswith(task)} == levels
+    assert datasets.NAMES["hopper-medium"].dataset_id == "rllib_damo/hopper/medium-v0"
+    assert datasets.NAMES["pendulum-mixed"].is_shipped()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_names() -> None:
 )
 def test_unknown_names_tell_the_near_ones(name: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        behavior.make(name)
+        datasets.make(name)
 
 
 @pytest.mark.parametrize(
@@ -60,13 +62,13 @@ def test_unknown_names_tell_the_near_ones(name: str, message: str) -> None:
 )
 def test_bad_arguments(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        behavior.make("pendulum-mixed", **arguments)  # type: ignore[arg-type]
+        datasets.make("pendulum-mixed", **arguments)  # type: ignore[arg-type]
 
 
 def test_made_bytes_depend_on_the_seed_alone(tmp_path: pathlib.Path) -> None:
     made = []
     for workers, seed in ((1, 0), (2, 0), (1, 7)):
-        dataset_id = behavior.make("hopper-medium", transitions=1500, seed=seed, workers=workers, progress=False)
+        dataset_id = datasets.make("hopper-medium", transitions=1500, seed=seed, workers=workers, progress=False)
         made.append(digests(dataset_id))
     assert made[0] == made[1]
     assert made[0]["main_data.hdf5"] != made[2]["main_data.hdf5"]
@@ -80,12 +82,12 @@ def test_processors_with_newer_instructions_play_as_those_without(monkeypatch: p
     fingerprints = set()
     for kernels in ("Haswell", "SkylakeX"):
         monkeypatch.setenv("OPENBLAS_CORETYPE", kernels)
-        fingerprints.add(behavior.generate("hopper-medium", 800, workers=1).fingerprint())
+        fingerprints.add(datasets.generate("hopper-medium", 800, workers=1).fingerprint())
     assert len(fingerprints) == 1
 
 
 def test_minari_opens_what_was_made() -> None:
-    dataset_id = behavior.make("pendulum-mixed", transitions=500, workers=0, progress=False)
+    dataset_id = datasets.make("pendulum-mixed", transitions=500, workers=0, progress=False)
     dataset = minari.load_dataset(dataset_id)
     assert dataset.total_steps == 500
     assert [len(episode.rewards) for episode in dataset] == [200, 200, 100]
@@ -96,21 +98,21 @@ def test_minari_opens_what_was_made() -> None:
 
 def test_what_is_there_is_kept_until_another_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = behavior._generate
-    monkeypatch.setattr(behavior, "_generate", lambda *args: (calls.append(args), original(*args))[1])
-    first = behavior.make("pendulum-random", transitions=300, workers=0, progress=False)
+    original = datasets._generate
+    monkeypatch.setattr(datasets, "_generate", lambda *args: (calls.append(args), original(*args))[1])
+    first = datasets.make("pendulum-random", transitions=300, workers=0, progress=False)
     before = digests(first)
-    behavior.make("pendulum-random", transitions=300, workers=0, progress=False)
-    behavior.make("pendulum-random", workers=0, progress=False)
+    datasets.make("pendulum-random", transitions=300, workers=0, progress=False)
+    datasets.make("pendulum-random", workers=0, progress=False)
     assert len(calls) == 1
     assert digests(first) == before
-    behavior.make("pendulum-random", transitions=200, workers=0, progress=False)
+    datasets.make("pendulum-random", transitions=200, workers=0, progress=False)
     assert len(calls) == 2
     assert minari.load_dataset(first).total_steps == 200
 
 
 def test_stopped_making_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    expected = behavior.generate("pendulum-mixed", 1600, workers=0).fingerprint()
+    expected = datasets.generate("pendulum-mixed", 1600, workers=0).fingerprint()
     original, played = units.run_unit, []
 
     def run_unit(**request: str | int) -> int:
@@ -121,18 +123,18 @@ def test_stopped_making_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: pathl
 
     monkeypatch.setattr(units, "run_unit", run_unit)
     with pytest.raises(KeyboardInterrupt):
-        behavior.make("pendulum-mixed", transitions=1600, workers=0, progress=False)
-    assert minari_io.local_ids() == []
+        datasets.make("pendulum-mixed", transitions=1600, workers=0, progress=False)
+    assert minari_files.local_ids() == []
     monkeypatch.setattr(units, "run_unit", lambda **request: (played.append(request["path"]), original(**request))[1])
-    dataset_id = behavior.make("pendulum-mixed", transitions=1600, workers=0, progress=False)
+    dataset_id = datasets.make("pendulum-mixed", transitions=1600, workers=0, progress=False)
     assert len(played) == len(set(played)) == 4
-    folder = minari_io.local_path(dataset_id)
+    folder = minari_files.local_path(dataset_id)
     assert folder is not None
     assert json.loads((folder / "metadata.json").read_text())["fingerprint"] == expected
 
 
 def test_generated_transitions_are_sound_and_of_the_size_asked_for() -> None:
-    transitions = behavior.generate("hopper-random", 333, seed=2, workers=0)
+    transitions = datasets.generate("hopper-random", 333, seed=2, workers=0)
     check(transitions)
     assert len(transitions) == 333
     inside = ~(transitions.terminations | transitions.truncations)
@@ -150,8 +152,8 @@ RECORDS = {
 
 
 def test_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(behavior, "load_index", lambda: RECORDS)
-    specs = behavior.NAMES
+    monkeypatch.setattr(datasets, "load_index", lambda: RECORDS)
+    specs = datasets.NAMES
     assert specs["hopper-medium-expert"].parts() == {"hopper-medium": 0.5, "hopper-expert": 0.5}
     assert specs["hopper-medium-replay"].parts() == {"hopper-replay-0": 0.25, "hopper-replay-1": 0.75}
     assert [s.transitions for s in specs["hopper-medium-replay"].streams(1001)] == [250, 751]
@@ -163,21 +165,21 @@ def test_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_policies_that_are_not_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(behavior, "load_index", dict)
-    for name, spec in behavior.NAMES.items():
+    monkeypatch.setattr(datasets, "load_index", dict)
+    for name, spec in datasets.NAMES.items():
         assert spec.is_shipped() == name.endswith(("-random", "-mixed"))
     with pytest.raises(DataError, match=r"hopper-medium-replay: its behaviour policies are not shipped.*hopper-random"):
-        behavior.make("hopper-medium-replay")
+        datasets.make("hopper-medium-replay")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", behavior.NAMES)
+@pytest.mark.parametrize("name", datasets.NAMES)
 def test_returns_are_the_recorded_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    spec = behavior.NAMES[name]
+    spec = datasets.NAMES[name]
     if not spec.is_shipped():
         pytest.skip("not shipped")
-    returns = behavior.generate(name, spec.default_transitions, seed=11).episode_returns()
+    returns = datasets.generate(name, spec.default_transitions, seed=11).episode_returns()
     expected = spec.recorded_return()
     assert expected is not None
     # near 0, as random walkers are, a share of the return says nothing

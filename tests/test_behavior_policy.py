@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from rllib_damo.data.behavior_policy import (
+from rllib_damo.data.generate.policies import (
     ARRAYS,
     FOLDER,
     GaussianPolicy,

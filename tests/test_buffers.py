@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_damo.buffers import Layout, RingBuffer
+from rllib_damo.utils.batch import Layout, RingBuffer
 
 LAYOUT = Layout(obs_dim=3, act_dim=2)
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from ray.rllib.utils.test_utils import check
 
 from rllib_damo import DAMO, DAMOConfig
 from rllib_damo.baselines import BehaviorCloningConfig
-from rllib_damo.data import behavior
+from rllib_damo.data.generate import datasets
 from tests.small_runs import module_state, train_policy
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -58,7 +58,7 @@ def test_restoring_an_older_checkpoint_in_place_restores_the_weights(config, tmp
 def test_a_checkpoint_of_other_data_is_refused(kind, config, tmp_path):
     saved = kind().environment("Pendulum-v1").offline_data(input_=config.input_)
     saved.training(hidden_dims=(8,)).evaluation(evaluation_interval=None)
-    other = saved.copy(copy_frozen=False).offline_data(input_=behavior.generate("pendulum-mixed", 1000, seed=1))
+    other = saved.copy(copy_frozen=False).offline_data(input_=datasets.generate("pendulum-mixed", 1000, seed=1))
     algo = saved.build_algo()
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     algo.restore_from_path(path)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rllib_damo import losses
-from rllib_damo.buffers import Batch
-from rllib_damo.networks import Classifier
-from rllib_damo.update import StepBatch
+from rllib_damo.core.networks import Classifier
+from rllib_damo.damo import losses
+from rllib_damo.damo.update import StepBatch
+from rllib_damo.utils.batch import Batch
 from tests.test_update import DEFAULTS, make_module, make_update
 
 SHIFT, SCALE = torch.tensor([0.8, -0.5]), torch.tensor([1.0, 1.3])

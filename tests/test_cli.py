@@ -15,22 +15,24 @@ from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint, CheckpointConfig
 
-from rllib_damo import DAMOConfig, cli, experiment
-from rllib_damo.checkpoints import play
-from rllib_damo.cli_inputs import UsageError, apply_config, check_env, check_stop, load_file
-from rllib_damo.data.schema import DataError
-from rllib_damo.experiment import RunOptions, has_search_space
-from rllib_damo.names import flatten, near
-from rllib_damo.outcome import FAILED, OK, USAGE
-from rllib_damo.policy import load_policy
-from rllib_damo.progress import ProgressTable
-from rllib_damo.results import with_flat_score, with_last_evaluation
-from rllib_damo.stopping import CheckedStopper
+from rllib_damo import DAMOConfig
+from rllib_damo.command import rllib
+from rllib_damo.command import run as experiment
+from rllib_damo.command.inputs import apply_config, check_env, check_stop, load_file
+from rllib_damo.command.progress import ProgressTable
+from rllib_damo.command.report import FAILED, OK, USAGE
+from rllib_damo.command.results import with_flat_score, with_last_evaluation
+from rllib_damo.command.run import RunOptions, has_search_space
+from rllib_damo.command.stopping import CheckedStopper
+from rllib_damo.errors import DataError, UsageError
+from rllib_damo.evaluation.checkpoints import play
+from rllib_damo.evaluation.policy import load_policy
+from rllib_damo.utils.names import flatten, near
 
 PENDULUM_PPO = """
 from ray.rllib.algorithms.ppo import PPOConfig
-from rllib_damo.cli import run_config
-from rllib_damo.evaluation import DAMOCallbacks
+from rllib_damo.command.rllib import run_config
+from rllib_damo.evaluation.scores import DAMOCallbacks
 
 def bonus(algorithm, result, **kwargs):
     result["from_a_function_of_the_file"] = 1.0
@@ -65,7 +67,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, RunOptions]]:
         collected.append((config, stop, options))
         return OK
 
-    monkeypatch.setattr(cli, "run", run)
+    monkeypatch.setattr(rllib, "run", run)
     return collected
 
 
@@ -73,7 +75,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, RunOptions]]:
 
 
 def test_train_file_takes_config_and_stop(ppo_file: Path, runs: list) -> None:
-    assert cli.invoke(["train", "file", str(ppo_file), "--storage-path", "/x", "-vv", "--ray-num-cpus", "2"]) == OK
+    assert rllib.invoke(["train", "file", str(ppo_file), "--storage-path", "/x", "-vv", "--ray-num-cpus", "2"]) == OK
     config, stop, options = runs[0]
     assert isinstance(config, PPOConfig)
     assert stop == {"training_iteration": 2}
@@ -88,7 +90,7 @@ def test_train_file_takes_config_and_stop(ppo_file: Path, runs: list) -> None:
 
 def test_options_go_before_the_file(ppo_file: Path, runs: list) -> None:
     arguments = ["--stop", '{"a": {"b": 3}}', "--config", '{"gamma": 0.5}', "--env", "CartPole-v1"]
-    assert cli.invoke(["train", "file", str(ppo_file), *arguments]) == OK
+    assert rllib.invoke(["train", "file", str(ppo_file), *arguments]) == OK
     config, stop, _ = runs[0]
     assert stop == {"a/b": 3}
     assert (config.gamma, config.env) == (0.5, "CartPole-v1")
@@ -96,7 +98,7 @@ def test_options_go_before_the_file(ppo_file: Path, runs: list) -> None:
 
 def test_train_by_name(runs: list) -> None:
     arguments = ["--env", "Pendulum-v1", "--input", "pendulum-mixed", "--config", '{"eta": 0.5}']
-    assert cli.invoke(["train", "--algo", "DAMO", *arguments, "--keep-checkpoints-num", "0"]) == OK
+    assert rllib.invoke(["train", "--algo", "DAMO", *arguments, "--keep-checkpoints-num", "0"]) == OK
     config, stop, options = runs[0]
     assert type(config).__name__ == "DAMOConfig"
     assert (config.env, config.input_, config.eta, stop) == ("Pendulum-v1", "pendulum-mixed", 0.5, None)
@@ -106,7 +108,7 @@ def test_train_by_name(runs: list) -> None:
 def test_run_config_makes_a_script_of_a_file(runs: list, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["my_script.py", "--name", "mine", "-c", '{"gamma": 0.5}'])
     with pytest.raises(SystemExit) as end:
-        cli.run_config(PPOConfig().environment("Pendulum-v1"), {"training_iteration": 7})
+        rllib.run_config(PPOConfig().environment("Pendulum-v1"), {"training_iteration": 7})
     config, stop, options = runs[0]
     assert end.value.code == OK
     assert (config.gamma, stop, options.name) == (0.5, {"training_iteration": 7}, "mine")
@@ -160,7 +162,7 @@ def test_bad_file(name: str, tmp_path: Path, capfd: pytest.CaptureFixture) -> No
     text, message = BAD_FILES[name]
     file = tmp_path / f"{name}.py"
     file.write_text(text)
-    assert cli.invoke(["train", "file", str(file)]) == USAGE
+    assert rllib.invoke(["train", "file", str(file)]) == USAGE
     error = capfd.readouterr().err
     assert message in error
     assert "Traceback" not in error
@@ -219,7 +221,7 @@ def test_bad_command(
     arguments = [re.sub("FILE|FOLDER", lambda found: places[found.group()], word) for word in command]
     if "wandb" in " ".join(command):
         monkeypatch.setitem(sys.modules, "wandb", None)
-    assert cli.invoke(arguments) == USAGE
+    assert rllib.invoke(arguments) == USAGE
     error = capfd.readouterr().err
     assert BAD_COMMANDS[command] in re.sub(r"\x1b\[[0-9;]*m", "", error)
     assert "Traceback" not in error
@@ -233,7 +235,7 @@ def test_a_display_that_does_not_answer(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DISPLAY", ":987")
     monkeypatch.setattr("sys.platform", "linux")
-    assert cli.invoke(["evaluate", str(ppo_file.parent), "--render"]) == USAGE
+    assert rllib.invoke(["evaluate", str(ppo_file.parent), "--render"]) == USAGE
     assert "DISPLAY=:987 cannot be opened" in capfd.readouterr().err
 
 
@@ -243,21 +245,21 @@ def test_the_users_mistakes_are_told_in_a_line(
     def fail(*arguments: Any) -> None:
         raise UsageError("wrong")
 
-    monkeypatch.setattr(cli, "run", fail)
-    assert cli.invoke(["train", "file", str(ppo_file)]) == USAGE
+    monkeypatch.setattr(rllib, "run", fail)
+    assert rllib.invoke(["train", "file", str(ppo_file)]) == USAGE
     assert capfd.readouterr().err == "Error: wrong\n"
 
 
 def test_stop_on_evaluation_that_never_happens(ppo_file: Path, capfd: pytest.CaptureFixture) -> None:
     stop = '{"evaluation/env_runners/episode_return_mean": 1}'
     arguments = ["train", "file", str(ppo_file), "--config", '{"evaluation_interval": null}', "--stop", stop]
-    assert cli.invoke(arguments) == USAGE
+    assert rllib.invoke(arguments) == USAGE
     assert "has no evaluation" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["evaluate", "--help"]])
 def test_help(words: list[str], capfd: pytest.CaptureFixture) -> None:
-    assert cli.invoke(words) == OK
+    assert rllib.invoke(words) == OK
     assert "Usage" in capfd.readouterr().out
 
 
@@ -363,7 +365,7 @@ def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
     file = folder / "ppo_pendulum.py"
     file.write_text(PENDULUM_PPO)
     stop = '{"training_iteration": 2, "from_a_function_of_the_file": 2}'
-    return folder, cli.invoke(["train", "file", str(file), "--storage-path", str(folder / "results"), "--stop", stop])
+    return folder, rllib.invoke(["train", "file", str(file), "--storage-path", str(folder / "results"), "--stop", stop])
 
 
 def test_run_keeps_checkpoints_that_play(trained: tuple[Path, int], capfd: pytest.CaptureFixture) -> None:
@@ -372,7 +374,7 @@ def test_run_keeps_checkpoints_that_play(trained: tuple[Path, int], capfd: pytes
     checkpoints = sorted(folder.glob("results/ppo_pendulum_*/*/checkpoint_*"))
     assert len(checkpoints) == 2
     out = folder / "episodes.jsonl"
-    assert cli.invoke(["evaluate", str(checkpoints[-1]), "--episodes", "2", "--out", str(out)]) == OK
+    assert rllib.invoke(["evaluate", str(checkpoints[-1]), "--episodes", "2", "--out", str(out)]) == OK
     printed = capfd.readouterr().out
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert [record["length"] for record in records] == [200, 200]
@@ -382,7 +384,7 @@ def test_run_keeps_checkpoints_that_play(trained: tuple[Path, int], capfd: pytes
 
 def test_evaluate_takes_an_address(trained: tuple[Path, int], capfd: pytest.CaptureFixture) -> None:
     checkpoint = sorted(trained[0].glob("results/*/*/checkpoint_*"))[-1]
-    assert cli.invoke(["evaluate", f"file://{checkpoint}", "--episodes", "1"]) == OK
+    assert rllib.invoke(["evaluate", f"file://{checkpoint}", "--episodes", "1"]) == OK
     assert "length            200.0" in capfd.readouterr().out
 
 
@@ -392,21 +394,21 @@ def test_a_simulator_that_is_not_installed(
     checkpoint = sorted(trained[0].glob("results/*/*/checkpoint_*"))[-1]
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     monkeypatch.setitem(sys.modules, "pygame", None)
-    assert cli.invoke(["evaluate", str(checkpoint), "--render"]) == USAGE
+    assert rllib.invoke(["evaluate", str(checkpoint), "--render"]) == USAGE
     error = capfd.readouterr().err
     assert "environment Pendulum-v1 with --render: pygame is not installed" in error
 
 
 def test_evaluate_names_the_checkpoints_below(trained: tuple[Path, int], capfd: pytest.CaptureFixture) -> None:
     (trial,) = {path.parent for path in trained[0].glob("results/*/*/checkpoint_*")}
-    assert cli.invoke(["evaluate", str(trial)]) == USAGE
+    assert rllib.invoke(["evaluate", str(trial)]) == USAGE
     assert "checkpoint_000000" in capfd.readouterr().err
 
 
 def test_npz_has_every_step(trained: tuple[Path, int]) -> None:
     checkpoint = sorted(trained[0].glob("results/*/*/checkpoint_*"))[-1]
     out = trained[0] / "steps.npz"
-    assert cli.invoke(["evaluate", str(checkpoint), "--steps", "250", "--out", str(out)]) == OK
+    assert rllib.invoke(["evaluate", str(checkpoint), "--steps", "250", "--out", str(out)]) == OK
     with np.load(out) as steps:
         assert steps["observations"].shape == steps["next_observations"].shape == (250, 3)
         assert np.abs(steps["actions"]).max() <= 1.0
@@ -424,7 +426,7 @@ def test_policy_acts_as_rllib_does(trained: tuple[Path, int]) -> None:
 
 def test_policy_of_another_environment_is_refused(trained: tuple[Path, int], capfd: pytest.CaptureFixture) -> None:
     checkpoint = sorted(trained[0].glob("results/*/*/checkpoint_*"))[-1]
-    assert cli.invoke(["evaluate", str(checkpoint), "--env", "MountainCarContinuous-v0"]) == USAGE
+    assert rllib.invoke(["evaluate", str(checkpoint), "--env", "MountainCarContinuous-v0"]) == USAGE
     assert "doesn't fit the environment" in capfd.readouterr().err
 
 
@@ -433,16 +435,16 @@ def test_an_environment_that_a_file_registers(
 ) -> None:
     checkpoint = sorted(trained[0].glob("results/*/*/checkpoint_*"))[-1]
     arguments = ["evaluate", str(checkpoint), "--env", "of-a-file", "--episodes", "1"]
-    assert cli.invoke(arguments) == USAGE
+    assert rllib.invoke(arguments) == USAGE
     assert "`rllib evaluate --file X.py`" in capfd.readouterr().err
     file = tmp_path / "mine.py"
     file.write_text(
         "import gymnasium as gym\nfrom ray.tune import register_env\n"
         "register_env('of-a-file', lambda context: gym.make('Pendulum-v1'))\n"
     )
-    assert cli.invoke([*arguments, "--file", str(file)]) == OK
+    assert rllib.invoke([*arguments, "--file", str(file)]) == OK
     assert "episodes          1" in capfd.readouterr().out
-    assert cli.invoke([*arguments, "--file", str(tmp_path / "mien.py")]) == USAGE
+    assert rllib.invoke([*arguments, "--file", str(tmp_path / "mien.py")]) == USAGE
     assert "Did you mean 'mine.py'" in capfd.readouterr().err
 
 
@@ -450,7 +452,7 @@ def test_lost_stop_key_ends_the_run(
     ray_cluster: None, ppo_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     stop = '{"normalized_score": 50}'
-    assert cli.invoke(["train", "file", str(ppo_file), "--storage-path", str(tmp_path), "--stop", stop]) == USAGE
+    assert rllib.invoke(["train", "file", str(ppo_file), "--storage-path", str(tmp_path), "--stop", stop]) == USAGE
     assert "Did you mean 'evaluation/env_runners/normalized_score'" in capfd.readouterr().err
 
 
@@ -458,7 +460,7 @@ def test_failing_trial_is_told_in_short(
     ray_cluster: None, ppo_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     ppo_file.write_text(PENDULUM_PPO.replace('result["from', 'raise RuntimeError("deliberate"); result["from'))
-    assert cli.invoke(["train", "file", str(ppo_file), "--storage-path", str(tmp_path)]) == FAILED
+    assert rllib.invoke(["train", "file", str(ppo_file), "--storage-path", str(tmp_path)]) == FAILED
     captured = capfd.readouterr()
     assert "deliberate" in captured.err
     assert "Traceback" not in captured.err
@@ -467,7 +469,7 @@ def test_failing_trial_is_told_in_short(
 
 
 def test_more_cpus_than_ray_has(ray_cluster: None, ppo_file: Path, capfd: pytest.CaptureFixture) -> None:
-    assert cli.invoke(["train", "file", str(ppo_file), "-c", '{"num_env_runners": 7}']) == USAGE
+    assert rllib.invoke(["train", "file", str(ppo_file), "-c", '{"num_env_runners": 7}']) == USAGE
     assert "asks for 8 CPU, but Ray has 2" in capfd.readouterr().err
 
 
@@ -547,7 +549,7 @@ def test_a_scheduler_bears_results_that_did_not_evaluate(monkeypatch) -> None:
 
 
 def test_evaluate_asks_for_an_environment_where_the_checkpoint_has_none(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("rllib_damo.cli.load_config", lambda *args: PPOConfig())
+    monkeypatch.setattr("rllib_damo.command.rllib.load_config", lambda *args: PPOConfig())
     tmp_path.joinpath("rllib_checkpoint.json").write_text("{}")
-    assert cli.invoke(["evaluate", str(tmp_path)]) == USAGE
+    assert rllib.invoke(["evaluate", str(tmp_path)]) == USAGE
     assert "trained without an environment: name one by --env" in capsys.readouterr().err

@@ -4,8 +4,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rllib_damo.data.behavior_policy import resolve_policy
-from rllib_damo.data.collect import FIELDS, episode_seeds, play
+from rllib_damo.data.generate.collect import FIELDS, episode_seeds, play
+from rllib_damo.data.generate.policies import resolve_policy
 
 
 def test_seeds_do_not_depend_on_grouping_but_on_seed_and_stream() -> None:

@@ -13,7 +13,7 @@ from ray.rllib.offline.offline_prelearner import OfflinePreLearner
 from ray.tune.registry import register_env
 
 from rllib_damo import DAMOConfig
-from rllib_damo.divergences import DIVERGENCES
+from rllib_damo.damo.divergences import DIVERGENCES
 
 OBS, ACT = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-2, 2, (2,))
 Change = Callable[[DAMOConfig], Any]

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from rllib_damo.data.cautions import cautions, cautions_of_choice
 from rllib_damo.data.schema import Transitions
+from rllib_damo.data.warnings import cautions, cautions_of_choice
 from tests.data_helpers import make_transitions
 
 

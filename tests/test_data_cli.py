@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rllib_damo.data import behavior, sources
-from rllib_damo.data.cli import invoke
-from rllib_damo.data.d4rl import write_d4rl
-from rllib_damo.data.parquet import write_parquet
+from rllib_damo.command.data import invoke
+from rllib_damo.data import sources
+from rllib_damo.data.formats.d4rl_hdf5 import write_d4rl
+from rllib_damo.data.formats.parquet import write_parquet
+from rllib_damo.data.generate import datasets
 from tests.data_helpers import make_transitions
 
 
@@ -24,17 +25,17 @@ def _folders(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
 
 @pytest.fixture
 def made() -> str:
-    behavior.make("pendulum-mixed", transitions=400, workers=0, progress=False)
+    datasets.make("pendulum-mixed", transitions=400, workers=0, progress=False)
     return "pendulum-mixed"
 
 
 def test_list_tells_what_is_shipped_and_made(
     made: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(behavior, "load_index", dict)
+    monkeypatch.setattr(datasets, "load_index", dict)
     assert invoke(["data", "list"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
-    assert set(behavior.NAMES) <= set(lines)
+    assert set(datasets.NAMES) <= set(lines)
     assert "made: 400 transitions" in lines[made]
     assert "not made" in lines["hopper-random"]
     assert "not shipped" in lines["walker2d-expert"]
@@ -145,7 +146,7 @@ def test_an_interrupted_make_says_how_to_go_on(
     def stopped(*args: object, **kwargs: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(behavior, "make", stopped)
+    monkeypatch.setattr(datasets, "make", stopped)
     assert invoke(["data", "make", "hopper-random"]) == 130
     assert "The same command goes on" in capsys.readouterr().err
 
@@ -154,6 +155,6 @@ def test_a_failed_worker_exits_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def broken(*args: object, **kwargs: object) -> str:
         raise RuntimeError("a worker stopped with exit code 1:\nout of luck")
 
-    monkeypatch.setattr(behavior, "make", broken)
+    monkeypatch.setattr(datasets, "make", broken)
     assert invoke(["data", "make", "hopper-random"]) == 1
     assert "out of luck" in capsys.readouterr().err

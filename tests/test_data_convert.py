@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rllib_damo.data.convert import convert
-from rllib_damo.data.d4rl import write_d4rl
+from rllib_damo.data.formats.d4rl_hdf5 import write_d4rl
+from rllib_damo.data.formats.minari_files import write_minari
+from rllib_damo.data.formats.reader import Conventions
 from rllib_damo.data.info import describe, plot, report
-from rllib_damo.data.minari_io import write_minari
-from rllib_damo.data.reader import Conventions
-from rllib_damo.data.schema import DataError
 from rllib_damo.data.sources import load, resolve
+from rllib_damo.errors import DataError
 from tests.data_helpers import ACTION_SPACE, OBSERVATION_SPACE, assert_equal, make_transitions
 
 ENV = "Pendulum-v1"  # three observations; its one action is not ours, so the tests name it only where spaces are unused

@@ -13,15 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
 
-from rllib_damo.data import flat_cache, minari_read
-from rllib_damo.data.columns import match_names
-from rllib_damo.data.d4rl import write_d4rl
-from rllib_damo.data.minari_io import local_ids, write_minari
-from rllib_damo.data.parquet import write_parquet
-from rllib_damo.data.reader import Conventions, split_at_ends
-from rllib_damo.data.schema import DataError, Transitions, concatenate
+from rllib_damo.data.formats import flat_cache
+from rllib_damo.data.formats import minari as minari_read
+from rllib_damo.data.formats.columns import match_names
+from rllib_damo.data.formats.d4rl_hdf5 import write_d4rl
+from rllib_damo.data.formats.minari_files import local_ids, write_minari
+from rllib_damo.data.formats.parquet import write_parquet
+from rllib_damo.data.formats.reader import Conventions, split_at_ends
+from rllib_damo.data.schema import Transitions, concatenate
 from rllib_damo.data.sources import load, resolve
-from rllib_damo.spaces import from_unit
+from rllib_damo.errors import DataError
+from rllib_damo.utils.spaces import from_unit
 from tests.data_helpers import (
     ACTION_SPACE,
     OBSERVATION_SPACE,

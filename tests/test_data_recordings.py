@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rllib_damo.data.parquet import write_parquet
-from rllib_damo.data.reader import Conventions
-from rllib_damo.data.schema import DataError, Transitions, check, concatenate
+from rllib_damo.data.formats.parquet import write_parquet
+from rllib_damo.data.formats.reader import Conventions
+from rllib_damo.data.schema import Transitions, check, concatenate
 from rllib_damo.data.sources import load, resolve
-from rllib_damo.spaces import from_unit
+from rllib_damo.errors import DataError
+from rllib_damo.utils.spaces import from_unit
 from tests.data_helpers import (
     ACT,
     ACTION_SPACE,

@@ -6,7 +6,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rllib_damo.data.schema import DataError, check, concatenate, problems
+from rllib_damo.data.schema import check, concatenate, problems
+from rllib_damo.errors import DataError
 from tests.data_helpers import ACT, ACTION_SPACE, OBS, OBSERVATION_SPACE, assert_equal, make_transitions
 
 

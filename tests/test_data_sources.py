@@ -13,14 +13,16 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from rllib_damo.data import minari_read, parquet_files
-from rllib_damo.data.d4rl import write_d4rl
+from rllib_damo.data.formats import minari as minari_read
+from rllib_damo.data.formats import parquet_files
+from rllib_damo.data.formats.d4rl_hdf5 import write_d4rl
+from rllib_damo.data.formats.minari_files import write_minari
+from rllib_damo.data.formats.parquet import write_parquet
+from rllib_damo.data.formats.reader import Conventions
 from rllib_damo.data.info import report
-from rllib_damo.data.minari_io import write_minari
-from rllib_damo.data.parquet import write_parquet
-from rllib_damo.data.reader import Conventions
-from rllib_damo.data.schema import DataError, concatenate
+from rllib_damo.data.schema import concatenate
 from rllib_damo.data.sources import load, resolve
+from rllib_damo.errors import DataError
 from tests.data_helpers import (
     ACTION_SPACE,
     OBS,
@@ -366,17 +368,17 @@ def test_a_half_downloaded_dataset_is_told(tmp_path, monkeypatch) -> None:
 
 
 def test_a_short_name_is_made_once(monkeypatch) -> None:
-    from rllib_damo.data import behavior
+    from rllib_damo.data.generate import datasets
 
     data, made = make_transitions(), []
 
     def make(name: str) -> str:
         made.append(name)
-        dataset_id = behavior.NAMES[name].dataset_id
+        dataset_id = datasets.NAMES[name].dataset_id
         write_minari(data, dataset_id, observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
         return dataset_id
 
-    monkeypatch.setattr(behavior, "make", make)
+    monkeypatch.setattr(datasets, "make", make)
     for _ in range(2):
         assert_equal(load("hopper-medium"), data)
     assert made == ["hopper-medium"]

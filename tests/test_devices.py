@@ -18,10 +18,10 @@ from rllib_damo.baselines.bc import BCTorchRLModule
 from rllib_damo.baselines.mopo import MOPOTorchRLModule
 from rllib_damo.baselines.td3bc import TD3BCTorchRLModule
 from rllib_damo.baselines.updates import BehaviorCloningUpdate, SACUpdate, TD3BCUpdate
-from rllib_damo.fast_update import FastUpdate
-from rllib_damo.flat import flatten
-from rllib_damo.rl_module import DAMOTorchRLModule
-from rllib_damo.update import DAMOUpdate, StepBatch, Update
+from rllib_damo.damo.fast_update import FastUpdate
+from rllib_damo.damo.rl_module import DAMOTorchRLModule
+from rllib_damo.damo.update import DAMOUpdate, StepBatch, Update
+from rllib_damo.nn.flat_parameters import flatten
 from tests import test_baselines, test_fast_update, test_update
 from tests.test_update import DEFAULTS, VARIANTS
 

@@ -15,13 +15,13 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from rllib_damo.baselines.mopo import MOPOConfig, MOPORolloutEnvRunner
-from rllib_damo.buffers import Layout, RingBuffer
-from rllib_damo.config import DAMOConfig
+from rllib_damo.core.config import DAMOConfig
 from rllib_damo.dynamics import DynamicsEnsemble
-from rllib_damo.dynamics.gradients import Gradients
+from rllib_damo.dynamics.rollout_runner import ModelRolloutEnvRunner
 from rllib_damo.dynamics.termination import KNOWN, resolve_termination
 from rllib_damo.dynamics.training import DynamicsTrainer
-from rllib_damo.rollouts import ModelRolloutEnvRunner
+from rllib_damo.nn.gaussian_mlp import Gradients
+from rllib_damo.utils.batch import Layout, RingBuffer
 from tests.watching import DEVICE, Watch, pretend
 
 OBS, ACT, ROWS = 11, 3, 400  # Hopper's widths

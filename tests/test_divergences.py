@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_damo.divergences import DIVERGENCES
+from rllib_damo.damo.divergences import DIVERGENCES
 from tests import tabular
 
 every = pytest.mark.parametrize("name", sorted(DIVERGENCES))

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rllib_damo.divergences import DIVERGENCES as TORCH_DIVERGENCES
+from rllib_damo.damo.divergences import DIVERGENCES as TORCH_DIVERGENCES
 from tests.tabular import DIVERGENCES, Dual, flow_violation, kl, occupancy, random_problem
 
 SEEDS = range(10)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rllib_damo.dynamics import DynamicsEnsemble, DynamicsTrainer
-from rllib_damo.dynamics.gradients import Gradients, reference_loss
+from rllib_damo.nn.gaussian_mlp import Gradients, reference_loss
 
 OBS, ACT, NOISE = 3, 2, 0.1
 OPTIMISER = {"lr": 1e-3, "weight_decay": (2.5e-5, 7.5e-5, 1e-4)}

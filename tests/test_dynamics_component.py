@@ -13,8 +13,9 @@ import pytest
 from ray.tune.registry import register_env
 
 from rllib_damo import DAMO
-from rllib_damo.data.parquet import write_parquet
-from rllib_damo.dynamics import DynamicsEnsemble, component
+from rllib_damo.data.formats.parquet import write_parquet
+from rllib_damo.dynamics import DynamicsEnsemble
+from rllib_damo.dynamics import trained_model as component
 from tests.data_helpers import make_transitions
 from tests.small_runs import train_policy
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from rllib_damo import DAMOConfig
-from rllib_damo import evaluation_runner as runner_module
-from rllib_damo.evaluation import (
+from rllib_damo.evaluation import runner as runner_module
+from rllib_damo.evaluation.runner import EvaluationEnvRunner
+from rllib_damo.evaluation.scores import (
     REFERENCE_RETURNS,
     TASKS,
     DAMOCallbacks,
@@ -21,7 +22,6 @@ from rllib_damo.evaluation import (
     normalized_std,
     reference_returns,
 )
-from rllib_damo.evaluation_runner import EvaluationEnvRunner
 
 
 @pytest.mark.parametrize("env_id", sorted(TASKS))

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from rllib_damo import DAMOConfig
-from rllib_damo.data import behavior, flat_cache
-from rllib_damo.data.minari_io import local_path
-from rllib_damo.data.schema import DataError
+from rllib_damo.data.formats import flat_cache
+from rllib_damo.data.formats.minari_files import local_path
+from rllib_damo.data.generate import datasets
 from rllib_damo.dynamics import cache
-from rllib_damo.files import atomic_write
+from rllib_damo.errors import DataError
+from rllib_damo.utils.paths import atomic_write
 from tests.data_helpers import make_transitions
 
 
@@ -25,7 +26,7 @@ def test_all_caches_are_in_one_place(tmp_path, monkeypatch, given, place):
         monkeypatch.setenv("RLLIB_DAMO_CACHE", given.format(tmp=tmp_path))
     root = tmp_path / place
     assert cache.directory() == root
-    with behavior._work_folder(behavior.NAMES["pendulum-random"], 0) as folder:
+    with datasets._work_folder(datasets.NAMES["pendulum-random"], 0) as folder:
         assert folder.parent == root / "behavior"
     (tmp_path / "original").touch()
     flat_cache.store(tmp_path / "original", make_transitions((2,)), np.array([2]))
@@ -58,7 +59,7 @@ def test_places_that_cannot_be_made_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file" / "minari"))
     with (
         pytest.raises(DataError, match=r"file/behavior cannot be made or written .*variable RLLIB_DAMO_CACHE"),
-        behavior._work_folder(behavior.NAMES["pendulum-random"], 0),
+        datasets._work_folder(datasets.NAMES["pendulum-random"], 0),
     ):
         pass
     with pytest.raises(DataError, match=r"datasets cannot be made .*minari.*variable MINARI_DATASETS_PATH"):

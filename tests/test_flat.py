@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rllib_damo.flat import flatten, gradient_of
+from rllib_damo.nn.flat_parameters import flatten, gradient_of
 
 
 def make_net() -> nn.Sequential:

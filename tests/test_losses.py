@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rllib_damo import losses
-from rllib_damo.divergences import DIVERGENCES
+from rllib_damo.damo import losses
+from rllib_damo.damo.divergences import DIVERGENCES
 from tests import tabular
 from tests.tabular import Dual, random_problem
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
-from rllib_damo.networks import (
+from rllib_damo.core.networks import (
     ACTION_STD_MIN,
     LOG_STD_MAX,
     LOG_STD_MIN,

@@ -15,13 +15,14 @@ from ray.exceptions import RayTaskError
 from ray.util.placement_group import placement_group
 
 from rllib_damo import DAMOConfig
-from rllib_damo.arrow import from_arrow, to_arrow
 from rllib_damo.data import offline_data
-from rllib_damo.data.d4rl import write_d4rl
+from rllib_damo.data.formats.d4rl_hdf5 import write_d4rl
+from rllib_damo.data.formats.parquet import ParquetReader, write_parquet
 from rllib_damo.data.offline_data import DAMOOfflineData, windows
-from rllib_damo.data.parquet import ParquetReader, write_parquet
-from rllib_damo.data.schema import DataError, Transitions, concatenate
-from rllib_damo.spaces import to_unit
+from rllib_damo.data.schema import Transitions, concatenate
+from rllib_damo.errors import DataError
+from rllib_damo.utils.arrow import from_arrow, to_arrow
+from rllib_damo.utils.spaces import to_unit
 from tests.data_helpers import (
     ACTION_SPACE,
     OBSERVATION_SPACE,

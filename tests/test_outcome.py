@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rllib_damo.outcome import FAILED, INTERRUPTED, OK, report
+from rllib_damo.command.report import FAILED, INTERRUPTED, OK, report
 
 METRIC = "env_runners/episode_return_mean"
 

@@ -12,13 +12,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import perfect_model
 
-from rllib_damo.data import behavior
+from rllib_damo.data.generate import datasets
 from rllib_damo.data.schema import Transitions
 
 
 @pytest.mark.parametrize(("task", "env"), [("hopper-medium", "Hopper-v5"), ("halfcheetah-medium", "HalfCheetah-v5")])
 def test_the_simulator_continues_observed_states(task: str, env: str) -> None:
-    data = behavior.generate(task, 300, seed=0)
+    data = datasets.generate(task, 300, seed=0)
     model = perfect_model.Simulator(env)
     assert model.act_dim == data.actions.shape[1]
     obs, actions = torch.from_numpy(data.observations), torch.from_numpy(data.actions)

@@ -9,8 +9,9 @@ import torch
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rllib_damo import DAMOConfig
-from rllib_damo.checkpoints import CheckpointError, load_config, module_dir
-from rllib_damo.policy import Policy, load_policy
+from rllib_damo.errors import CheckpointError
+from rllib_damo.evaluation.checkpoints import load_config, module_dir
+from rllib_damo.evaluation.policy import Policy, load_policy
 
 ACTION_SPACE = gym.spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 10.0], np.float32))
 OBSERVATION_SPACE = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)

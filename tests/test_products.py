@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rllib_damo.dynamics import products
+from rllib_damo.nn import batched_matmul
 
 STACKS = [1, 2, 5, 7]
 
@@ -29,19 +29,19 @@ def matrices(num: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]
 def test_they_are_those_of_torch(num, dtype):
     bias, a, b = matrices(num, dtype)
     out = torch.empty(num, 6, 5, dtype=dtype)
-    assert products.bmm(a, b, out=out) is out
+    assert batched_matmul.bmm(a, b, out=out) is out
     torch.testing.assert_close(out, torch.bmm(a, b))
     transposed = torch.empty(num, 4, 4, dtype=dtype)
-    torch.testing.assert_close(products.bmm(a.mT, a, out=transposed), torch.bmm(a.mT, a))
-    assert products.baddbmm(bias, a, b, out=out) is out
+    torch.testing.assert_close(batched_matmul.bmm(a.mT, a, out=transposed), torch.bmm(a.mT, a))
+    assert batched_matmul.baddbmm(bias, a, b, out=out) is out
     torch.testing.assert_close(out, torch.baddbmm(bias, a, b))
     with torch.no_grad():
-        torch.testing.assert_close(products.baddbmm(bias, a, b), torch.baddbmm(bias, a, b))
+        torch.testing.assert_close(batched_matmul.baddbmm(bias, a, b), torch.baddbmm(bias, a, b))
 
 
 def test_gradients_go_through_them():
     bias, a, b = (tensor.requires_grad_() for tensor in matrices(7))
-    grads = torch.autograd.grad(products.baddbmm(bias, a, b).square().sum(), (bias, a, b))
+    grads = torch.autograd.grad(batched_matmul.baddbmm(bias, a, b).square().sum(), (bias, a, b))
     expected = torch.autograd.grad(torch.baddbmm(bias, a, b).square().sum(), (bias, a, b))
     torch.testing.assert_close(grads, expected)
 
@@ -55,5 +55,5 @@ def test_no_thread_gets_a_matrix_more_than_another(num, joint, threads, monkeypa
 
     bias, a, b = matrices(num)
     monkeypatch.setattr(torch, "baddbmm", joint_product)
-    products.baddbmm(bias, a, b, out=torch.empty(num, 6, 5))
+    batched_matmul.baddbmm(bias, a, b, out=torch.empty(num, 6, 5))
     assert calls == [joint[threads]]

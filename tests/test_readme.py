@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import scores
 
-from rllib_damo import DAMOConfig, cli
-from rllib_damo.cli_inputs import parse_json
-from rllib_damo.data import cli as data_cli
-from rllib_damo.update import METRICS
+from rllib_damo import DAMOConfig
+from rllib_damo.command import data as data_cli
+from rllib_damo.command import rllib
+from rllib_damo.command.inputs import parse_json
+from rllib_damo.damo.update import METRICS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -72,7 +73,7 @@ def test_commands_parse_and_name_files_that_exist(command: str) -> None:
     if program == "python":
         assert Path(words[0]).parent.name == "tuned_examples"  # takes the options of `rllib train`
         program, words = "rllib", ["train", *words[1:]]
-    parsed: Any = typer.main.get_command({"rllib": cli.app, "rllib-damo": data_cli.app}[program])
+    parsed: Any = typer.main.get_command({"rllib": rllib.app, "rllib-damo": data_cli.app}[program])
     while hasattr(parsed, "commands"):
         parsed = parsed.commands[words.pop(0)]
     if words == ["--help"]:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from rllib_damo.adam import FusedAdam
-from rllib_damo.fast_update import FastUpdate
-from rllib_damo.flat import flatten
-from rllib_damo.recorded_steps import WARMUP_STEPS, RecordedSteps
-from rllib_damo.update import METRICS, DAMOUpdate, StepBatch
+from rllib_damo.core.cuda_graph import WARMUP_STEPS, RecordedSteps
+from rllib_damo.damo.fast_update import FastUpdate
+from rllib_damo.damo.update import METRICS, DAMOUpdate, StepBatch
+from rllib_damo.nn.adam import FusedAdam
+from rllib_damo.nn.flat_parameters import flatten
 from tests.recording import record_on_cpu
 from tests.test_fast_update import SUPPORTED
 from tests.test_update import DEFAULTS, SEED, convert, make_batch, make_module

@@ -6,12 +6,12 @@ import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from rllib_damo.arrow import from_arrow, to_arrow
-from rllib_damo.config import DAMOConfig
+from rllib_damo.core.config import DAMOConfig
 from rllib_damo.dynamics import DynamicsEnsemble, never_terminates
 from rllib_damo.dynamics import rollout as rollout_module
 from rllib_damo.dynamics.rollout import rollout
-from rllib_damo.rollouts import ModelRolloutEnvRunner
+from rllib_damo.dynamics.rollout_runner import ModelRolloutEnvRunner
+from rllib_damo.utils.arrow import from_arrow, to_arrow
 
 OBS, ACT = 3, 2
 

@@ -21,9 +21,9 @@ import score_tables
 import score_trials
 import scores
 
-from rllib_damo.cli_inputs import UsageError
-from rllib_damo.data.behavior import ENVS
-from rllib_damo.evaluation import REFERENCE_RETURNS
+from rllib_damo.data.generate.datasets import ENVS
+from rllib_damo.errors import UsageError
+from rllib_damo.evaluation.scores import REFERENCE_RETURNS
 
 DATASET = score_tables.Dataset("hopper-medium", 200_000, 400, "0123456789abcdef", 1568.0, 48.8)
 

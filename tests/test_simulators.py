@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rllib_damo.data import simulators
+from rllib_damo.data.generate import simulators
 
 
 @pytest.mark.parametrize("env_id", [*simulators.LOCOMOTION, "Pendulum-v1"])

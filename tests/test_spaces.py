@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_damo.spaces import check_spaces, from_unit, to_unit
+from rllib_damo.utils.spaces import check_spaces, from_unit, to_unit
 
 BOX = gym.spaces.Box(np.array([-2.0, 0.0]), np.array([2.0, 10.0]), dtype=np.float32)
 FLT_MAX = float(np.finfo(np.float32).max)

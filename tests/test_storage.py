@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rllib_damo import storage
-from rllib_damo.addresses import address
-from rllib_damo.checkpoints import CONSTRUCTOR, CheckpointError, checkpoint_dir
-from rllib_damo.cli_inputs import UsageError
+from rllib_damo.errors import CheckpointError, UsageError
+from rllib_damo.evaluation import storage
+from rllib_damo.evaluation.checkpoints import CONSTRUCTOR, checkpoint_dir
+from rllib_damo.utils.uris import address
 
 
 def a_run(folder: Path, name: str, *, restorable: bool = True) -> Path:

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_damo.data.schema import DataError, Transitions
-from rllib_damo.data_checks import check_enough_rows, try_rule
+from rllib_damo.core.dataset_checks import check_enough_rows, try_rule
+from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics import KNOWN, LearnedTermination, never_terminates, resolve_termination
 from rllib_damo.dynamics.termination_head import TerminationTrainer
+from rllib_damo.errors import DataError
 from tests.data_helpers import make_transitions
 
 #: Environment id, constructor arguments, and how far to push the state so that both outcomes occur.

@@ -5,9 +5,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from rllib_damo.data import units
-from rllib_damo.data.collect import FIELDS
-from rllib_damo.data.units import Stream, join, play_units
+from rllib_damo.data.generate import units
+from rllib_damo.data.generate.collect import FIELDS
+from rllib_damo.data.generate.units import Stream, join, play_units
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rllib_damo.buffers import Batch
-from rllib_damo.fast_update import FastUpdate
-from rllib_damo.rl_module import DAMOTorchRLModule
-from rllib_damo.update import METRICS, DAMOUpdate, StepBatch, UpdateOptions
+from rllib_damo.damo.fast_update import FastUpdate
+from rllib_damo.damo.rl_module import DAMOTorchRLModule
+from rllib_damo.damo.update import METRICS, DAMOUpdate, StepBatch, UpdateOptions
+from rllib_damo.utils.batch import Batch
 
 OBS, ACT, ROWS, STARTS = 3, 2, 12, 8
 NETWORKS = ("actor", "critic", "classifier", "alpha")

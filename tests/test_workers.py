@@ -59,7 +59,7 @@ def test_an_evaluation_whose_runners_are_dead_has_no_result(config):
 
 
 def test_runners_that_never_answer_end_training(config, monkeypatch):
-    monkeypatch.setattr("rllib_damo.algorithm.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("rllib_damo.core.algorithm.time.sleep", lambda seconds: None)
     config.env_runners(num_env_runners=1).evaluation(evaluation_interval=None)
     algo = config.fault_tolerance(num_consecutive_env_runner_failures_tolerance=2).build_algo()
     monkeypatch.setattr(algo.env_runner_group, "fetch_ready_async_reqs", lambda **kwargs: [])

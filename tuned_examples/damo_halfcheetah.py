@@ -5,7 +5,7 @@ rllib train file tuned_examples/damo_halfcheetah.py --stop '{"num_gradient_steps
 """
 
 from rllib_damo import DAMOConfig
-from rllib_damo.cli import run_config
+from rllib_damo.command.rllib import run_config
 
 config = (
     DAMOConfig()

@@ -4,7 +4,7 @@ rllib train file tuned_examples/damo_halfcheetah_expert.py  # 100,000 gradient s
 """
 
 from rllib_damo import DAMOConfig
-from rllib_damo.cli import run_config
+from rllib_damo.command.rllib import run_config
 
 config = (
     DAMOConfig()

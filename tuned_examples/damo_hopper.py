@@ -8,7 +8,7 @@ rllib train file tuned_examples/damo_hopper.py --config '{"input_": "hopper-medi
 """
 
 from rllib_damo import DAMOConfig
-from rllib_damo.cli import run_config
+from rllib_damo.command.rllib import run_config
 
 config = (
     DAMOConfig()

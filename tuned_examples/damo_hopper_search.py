@@ -8,7 +8,7 @@ import torch
 from ray import tune
 
 from rllib_damo import DAMOConfig
-from rllib_damo.cli import run_config
+from rllib_damo.command.rllib import run_config
 
 config = (
     DAMOConfig()

@@ -8,7 +8,7 @@ rllib train file tuned_examples/damo_walker2d.py --config '{"input_": "walker2d-
 """
 
 from rllib_damo import DAMOConfig
-from rllib_damo.cli import run_config
+from rllib_damo.command.rllib import run_config
 
 config = (
     DAMOConfig()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rllib_damo.algorithm import DAMO
 from rllib_damo.baselines.config import BaselineConfig
 from rllib_damo.baselines.modules import DeterministicTorchRLModule
 from rllib_damo.baselines.updates import BehaviorCloningUpdate
-from rllib_damo.learner import DAMOTorchLearner
-from rllib_damo.update import Update
+from rllib_damo.core.algorithm import DAMO
+from rllib_damo.core.learner import DAMOTorchLearner
+from rllib_damo.damo.update import Update
 
 
 class BCTorchRLModule(DeterministicTorchRLModule):

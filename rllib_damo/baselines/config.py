@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from rllib_damo.config import DYNAMICS_OPTIONS, TRAINING_OPTIONS, DAMOConfig
-from rllib_damo.config_checks import is_number
+from rllib_damo.core.config import DYNAMICS_OPTIONS, TRAINING_OPTIONS, DAMOConfig
+from rllib_damo.core.options import is_number
 
 
 class BaselineConfig(DAMOConfig):

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from rllib_damo.buffers import Batch
-from rllib_damo.networks import Actor, Critics
-from rllib_damo.rl_module import DAMOTorchRLModule
-from rllib_damo.spaces import check_spaces
+from rllib_damo.core.networks import Actor, Critics
+from rllib_damo.damo.rl_module import DAMOTorchRLModule
+from rllib_damo.utils.batch import Batch
+from rllib_damo.utils.spaces import check_spaces
 
 
 class BaselineTorchRLModule(DAMOTorchRLModule):

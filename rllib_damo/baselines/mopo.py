@@ -12,18 +12,18 @@ from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 from torch import Tensor, nn
 
-from rllib_damo.algorithm import DAMO
 from rllib_damo.baselines.config import BaselineConfig
 from rllib_damo.baselines.modules import BaselineTorchRLModule
 from rllib_damo.baselines.uncertainty import UNCERTAINTIES, PenalizedDynamics
 from rllib_damo.baselines.updates import SACOptions, SACUpdate
-from rllib_damo.buffers import Batch
+from rllib_damo.core.algorithm import DAMO
+from rllib_damo.core.learner import DAMOTorchLearner
+from rllib_damo.damo.update import Update
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.rollout import Model
-from rllib_damo.learner import DAMOTorchLearner
-from rllib_damo.rollouts import ModelRolloutEnvRunner
-from rllib_damo.update import Update
+from rllib_damo.dynamics.rollout_runner import ModelRolloutEnvRunner
+from rllib_damo.utils.batch import Batch
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import NotProvided
 
-from rllib_damo.algorithm import DAMO
 from rllib_damo.baselines.config import BaselineConfig
 from rllib_damo.baselines.modules import DeterministicTorchRLModule
 from rllib_damo.baselines.updates import TD3BCOptions, TD3BCUpdate
-from rllib_damo.config_checks import is_count
-from rllib_damo.learner import DAMOTorchLearner
-from rllib_damo.update import Update
+from rllib_damo.core.algorithm import DAMO
+from rllib_damo.core.learner import DAMOTorchLearner
+from rllib_damo.core.options import is_count
+from rllib_damo.damo.update import Update
 
 
 class TD3BCTorchRLModule(DeterministicTorchRLModule):

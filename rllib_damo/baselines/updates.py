@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rllib_damo import losses
-from rllib_damo.rl_module import DAMOTorchRLModule
-from rllib_damo.update import StepBatch, Update
+from rllib_damo.damo import losses
+from rllib_damo.damo.rl_module import DAMOTorchRLModule
+from rllib_damo.damo.update import StepBatch, Update
 
 
 class BehaviorCloningUpdate(Update):

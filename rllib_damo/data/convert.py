@@ -10,13 +10,14 @@ from typing import Any
 from gymnasium.envs.registration import EnvSpec
 from minari.serialization import deserialize_space, serialize_space
 
-from rllib_damo.data.d4rl import write_d4rl
-from rllib_damo.data.minari_io import write_minari
-from rllib_damo.data.parquet import write_parquet
-from rllib_damo.data.reader import DEFAULT_CONVENTIONS, HDF5_SUFFIXES, PARQUET_SUFFIXES, Conventions
-from rllib_damo.data.schema import DataError, check
+from rllib_damo.data.formats.d4rl_hdf5 import write_d4rl
+from rllib_damo.data.formats.minari_files import write_minari
+from rllib_damo.data.formats.parquet import write_parquet
+from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, HDF5_SUFFIXES, PARQUET_SUFFIXES, Conventions
+from rllib_damo.data.schema import check
 from rllib_damo.data.sources import MINARI_SCHEME, resolve
-from rllib_damo.environments import make_env
+from rllib_damo.errors import DataError
+from rllib_damo.utils.environments import make_env
 
 # Facts that every format carries along (the rest of Minari's metadata describes its own files).
 _CARRIED = (

@@ -9,10 +9,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rllib_damo.data.cautions import cautions
-from rllib_damo.data.reader import DEFAULT_CONVENTIONS, Conventions
-from rllib_damo.data.schema import DataError, Transitions, problems
+from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions
+from rllib_damo.data.schema import Transitions, problems
 from rllib_damo.data.sources import resolve
+from rllib_damo.data.warnings import cautions
+from rllib_damo.errors import DataError
 
 _CELLS_PER_AXIS = 32
 _HISTOGRAM_BINS = 20

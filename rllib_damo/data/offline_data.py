@@ -15,11 +15,12 @@ from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 from ray.rllib.offline.offline_data import OfflineData
 
-from rllib_damo.addresses import without_password
-from rllib_damo.arrow import from_arrow, to_arrow
-from rllib_damo.data.reader import Conventions, Reader
-from rllib_damo.data.schema import DataError, Transitions, check, concatenate
+from rllib_damo.data.formats.reader import Conventions, Reader
+from rllib_damo.data.schema import Transitions, check, concatenate
 from rllib_damo.data.sources import load, resolve_all
+from rllib_damo.errors import DataError
+from rllib_damo.utils.arrow import from_arrow, to_arrow
+from rllib_damo.utils.uris import without_password
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig

@@ -10,12 +10,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rllib_damo.errors import DataError
+
 # Actions stored as float32 may lie this fraction of the Box's side outside it through rounding alone.
 _BOUND_TOLERANCE = 1e-4
-
-
-class DataError(ValueError):
-    """A dataset that cannot be used; the message names the source, what was found, and the mend."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,16 +11,17 @@ from typing import TypeAlias
 import gymnasium as gym
 from pyarrow import fs
 
-from rllib_damo.addresses import without_password
-from rllib_damo.data import behavior
-from rllib_damo.data.d4rl import D4RLReader
-from rllib_damo.data.episodes import EpisodesReader
-from rllib_damo.data.minari_io import METADATA_FILE, local_ids, local_path
-from rllib_damo.data.minari_read import MinariReader, download
-from rllib_damo.data.parquet import ParquetReader
-from rllib_damo.data.parquet_files import find_files, is_glob
-from rllib_damo.data.reader import DEFAULT_CONVENTIONS, HDF5_SUFFIXES, PARQUET_SUFFIXES, Conventions, Reader
-from rllib_damo.data.schema import DataError, Transitions, check, concatenate
+from rllib_damo.data.formats.d4rl_hdf5 import D4RLReader
+from rllib_damo.data.formats.minari import MinariReader, download
+from rllib_damo.data.formats.minari_files import METADATA_FILE, local_ids, local_path
+from rllib_damo.data.formats.parquet import ParquetReader
+from rllib_damo.data.formats.parquet_files import find_files, is_glob
+from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, HDF5_SUFFIXES, PARQUET_SUFFIXES, Conventions, Reader
+from rllib_damo.data.formats.rllib_episodes import EpisodesReader
+from rllib_damo.data.generate import datasets
+from rllib_damo.data.schema import Transitions, check, concatenate
+from rllib_damo.errors import DataError
+from rllib_damo.utils.uris import without_password
 
 Input: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Transitions"
 
@@ -110,7 +111,7 @@ def resolve(
         if not name.endswith((*HDF5_SUFFIXES, *PARQUET_SUFFIXES)):
             raise DataError(
                 f"{name}: files are read that end in {', '.join(HDF5_SUFFIXES + PARQUET_SUFFIXES)}; "
-                "`rllib_damo.data.parquet.write_parquet` makes one of arrays."
+                "`rllib_damo.data.formats.parquet.write_parquet` makes one of arrays."
             )
         if not is_file and not is_glob(name):
             raise DataError(f"{name}: no such file." + _near(name))
@@ -119,8 +120,8 @@ def resolve(
         return _parquet(str(path), conventions)
     if name in short_names():
         _refuse_conventions(name, conventions)
-        dataset_id = behavior.NAMES[name].dataset_id
-        return _minari(dataset_id if local_path(dataset_id) else behavior.make(name), conventions)
+        dataset_id = datasets.NAMES[name].dataset_id
+        return _minari(dataset_id if local_path(dataset_id) else datasets.make(name), conventions)
     if "/" not in name and local_path(name) is None and (near := _near(name)):
         raise DataError(f"{name!r}: no dataset of this name.{near}")
     return _minari(name, conventions)
@@ -128,7 +129,7 @@ def resolve(
 
 def short_names() -> list[str]:
     """The names of the datasets that the package makes."""
-    return list(behavior.NAMES)
+    return list(datasets.NAMES)
 
 
 def _minari(dataset_id: str, conventions: Conventions) -> Reader:

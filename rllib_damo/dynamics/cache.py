@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from rllib_damo.files import absolute, atomic_write, cache_root
+from rllib_damo.utils.paths import absolute, atomic_write, cache_root
 
 #: Part of every key; raise it when training changes so that old files no longer stand for the same settings.
 _VERSION = 2

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rllib_damo.dynamics import products
 from rllib_damo.dynamics.termination_head import LearnedTermination
-from rllib_damo.files import atomic_write
+from rllib_damo.nn import batched_matmul
+from rllib_damo.utils.paths import atomic_write
 
 _FORMAT = "rllib_damo.dynamics/1"
 
@@ -200,8 +200,8 @@ class DynamicsEnsemble(nn.Module):
 def mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], inplace: bool = False) -> Tensor:
     """G SiLU networks side by side: ``x (G, B, in)`` → ``(G, B, out)``; one batched matmul a layer."""
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x = F.silu(products.baddbmm(bias, x, weight), inplace=inplace)
-    return products.baddbmm(biases[-1], x, weights[-1])
+        x = F.silu(batched_matmul.baddbmm(bias, x, weight), inplace=inplace)
+    return batched_matmul.baddbmm(biases[-1], x, weights[-1])
 
 
 def bounded_gaussian(raw: Tensor, max_logvar: Tensor, min_logvar: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from gymnasium.envs.registration import load_env_creator
 from torch import Tensor
 
-from rllib_damo.environments import is_registered
+from rllib_damo.utils.environments import is_registered
 
 #: ``(obs (B, obs), actions (B, act), next_obs (B, obs)) -> terminated (B,) bool``; actions in the environment's units.
 TerminationFn = Callable[[Tensor, Tensor, Tensor], Tensor]

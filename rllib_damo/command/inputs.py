@@ -1,0 +1,149 @@
+"""What users type at the `rllib` command, turned into checked objects; every mistake is a `UsageError`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+import math
+import sys
+import traceback
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+from ray import cloudpickle
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.registry import ALGORITHMS
+from ray.tune.registry import TRAINABLE_CLASS, _global_registry, get_trainable_cls
+
+from rllib_damo.errors import UsageError
+from rllib_damo.utils.environments import is_registered
+from rllib_damo.utils.names import flatten, near, near_any_case
+
+
+def parse_json(option: str, text: str | None) -> dict[str, Any] | None:
+    """The JSON object given to `option`; None if the option was not given."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"{option} is not valid JSON ({error}): {text!r}. Quote it for the shell, with double quotes inside: "
+            f"""{option} '{{"training_iteration": 100}}'"""
+        ) from error
+    if not isinstance(value, dict):
+        raise UsageError(f'{option} must be a JSON object ({{"key": value}}), but is {type(value).__name__}: {text!r}.')
+    return value
+
+
+def check_stop(stop: Any, name: str = "stop") -> Any:
+    """A stop condition, checked: a mapping becomes {"a/b": number}; Tune's Stoppers and callables pass.
+
+    Args:
+        stop: mapping (nested or with "/"), Stopper, callable, or None.
+        name: where it comes from, for the message.
+    """
+    if stop is None or (callable(stop) and not isinstance(stop, Mapping)):
+        return stop
+    if not isinstance(stop, Mapping):
+        raise UsageError(f"{name} must be a dict of metric: number (or a Tune Stopper), but is {type(stop).__name__}.")
+    flat = flatten(stop)
+    for key, value in flat.items():
+        if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(float(value)):
+            raise UsageError(f"{name}: the value of {key!r} must be a number, but is {value!r}.")
+    return flat
+
+
+def load_file(path: Path) -> tuple[AlgorithmConfig, Any]:
+    """Module-level `config` and optional `stop` of an experiment file (which is run)."""
+    module = run_file(path)
+    if not hasattr(module, "config"):
+        raise UsageError(f"{path} defines no `config`; it needs a module-level `config = SomeConfig()...`.")
+    config = module.config
+    if not isinstance(config, AlgorithmConfig):
+        hint = " (without .build_algo() at its end)" if hasattr(config, "train") else ""
+        raise UsageError(
+            f"`config` in {path} must be an RLlib AlgorithmConfig{hint}, such as DAMOConfig() or PPOConfig(), but is "
+            f"{type(config).__name__}."
+        )
+    if config.algo_class is None:
+        raise UsageError(f"`config` in {path} is of no algorithm; use an algorithm's own, such as DAMOConfig().")
+    return config, check_stop(getattr(module, "stop", None), f"`stop` in {path}")
+
+
+def run_file(path: Path) -> ModuleType:
+    """Runs a Python file as a module; what it registers with Tune stays."""
+    if not path.is_file():
+        there = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise UsageError(f"no file {str(path)!r}.{near(path.name, there)}")
+    name = f"rllib_experiment_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is no Python file; its name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    # Workers cannot import the file by name: its functions and classes must travel by value.
+    cloudpickle.register_pickle_by_value(module)
+    sys.path.insert(0, str(path.parent.absolute()))
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UsageError(f"{error.filename}, line {error.lineno}: {error.msg}.") from error
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        raise UsageError(f"{path}{line}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent.absolute()))
+    return module
+
+
+def default_config(algo: str) -> AlgorithmConfig:
+    """The default config of an algorithm by name: DAMO, one of RLlib's, or one registered with Tune."""
+    if algo not in ALGORITHMS and not _global_registry.contains(TRAINABLE_CLASS, algo):
+        raise UsageError(
+            f"unknown algorithm {algo!r}.{near_any_case(algo, ALGORITHMS) or f' Known: {sorted(ALGORITHMS)}.'}"
+        )
+    trainable = get_trainable_cls(algo)
+    if not hasattr(trainable, "get_default_config"):
+        raise UsageError(f"{algo!r} is registered with Tune, but is no RLlib algorithm.")
+    return trainable.get_default_config()
+
+
+def check_env(env: Any) -> Any:
+    """The environment, if Gymnasium or Tune's registry knows it (ids with a module, "module:Id-v0", are imported)."""
+    if not isinstance(env, str) or is_registered(env) or env.startswith("ale_py:"):
+        return env
+    module, _, name = env.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        gym.spec(name)
+    except ImportError as error:
+        raise UsageError(f"environment {env!r}: {error}") from error
+    except gym.error.Error as error:
+        raise UsageError(
+            f"unknown environment {env!r}.{near_any_case(env, gym.registry)} One of your own: write 'module:Id-v0', or "
+            "give the file that registers it (`rllib train file X.py`, `rllib evaluate --file X.py`)."
+        ) from error
+    return env
+
+
+def apply_config(config: AlgorithmConfig, changes: Mapping[str, Any], option: str = "--config") -> AlgorithmConfig:
+    """A copy of `config` with `changes` (setting: value) made; unknown settings are errors with near matches."""
+    config = config.copy(copy_frozen=False)
+    properties = {name for name, member in inspect.getmembers(type(config)) if getattr(member, "fset", None)}
+    known = {key for key in vars(config) if not key.startswith("_")} | set(config.to_dict()) | properties
+    for key in changes:
+        if key not in known and config._translate_special_keys(key, warn_deprecated=False) not in known:
+            raise UsageError(f"{option}: {type(config).__name__} has no setting {key!r}.{near(key, known)}")
+    try:
+        return config.update_from_dict(dict(changes))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UsageError(f"{option}: {error}") from error

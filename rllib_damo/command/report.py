@@ -1,0 +1,110 @@
+"""What the `rllib` command says when a run has ended: errors, a search's trials in order, and the checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from rllib_damo.utils.names import nested
+from rllib_damo.utils.uris import address, without_password
+
+if TYPE_CHECKING:
+    from ray.tune import Checkpoint, Result, ResultGrid
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+console = Console(soft_wrap=True, highlight=False)
+err = Console(soft_wrap=True, highlight=False, stderr=True)
+
+
+def report(
+    results: ResultGrid,
+    *,
+    metric: str,
+    searched: Sequence[tuple[str, ...]] = (),
+    place: str,
+    options: str = "",
+    verbose: bool = False,
+) -> int:
+    """Prints the outcome of all trials, and the checkpoints of the best one.
+
+    Args:
+        results: of Tune.
+        metric: what checkpoints were kept by, "a/b", the higher the better.
+        searched: paths of those settings in a trial's config that a search varies.
+        place: folder or URI of the results.
+        options: further ones of the `rllib evaluate` command.
+        verbose: whole errors.
+
+    Returns:
+        The exit code.
+    """
+    code, place = OK, without_password(place)
+    trials = [results[index] for index in range(len(results))]
+    for trial in trials:
+        if trial.error is not None:
+            code = FAILED
+            _tell_error(trial, place, verbose)
+        elif not (trial.metrics or {}).get("done"):
+            code = code or INTERRUPTED
+    if code == INTERRUPTED:
+        console.print(f"\nInterrupted. Go on: the same command with --resume (looks in {place}).")
+    ranked = sorted(trials, key=lambda trial: _best(trial, metric)[0], reverse=True)
+    if len(trials) > 1:
+        _tell_ranks(ranked, metric, searched)
+    if ranked:
+        _tell_checkpoints(ranked[0], metric, place, options)
+    return code
+
+
+def _tell_error(trial: Result, place: str, verbose: bool) -> None:
+    lines = str(trial.error).strip().splitlines()
+    err.print(f"\n[red]Failed:[/red] {lines[-1] if lines else type(trial.error).__name__}", markup=True)
+    err.print(f"The whole error: {address(f'{trial.path}/error.txt', place)}", markup=False)
+    if verbose:
+        err.print("\n".join(lines), markup=False)
+
+
+def _tell_ranks(ranked: list[Result], metric: str, searched: Sequence[tuple[str, ...]]) -> None:
+    """A table: what was varied, the best kept and the last checkpoint's score."""
+    console.print(f"\nTrials by {metric} of their best kept checkpoint, and of the last:")
+    rows = [[*(path[-1] for path in searched), "best", "last", "trial"]]
+    for trial in ranked:
+        values = [_show(nested(trial.config, path)) for path in searched]
+        last = {found.path: score for score, found in _scores(trial, metric)}
+        end = last.get(trial.checkpoint.path) if trial.checkpoint is not None else None
+        best, _ = _best(trial, metric)
+        rows.append([*values, _show(best if best > -float("inf") else None), _show(end), trial.path.rsplit("/", 1)[-1]])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)]
+        console.print("  ".join([*cells, row[-1]]), markup=False)
+
+
+def _tell_checkpoints(trial: Result, metric: str, place: str, options: str) -> None:
+    console.print(f"\nResults: {address(trial.path, place)}")
+    if trial.checkpoint is None:
+        return
+    score, best = _best(trial, metric)
+    if best is not None:
+        console.print(f"Best checkpoint: {address(best.path, place)} ({metric} {score:.1f})")
+    console.print(f"Last checkpoint: {address(trial.checkpoint.path, place)}")
+    played = quote(address((best or trial.checkpoint).path, place))
+    console.print(f"Evaluate it:     rllib evaluate {played} --episodes 10{options}")
+
+
+def _best(trial: Result, metric: str) -> tuple[float, Checkpoint | None]:
+    """The best kept checkpoint and its score; minus infinity where none has one."""
+    return max(_scores(trial, metric), key=lambda pair: pair[0], default=(-float("inf"), None))
+
+
+def _scores(trial: Result, metric: str) -> list[tuple[float, Checkpoint]]:
+    found = [(nested(metrics, metric.split("/")), kept) for kept, metrics in trial.best_checkpoints or []]
+    return [(float(score), kept) for score, kept in found if score is not None]
+
+
+def _show(value: Any) -> str:
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

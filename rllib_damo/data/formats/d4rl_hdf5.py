@@ -1,0 +1,133 @@
+"""D4RL HDF5: flat arrays `observations`, `actions`, `rewards`, `terminals`, `timeouts` and `next_observations`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from rllib_damo.data.formats.columns import END_COLUMNS, as_column, assemble, check_lengths, episode_ends, match_names
+from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions, Reader, split_at_ends
+from rllib_damo.data.formats.rllib_packed import normalized_to_env
+from rllib_damo.data.schema import Transitions
+from rllib_damo.errors import DataError
+from rllib_damo.utils.paths import new_file
+
+METADATA_ATTRIBUTE = "rllib_damo"
+
+
+class D4RLReader(Reader):
+    """One D4RL-style HDF5 file; arrays and groups that the schema does not know (`infos/…`) are left alone."""
+
+    def __init__(self, path: str | os.PathLike[str], conventions: Conventions = DEFAULT_CONVENTIONS) -> None:
+        self.path = str(path)
+        self.name = self.path
+        self._conventions = conventions
+
+    def read(self, start: int = 0, stop: int | None = None) -> Transitions:
+        with self._open() as (file, names):
+            total = len(file[names["rewards"]])
+            stop = total if stop is None else min(stop, total)
+            lookahead = "next_observations" not in names and stop < total
+            end = stop + 1 if lookahead else stop
+            columns = {key: _read(key, file[column], start, end) for key, column in names.items()}
+        if self._conventions.are_normalized(is_recording=False):
+            space = self._conventions.action_space
+            columns["actions"] = normalized_to_env(self.name, columns["actions"], space, is_recording=False)
+        return assemble(self.name, columns, lookahead=lookahead, partial=not (start == 0 and stop == total))
+
+    def splits(self, max_rows: int) -> list[tuple[int, int]]:
+        with self._open() as (file, names):
+            marks = {key: as_column(self.name, key, file[names[key]][...]) for key in END_COLUMNS if key in names}
+            rows = len(file[names["rewards"]])
+        return split_at_ends(episode_ends(marks, rows), max_rows)
+
+    def num_rows(self) -> int | None:
+        with self._open() as (file, names):
+            return len(file[names["rewards"]])
+
+    def metadata(self) -> dict[str, Any]:
+        with self._open() as (file, _):
+            stored = file.attrs.get(METADATA_ATTRIBUTE)
+        return json.loads(stored) if stored else {}
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[h5py.File, dict[str, str]]]:
+        if not Path(self.path).is_file():
+            raise DataError(f"{self.path}: no such file.")
+        try:
+            file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise DataError(f"{self.path}: not a readable HDF5 file ({error}). Copy or download it again.") from error
+        with file:
+            try:
+                yield file, self._names(file)
+            except (OSError, KeyError, RuntimeError, TypeError) as error:
+                raise DataError(
+                    f"{self.path}: cannot be read ({error}). Copy or download it again; or, if it needs a filter that "
+                    "is not installed, write it with gzip or without compression."
+                ) from error
+
+    def _names(self, file: h5py.File) -> dict[str, str]:
+        if "episode_0" in file:
+            raise DataError(
+                f"{self.path}: this is the inside of a Minari dataset; give its id, or the folder that holds it."
+            )
+        datasets = [key for key, item in file.items() if isinstance(item, h5py.Dataset) and item.shape]
+        if file and not datasets:
+            raise DataError(
+                f"{self.path}: no arrays at the top of the file, only groups ({', '.join(sorted(file)[:5])}). Put "
+                "observations, actions, rewards and the marks of episode ends there, all episodes one after the "
+                "other."
+            )
+        names = match_names(self.name, datasets, self._conventions.input_read_schema)
+        check_lengths(self.name, {key: len(file[column]) for key, column in names.items()})
+        return names
+
+
+def _read(key: str, dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
+    """Rows [start, stop); wider floats become float32 on the way, a piece at a time, so that no second copy is held."""
+    stop = min(stop, len(dataset))
+    if key == "episode_ids" or dataset.dtype.kind != "f" or dataset.dtype.itemsize <= 4 or dataset.ndim > 2:
+        return dataset[start:stop]
+    values = np.empty((max(stop - start, 0), *dataset.shape[1:]), np.float32)
+    with np.errstate(over="ignore"):
+        for begin in range(start, stop, 1 << 16):
+            values[begin - start : begin - start + (1 << 16)] = dataset[begin : min(begin + (1 << 16), stop)]
+    return values
+
+
+def write_d4rl(
+    transitions: Transitions,
+    path: str | os.PathLike[str],
+    *,
+    metadata: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a D4RL-style HDF5 file with `next_observations` and `timeouts`; equal arguments, equal bytes.
+
+    Args:
+        transitions: what to write.
+        path: the file; its folder is made where needed.
+        metadata: JSON values kept in the file's `rllib_damo` attribute, so that converting back restores them.
+        overwrite: replace an existing file.
+
+    Raises:
+        DataError: if the file exists and `overwrite` is not set.
+    """
+    path = Path(path)
+    names = {"terminations": "terminals", "truncations": "timeouts"}
+    with new_file(path, overwrite) as scratch, h5py.File(scratch, "w") as file:
+        for key, array in transitions.arrays().items():
+            file.create_dataset(
+                names.get(key, key), data=array, compression="gzip", compression_opts=1, track_times=False
+            )
+        if metadata:
+            file.attrs[METADATA_ATTRIBUTE] = json.dumps(metadata, sort_keys=True)
+    return path

@@ -1,0 +1,303 @@
+"""RLlib's EnvRunner over the learned model: rollouts of the current policy, handed over as Arrow tables."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import ray
+import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.framework import get_device
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
+from ray.rllib.utils.typing import StateDict
+from torch import Tensor
+
+from rllib_damo.dynamics.ensemble import DynamicsEnsemble
+from rllib_damo.dynamics.rollout import Model, rollout
+from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
+from rllib_damo.utils.arrow import to_arrow
+from rllib_damo.utils.batch import as_constant
+from rllib_damo.utils.seeds import fresh_seed
+from rllib_damo.utils.spaces import action_bounds, check_spaces, from_unit_between
+
+
+class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
+    """RLlib's EnvRunner with the learned model in the place of the environment.
+
+    It can be made before the dynamics are trained. Before `sample`, it has to know where they are (``dynamics_path`` of
+    the config, `set_dynamics`) and the states to branch from (`set_start_states`); `sample_round` takes both, so that a
+    runner that was restarted needs nothing else.
+
+    Random numbers derive from (seed, worker index, iteration), nothing else: the same three give the same rollouts.
+
+    Args:
+        config: a DAMOConfig. Read are ``rollout_batch_size``, ``rollout_length``, ``dynamics_path``,
+            ``termination_fn``, ``env``, ``env_config``, ``seed``, ``num_env_runners``, ``num_gpus_per_env_runner`` and
+            the module's spec.
+        kwargs: RLlib's ``worker_index``, ``num_workers``, ``spaces``, ...
+    """
+
+    @override(EnvRunner)
+    def __init__(self, *, config: AlgorithmConfig, **kwargs: Any):
+        super().__init__(config=config, **kwargs)
+        self.worker_index: int = kwargs.get("worker_index") or 0
+        self.spaces = kwargs.get("spaces") or {}
+        self._device = torch.device(get_device(self.config, self._num_gpus()))
+        self._base_seed = self.config.seed if self.config.seed is not None else fresh_seed()
+        self._generator = torch.Generator(self._device)
+        self._iteration = 0
+        self._weights_seq_no = 0
+        self._starts: Tensor | None = None
+        self._start_rows: Tensor | None = None
+        self._starts_source: tuple[Any, Any] = None, None
+        self._dynamics: DynamicsEnsemble | None = None
+        self._dynamics_path: str | None = None
+        self._termination_fn: TerminationFn | None = None
+        self.module: Any = None
+        self.make_module()
+
+    def _num_gpus(self) -> float:
+        cfg = self.config
+        if cfg.num_env_runners > 0 and self.worker_index == 0:  # it rolls out nothing
+            return 0
+        return max(cfg.num_gpus_per_env_runner, self._shares_learners_gpu())
+
+    def _shares_learners_gpu(self) -> bool:
+        """Whether runner and learner are both in the algorithm's process, and on a GPU there."""
+        cfg = self.config
+        return cfg.num_env_runners == cfg.num_learners == 0 and cfg.num_gpus_per_learner > 0
+
+    @override(EnvRunner)
+    def make_module(self) -> None:
+        """Builds the policy's RLModule from the config, on this runner's device."""
+        spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
+        self.module = spec.build()
+        self.module.to(self._device)
+
+    # -- what to roll out --------------------------------------------------------------------------------------------
+
+    def set_dynamics(self, dynamics: str | Path | DynamicsEnsemble) -> None:
+        """Takes the model, given itself or as a file; a file that is loaded already is not read again.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file or a wrong one; a model without a learned termination head for
+                an environment that needs one; a model of other widths than the environment's.
+        """
+        if not isinstance(dynamics, DynamicsEnsemble):
+            if str(dynamics) == self._dynamics_path:
+                return
+            self._dynamics_path = None
+            loaded, name = DynamicsEnsemble.load(dynamics, self._device), str(dynamics)
+        else:
+            loaded, name = dynamics.to(self._device), None
+        obs_space, act_space = self.get_spaces()[DEFAULT_MODULE_ID]
+        check_spaces(obs_space, act_space)
+        found, wanted = (loaded.obs_dim, loaded.act_dim), (obs_space.shape[0], act_space.shape[0])
+        if found != wanted:
+            raise ValueError(
+                f"The dynamics {name or 'given'} are for {found[0]} observations and {found[1]} actions, but the "
+                f"environment has {wanted[0]} and {wanted[1]}: train them on this environment's data."
+            )
+        self._termination_fn = self._make_termination(loaded, act_space, name)
+        self._dynamics, self._dynamics_path = loaded.requires_grad_(False), name
+
+    def _make_termination(self, dynamics: DynamicsEnsemble, space: gym.Space, name: str | None) -> TerminationFn:
+        """The rule over unit actions."""
+        rule = resolve_termination(self.config.env, self.config.termination_fn, self.config.env_config)
+        if rule is not None:
+            given = rule
+            # Here once: taken from the space at each step, they would be copied to a GPU then, and waited for.
+            low, high = (torch.as_tensor(bound, device=self._device) for bound in action_bounds(space))
+            return lambda obs, actions, next_obs: given(obs, from_unit_between(actions, low, high), next_obs)
+        if dynamics.termination is None:
+            raise ValueError(
+                f"There is no known termination rule for env={self.config.env!r}, and the dynamics {name or 'given'} "
+                "were trained without a learned one. Set .dynamics(termination_fn=...), or train them for this env."
+            )
+        return dynamics.termination.terminated
+
+    def model(self, dynamics: DynamicsEnsemble) -> Model:
+        """What a round is rolled out in: the dynamics themselves, unless a subclass changes their rewards."""
+        return dynamics
+
+    def set_start_states(self, states: np.ndarray | Tensor, rows: np.ndarray | Tensor | None = None) -> None:
+        """The states ``(N, obs)`` to branch from.
+
+        Args:
+            states: in this process they are not copied.
+            rows: indices of those that are meant, where not all are.
+
+        Raises:
+            ValueError: not a matrix of this environment's observations, or an empty one.
+        """
+        known, known_rows = self._starts_source
+        if self._starts is not None and states is known and rows is known_rows:
+            return
+        width = self.get_spaces()[DEFAULT_MODULE_ID][0].shape[0]
+        if getattr(states, "ndim", None) != 2 or states.shape[1] != width or not len(states):
+            raise ValueError(
+                f"Start states must be a matrix (N, {width}) of observations with N >= 1, but found "
+                f"{type(states).__name__} of shape {getattr(states, 'shape', None)}."
+            )
+        self._starts = as_constant(states).to(self._device, torch.float32)
+        self._start_rows = None if rows is None else as_constant(rows).to(self._device)
+        self._starts_source = states, rows
+
+    # -- sampling ----------------------------------------------------------------------------------------------------
+
+    @override(EnvRunner)
+    def sample(self, *, weights: Any = None, iteration: int | None = None, **kwargs: Any) -> list[Any]:
+        """One round of rollouts under the current policy, as a list of Arrow tables; arguments as for `roll_out`."""
+        return [to_arrow(self.roll_out(weights=weights, iteration=iteration))]
+
+    def roll_out(self, *, weights: Any = None, iteration: int | None = None) -> dict[str, Tensor]:
+        """One round of rollouts from this runner's share of ``rollout_batch_size`` starts.
+
+        Args:
+            weights: the policy's state to take first; None keeps the present one.
+            iteration: fixes the random numbers, with seed and worker index; default: a count of the calls.
+
+        Returns:
+            The tensors of `rollout`, on this runner's device.
+
+        Raises:
+            RuntimeError: dynamics or start states have not been set.
+        """
+        if self._dynamics is None and self.config.dynamics_path is not None:
+            self.set_dynamics(self.config.dynamics_path)
+        if self._dynamics is None or self._termination_fn is None:
+            raise RuntimeError("The runner has no dynamics yet: call set_dynamics(path), or set dynamics_path.")
+        if self._starts is None:
+            raise RuntimeError("The runner has no start states yet: call set_start_states(array).")
+        if weights is not None:
+            self._set_weights(weights)
+        if iteration is not None:
+            self._iteration = iteration
+        self._seed_generator()
+        among = len(self._starts if self._start_rows is None else self._start_rows)
+        picks = torch.randint(among, (self._share(),), generator=self._generator, device=self._device)
+        if self._start_rows is not None:
+            picks = self._start_rows[picks]
+        batch = rollout(
+            lambda obs, generator: self.module.sample_actions(obs, generator)[0],
+            self.model(self._dynamics),
+            self._termination_fn,
+            self._starts[picks],
+            self.config.rollout_length,
+            self._generator,
+        )
+        self._iteration += 1
+        self._log(batch)
+        return batch
+
+    def sample_round(
+        self,
+        *,
+        weights: Any = None,
+        dynamics_path: str | None = None,
+        start_states: Any = None,
+        start_rows: Any = None,
+        iteration: int | None = None,
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Everything that a round needs in one call: `sample`'s tables and the metrics.
+
+        Where runner and learner share a GPU, `roll_out`'s tensors stay on it and are in the place of the tables. A
+        runner that was restarted after a failure answers it like any other.
+        """
+        if dynamics_path is not None:
+            self.set_dynamics(dynamics_path)
+        if start_states is not None:
+            self.set_start_states(start_states, start_rows)
+        batch = self.roll_out(weights=weights, iteration=iteration)
+        return [batch if self._shares_learners_gpu() else to_arrow(batch)], self.get_metrics()
+
+    def try_round(self, **job: Any) -> tuple[list[Any], dict[str, Any]] | str:
+        """As `sample_round`, but an error is returned, as its traceback: RLlib drops what a remote runner raises."""
+        try:
+            return self.sample_round(**job)
+        except Exception:
+            return traceback.format_exc()
+
+    def _share(self) -> int:
+        """The runner's part of ``rollout_batch_size``; the parts of all runners add up to it."""
+        total, runners = self.config.rollout_batch_size, max(1, self.config.num_env_runners)
+        return total // runners + (max(1, self.worker_index) <= total % runners)
+
+    def _seed_generator(self) -> None:
+        sequence = np.random.SeedSequence((self._base_seed, self.worker_index, self._iteration))
+        self._generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+    def _log(self, batch: Mapping[str, Tensor]) -> None:
+        num = len(batch["rewards"])
+        self.num_env_steps_sampled_lifetime += num
+        self.metrics.log_value(("rollout", "num_transitions"), num, reduce="sum")
+        if num:
+            self.metrics.log_value(("rollout", "reward_mean"), float(batch["rewards"].mean()), window=1)
+            terminated = float(batch["terminated"].float().mean())
+            self.metrics.log_value(("rollout", "terminated_frac"), terminated, window=1)
+
+    def _set_weights(self, weights: Any) -> None:
+        if isinstance(weights, ray.ObjectRef):  # within the state that RLlib sends
+            weights = ray.get(weights)
+        self.module.set_state(weights.get(DEFAULT_MODULE_ID, weights))
+
+    # -- what RLlib asks for -----------------------------------------------------------------------------------------
+
+    @override(EnvRunner)
+    def assert_healthy(self) -> None:
+        assert self.module is not None, "The runner has no RLModule."
+
+    @override(EnvRunner)
+    def get_metrics(self) -> dict[str, Any]:
+        return self.metrics.reduce()
+
+    @override(EnvRunner)
+    def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
+        spaces = self.config.observation_space, self.config.action_space
+        if None in spaces and self.spaces:
+            return self.spaces
+        return {INPUT_ENV_SPACES: spaces, INPUT_ENV_SINGLE_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
+
+    @override(Checkpointable)
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> StateDict:
+        state: StateDict = {
+            NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_env_steps_sampled_lifetime,
+            "rollout": {"seed": self._base_seed, "iteration": self._iteration},
+        }
+        if self._check_component(COMPONENT_RL_MODULE, components, not_components):
+            state[COMPONENT_RL_MODULE] = self.module.get_state(
+                components=self._get_subcomponents(COMPONENT_RL_MODULE, components),
+                not_components=self._get_subcomponents(COMPONENT_RL_MODULE, not_components),
+                **kwargs,
+            )
+            state[WEIGHTS_SEQ_NO] = self._weights_seq_no
+        return state
+
+    @override(Checkpointable)
+    def set_state(self, state: StateDict) -> None:
+        """Takes over all that ``state`` holds; weights too when they are older than the present ones."""
+        if COMPONENT_RL_MODULE in state:
+            self._set_weights(state[COMPONENT_RL_MODULE])
+            self._weights_seq_no = state.get(WEIGHTS_SEQ_NO, 0)
+        if NUM_ENV_STEPS_SAMPLED_LIFETIME in state:
+            self.num_env_steps_sampled_lifetime = state[NUM_ENV_STEPS_SAMPLED_LIFETIME]
+        if "rollout" in state:
+            self._base_seed, self._iteration = state["rollout"]["seed"], state["rollout"]["iteration"]
+
+    @override(Checkpointable)
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
+        return (), {"config": self.config, "worker_index": self.worker_index}
+
+    @override(Checkpointable)
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        return [(COMPONENT_RL_MODULE, self.module)]

@@ -1,0 +1,225 @@
+"""The dynamics model of one Algorithm: given, found in the cache, or trained epoch by epoch and then cached."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import Timeout
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from rllib_damo.dynamics import cache
+from rllib_damo.dynamics.ensemble import DynamicsEnsemble
+from rllib_damo.dynamics.termination import resolve_termination
+from rllib_damo.dynamics.training import DynamicsTrainer
+from rllib_damo.utils.batch import Batch
+
+logger = logging.getLogger(__name__)
+
+#: How often a run that waits for another one's training of the same model says so.
+WAIT_SECONDS = 60.0
+
+
+class DynamicsComponent:
+    """Trains the ensemble once for each (dataset, settings, seed) on a machine, whoever asks first.
+
+    Args:
+        config: the options under ``DAMOConfig.dynamics``, ``seed``, ``env`` and ``env_config``.
+        columns: the dataset's columns (NumPy arrays, unit actions).
+        name: the dataset's name, for messages.
+        fingerprint: of its content.
+
+    Attributes:
+        path: the trained model's file, once ``ready``.
+
+    Raises:
+        ValueError: ``dynamics_path`` holds no model for this dataset, or a model is to be trained and can't be kept.
+    """
+
+    def __init__(self, config: AlgorithmConfig, columns: Batch, name: str, fingerprint: str):
+        self.config, self.name = config, name
+        self.columns: Batch | None = columns  # until the model is trained
+        wants_gpu = config.num_gpus_per_learner > 0 or config.num_gpus_per_env_runner > 0
+        self.device = torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+        self.learn_terminations = resolve_termination(config.env, config.termination_fn, config.env_config) is None
+        self._trainer: DynamicsTrainer | None = None
+        self._lock: Any = None
+        if config.dynamics_path is not None:
+            self.path = Path(config.dynamics_path).expanduser()
+            self._check(self.path, columns)
+            self._finish()
+        else:
+            self.key = cache.key(fingerprint, self._settings(), config.seed or 0)
+            self.path = cache.path(self.key, config.dynamics_cache_dir)
+            self.ready = False
+            if self.path.exists() and self._is_sound():
+                self._finish()
+            else:
+                cache.check_writable(config.dynamics_cache_dir)
+
+    def _settings(self) -> dict[str, Any]:
+        c = self.config
+        settings = {
+            "num_ensemble": c.num_ensemble,
+            "num_elites": c.num_elites,
+            "hidden_dims": tuple(c.dynamics_hidden_dims),
+            "lr": c.dynamics_lr,
+            "weight_decay": tuple(c.dynamics_weight_decay),
+            "batch_size": c.dynamics_batch_size,
+            "max_epochs": c.dynamics_max_epochs,
+            "max_epochs_since_update": c.max_epochs_since_update,
+            "holdout_size": c.holdout_size,
+            "logvar_loss_coef": c.logvar_loss_coef,
+            "learn_terminations": self.learn_terminations,
+            "action_bounds": [c.action_space.low.tolist(), c.action_space.high.tolist()],
+        }
+        if c.dynamics_precision != "fp32":  # older keys are those of float32
+            settings["precision"] = c.dynamics_precision
+        return settings
+
+    def _check(self, path: Path, columns: Batch) -> None:
+        """Raises ValueError unless ``path`` holds a model of the dataset's widths, and of terminations if need be."""
+        ensemble = DynamicsEnsemble.load(path, "cpu")
+        found = ensemble.obs_dim, ensemble.act_dim
+        wanted = columns.obs.shape[1], columns.actions.shape[1]
+        if found != wanted:
+            raise ValueError(
+                f"`dynamics_path` {path}: a model of {found[0]} observations and {found[1]} actions, but the dataset "
+                f"{self.name} has {wanted[0]} and {wanted[1]}: name a model that was trained on it."
+            )
+        if self.learn_terminations and ensemble.termination is None:
+            raise ValueError(
+                f"`dynamics_path` {path}: this model learned no terminations, and there is no known rule for env="
+                f"{self.config.env!r}. Set `.dynamics(termination_fn=...)`, or train a model for this environment."
+            )
+
+    def _is_sound(self) -> bool:
+        """Whether the cache's file can be read; one that can't is removed, for the model can be trained again."""
+        try:
+            DynamicsEnsemble.load(self.path, "cpu")
+        except ValueError as error:
+            logger.warning(f"{error} It is removed, and the model is trained again.")
+            try:
+                self.path.unlink(missing_ok=True)
+            except OSError as denied:
+                raise ValueError(
+                    f"{error} And it can't be removed ({denied.strerror}): name another dynamics_cache_dir."
+                ) from denied
+            return False
+        return True
+
+    def train_epoch(self) -> dict[str, float]:
+        """One epoch; or, where another run trains the same model, that run's, waited for to the end.
+
+        Returns:
+            ``epoch``, ``train_loss``, ``holdout_loss``, ...; or ``waited_seconds``.
+
+        Raises:
+            ValueError: the trained model can't be written; the next call tries again.
+        """
+        start = time.perf_counter()
+        self._wait()
+        if self.path.exists():  # trained by another run in the meantime
+            self._finish()
+            return {"waited_seconds": time.perf_counter() - start}
+        if self._trainer is None:
+            self._trainer = self._make_trainer()
+        start = time.perf_counter()
+        metrics = {} if self._trainer.done else self._trainer.train_epoch()
+        metrics["epoch_seconds"] = time.perf_counter() - start
+        if self._trainer.done:
+            try:
+                self._trainer.finish().save(self.path)
+            except OSError as error:
+                raise ValueError(
+                    f"The dynamics model is trained and can't be written to {self.path} ({error.strerror}). Make room "
+                    "and train on; or save a checkpoint and restore it with another dynamics_cache_dir or "
+                    "RLLIB_DAMO_CACHE."
+                ) from error
+            self._finish()
+        return metrics
+
+    def _wait(self) -> None:
+        """Until no other run trains this model."""
+        if self._lock is None:
+            self._lock = cache.lock(self.key, self.config.dynamics_cache_dir)
+        while not self._lock.is_locked:
+            try:
+                self._lock.acquire(timeout=WAIT_SECONDS)
+            except Timeout:
+                logger.warning(
+                    f"Another run trains the same dynamics model; this one waits for it (lock {self._lock.lock_file}). "
+                    "If it is an algorithm in this program, let that train, or stop() it."
+                )
+
+    def _make_trainer(self) -> DynamicsTrainer:
+        c, rows = self.config, self.columns
+        assert rows is not None  # it is not trained yet
+        torch.manual_seed(c.seed or 0)
+        ensemble = DynamicsEnsemble(
+            rows.obs.shape[1],
+            rows.actions.shape[1],
+            hidden_dims=tuple(c.dynamics_hidden_dims),
+            num_ensemble=c.num_ensemble,
+            num_elites=c.num_elites,
+            learn_terminations=self.learn_terminations,
+        ).to(self.device)
+        return DynamicsTrainer(
+            ensemble,
+            rows.obs,
+            rows.actions,
+            rows.next_obs,
+            rows.rewards,
+            rows.terminated > 0,
+            lr=c.dynamics_lr,
+            weight_decay=tuple(c.dynamics_weight_decay),
+            batch_size=c.dynamics_batch_size,
+            max_epochs=c.dynamics_max_epochs,
+            max_epochs_since_update=c.max_epochs_since_update,
+            holdout_size=c.holdout_size,
+            logvar_loss_coef=c.logvar_loss_coef,
+            precision=c.dynamics_precision,
+            seed=c.seed or 0,
+            device=self.device,
+        )
+
+    def _finish(self) -> None:
+        self.ready = True
+        self._content = self.path.read_bytes()  # a cache may be emptied while runs go on
+        self._trainer = self.columns = None
+        self.close()
+
+    def close(self) -> None:
+        """Lets another process train this model."""
+        if self._lock is not None and self._lock.is_locked:
+            self._lock.release()
+
+    def file(self) -> Path:
+        """The trained model's file, written anew if it is gone."""
+        if not self.path.exists():
+            self.path = cache.write(self._content, self.config.dynamics_cache_dir)
+        return self.path
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """The trained model's file as bytes, or the unfinished training's state."""
+        state: dict[str, Any] = {"file": None, "trainer": None}
+        if self.ready:
+            state["file"] = self._content
+        elif self._trainer is not None:
+            state["trainer"] = self._trainer.state_dict()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes the checkpoint's model, whatever the cache holds."""
+        if state["file"] is not None:
+            if not (self.ready and self._content == state["file"]):
+                self.path = cache.write(state["file"], self.config.dynamics_cache_dir)
+            self._finish()
+        elif state["trainer"] is not None and not self.ready:
+            self._trainer = self._make_trainer()
+            self._trainer.load_state_dict(state["trainer"])

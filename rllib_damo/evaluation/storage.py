@@ -1,0 +1,89 @@
+"""Where runs and checkpoints lie: a folder, or an address (``s3://...``) of a storage that pyarrow knows."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyarrow import fs
+from ray.rllib.core import COMPONENT_LEARNER_GROUP
+
+from rllib_damo.errors import CheckpointError, UsageError
+from rllib_damo.evaluation.checkpoints import CONSTRUCTOR, no_checkpoint
+from rllib_damo.utils.uris import address, connect, why, without_password
+
+DEFAULT = "~/ray_results"
+_INSIDE = f"/{COMPONENT_LEARNER_GROUP}/"
+
+
+def check(path: str | None) -> str:
+    """The storage of a run: an address as it is given, or the absolute path of a folder; there is a folder then.
+
+    Raises:
+        UsageError: if pyarrow has no such storage, or the folder can't be made.
+    """
+    path = path or os.environ.get("RAY_AIR_LOCAL_CACHE_DIR") or DEFAULT
+    if "://" in path:
+        try:
+            filesystem, folder = connect(path)
+            filesystem.create_dir(folder)
+        except Exception as error:
+            raise UsageError(f"--storage-path {without_password(path)}: cannot be written: {why(error)}") from error
+        return path
+    local = Path(path).expanduser().absolute()
+    try:
+        local.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--storage-path: {local} can't be made ({error.strerror}).") from error
+    return str(local)
+
+
+def latest_run(storage: str, name: str) -> str:
+    """The folder or address of the newest run of that name that Tune can restore.
+
+    Raises:
+        UsageError: if there is none, or the storage can't be read.
+    """
+    try:
+        filesystem, path = connect(storage)
+        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        folders = sorted(info.path for info in found if re.fullmatch(rf"{re.escape(name)}_\d[\d_-]*", info.base_name))
+        runs = [run for run in folders if filesystem.get_file_info(f"{run}/tuner.pkl").is_file]
+    except Exception as error:
+        raise UsageError(f"--resume: {without_password(storage)} cannot be read: {why(error)}") from error
+    if not runs:
+        raise UsageError(f"--resume: {without_password(storage)} has no run of the name {name!r}.")
+    return address(runs[-1], storage)
+
+
+@contextmanager
+def local_copy(checkpoint: str | Path) -> Iterator[Path]:
+    """The folder of a checkpoint; one with an address (``s3://...``) is downloaded, and deleted again after the block.
+
+    Raises:
+        CheckpointError: if there is none at that address, or it can't be reached.
+    """
+    if "://" not in str(checkpoint):
+        yield Path(checkpoint)
+        return
+    shown = without_password(str(checkpoint)).rstrip("/")
+    with tempfile.TemporaryDirectory(prefix="rllib_damo_") as folder:
+        try:
+            filesystem, path = connect(str(checkpoint).rstrip("/"))
+            if not filesystem.get_file_info(f"{path}/{CONSTRUCTOR}").is_file:
+                found = [info.path for info in filesystem.get_file_info(fs.FileSelector(path, recursive=True))]
+                inner = {path.split(_INSIDE)[0] for path in found if _INSIDE in path}
+                raise no_checkpoint(shown, sorted(address(path, shown) for path in inner))
+            fs.copy_files(path, folder, source_filesystem=filesystem)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"no checkpoint could be read at {shown}: {why(error)}") from error
+        try:
+            yield Path(folder)
+        except CheckpointError as error:  # not the folder, which is gone by then
+            raise CheckpointError(str(error).replace(folder, shown)) from error

@@ -1,0 +1,276 @@
+"""C stacked ReLU networks with gradients written out by hand, over the parameters of `StackedMLP` or `nn.Sequential`.
+
+No autograd graph is built, and activations and gradients live in buffers that are kept from step to step: fresh large
+temporaries cost page faults, about as much as the elementwise work in them. Only rows that a loss sees are propagated.
+
+Layer normalisation, y = (z - mean(z)) / std with std² = var(z) + ε, takes the mean out of the weights on a CPU: weights
+and biases less their mean over a layer's units give sums z whose mean over the units is zero already. Backwards,
+dz = (dy - mean(dy) - y mean(dy y)) / std; its mean is zero, so the centring of the weights passes it on as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rllib_damo.core.networks import StackedMLP
+from rllib_damo.nn.flat_parameters import gradient_of
+
+_EPSILON = 1e-5  # of `torch.nn.functional.layer_norm`
+
+
+class FastMLP:
+    """Forward and backward passes of C networks; what the passes share lives in buffers, one set for each batch size.
+
+    With ``dtype=torch.bfloat16``, the products between hidden layers are taken in bfloat16, from float32 parameters
+    that are rounded anew in each forward pass. The first and the last layer, and all outputs, stay in the parameters'
+    own dtype.
+
+    Args:
+        net: the networks; ``C = 1`` for an ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU``.
+        dtype: of the products between hidden layers; None: the parameters' own.
+
+    Gradients are written into the ``.grad`` of parameters that require one.
+    """
+
+    def __init__(self, net: StackedMLP | nn.Sequential, dtype: torch.dtype | None = None):
+        self._layer_norm = isinstance(net, StackedMLP) and net.layer_norm
+        self._centres = self._layer_norm and not _has_fast_layer_norm(next(net.parameters()).device)
+        if isinstance(net, StackedMLP):
+            weights, biases = list(net.weights), list(net.biases)
+        else:
+            linears = [layer for layer in net if isinstance(layer, nn.Linear)]
+            weights, biases = [layer.weight for layer in linears], [layer.bias for layer in linears]
+        # All seen as those of a StackedMLP: weights (C, in, out), biases (C, 1, out)
+        self._weights, self._biases = [_stacked(w.detach()) for w in weights], [_stacked(b.detach()) for b in biases]
+        self._weight_grads, self._bias_grads = (
+            [_stacked(gradient_of(p)) for p in part if p.requires_grad] for part in (weights, biases)
+        )
+        # The last layer with rows innermost
+        self._last_weight, self._last_bias = self._weights[-1].mT, self._biases[-1].mT
+        self._last = len(weights) - 1
+        self._dtype = None if dtype == weights[0].dtype else dtype
+        # What the products of the hidden layers read: parameters, or copies of them, centred or in ``dtype``
+        self._copies: list[tuple[Tensor, Tensor]] = []
+        self._read_weights, self._read_biases = (self._read(part[:-1]) for part in (self._weights, self._biases))
+        self._transposed = [w.mT for w in self._read_weights]
+        # What those between hidden layers write: gradients, or copies of them in ``dtype``
+        inner_grads = self._weight_grads[1 : self._last]
+        self._inner_grads = (
+            [torch.empty_like(g, dtype=self._dtype) for g in inner_grads] if self._dtype else inner_grads
+        )
+        self._buffers: dict[int, _Buffers] = {}
+        self._x: Tensor
+        self._now: _Buffers
+
+    def _read(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """Hidden layers' weights or biases, or empty copies that ``forward`` fills."""
+        read = []
+        for i, own in enumerate(params):
+            is_cast = self._dtype is not None and i > 0
+            if is_cast or self._centres:
+                copy = torch.empty_like(own, dtype=self._dtype if is_cast else None)
+                self._copies.append((own, copy))
+                read.append(copy)
+            else:
+                read.append(own)
+        return read
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs ``(C, B, out)`` for inputs ``x (B, in)``, which must stay as they are until the gradients are taken.
+
+        The outputs are a new tensor, with the rows innermost in memory.
+        """
+        if len(x) not in self._buffers:
+            self._buffers[len(x)] = _Buffers(self._weights, len(x), self._dtype, self._layer_norm, self._centres)
+        now = self._now = self._buffers[len(x)]
+        self._x = x.expand(len(self._weights[0]), *x.shape)
+        for own, copy in self._copies:
+            if self._centres:  # in two calls, where `mean` alone is a sum and a division
+                torch.sub(own, own.sum(-1, keepdim=True), alpha=1 / own.shape[-1], out=copy)
+            else:
+                copy.copy_(own)
+        inputs = self._x
+        for i, (weight, bias) in enumerate(zip(self._read_weights, self._read_biases, strict=True)):
+            torch.baddbmm(bias, inputs, weight, out=now.results[i])
+            now.activate(i)
+            inputs = now.hidden[i]
+        if now.top is not now.hidden[-1]:
+            now.top.copy_(now.hidden[-1])
+        return torch.baddbmm(self._last_bias, self._last_weight, now.top_transposed).mT
+
+    def backward(self, delta: Tensor, rows: slice = slice(None)) -> None:
+        """Carries a gradient with respect to the outputs of the last ``forward`` back to all hidden layers.
+
+        Args:
+            delta: ``(C, R, out)``.
+            rows: the R rows it belongs to.
+        """
+        part = self._now.at(rows)
+        deltas, top_delta = part.deltas, part.full[-1]
+        weight, delta = self._last_weight.to(top_delta.dtype), delta.to(top_delta.dtype)
+        if weight.shape[1] == 1:
+            torch.mul(delta, weight, out=top_delta)
+        else:
+            torch.bmm(delta, weight, out=top_delta)
+        part.activation_backward(self._last - 1, top_delta)
+        for i in range(self._last - 1, 0, -1):
+            torch.bmm(deltas[i], self._transposed[i], out=deltas[i - 1])
+            part.activation_backward(i - 1, deltas[i - 1])
+
+    def input_gradients(self, rows: slice, columns: slice) -> Tensor:
+        """Gradients ``(C, R, columns)`` with respect to some columns of the inputs."""
+        return torch.bmm(self._read_weights[0][:, columns], self._now.at(rows).bottom.mT).mT
+
+    def parameter_gradients(self, delta: Tensor, rows: slice = slice(None)) -> None:
+        """Sets the parameters' gradients, from ``delta (C, R, out)`` and what ``backward`` left at the same rows."""
+        part, weights, biases = self._now.at(rows), self._weight_grads, self._bias_grads
+        _bmm(self._x[:, rows].mT, part.bottom, weights[0])
+        torch.sum(part.bottom, 1, keepdim=True, out=biases[0])
+        for i, grad in enumerate(self._inner_grads, 1):
+            _bmm(part.hidden_transposed[i - 1], part.deltas[i], grad)
+            if self._dtype is None:
+                torch.sum(part.deltas[i], 1, keepdim=True, out=biases[i])
+            else:
+                weights[i].copy_(grad)
+                biases[i].copy_(part.deltas[i].sum(1, keepdim=True))
+        torch.bmm(delta.mT, part.top, out=weights[-1].mT)
+        torch.sum(delta, 1, keepdim=True, out=biases[-1])
+
+
+class _Buffers:
+    """``hidden`` and ``deltas``, ``(C, B, width)`` each: activations of the hidden layers, and gradients before ReLUs.
+
+    ``results`` are what the products give, ``sums`` the same in the parameters' dtype: the memory of ``hidden`` unless
+    layers are normalised. ``means`` and ``scales (C, B, 1)``, 1 / std, are then those of their rows; ``is_centred``:
+    the weights make all means 0. ``top`` is the last of ``hidden``, and ``full`` are the ``deltas`` that other
+    things than products between hidden layers read.
+
+    Where those products have a dtype of their own, ``hidden`` and ``deltas`` have it, as copies; ``top``, ``full[0]``,
+    and all that normalisation reads stay in the parameters' dtype: a scale that is rounded moves all of a row's units
+    alike, and the network's output by as much. Each operation's operands are of one dtype, since torch copies those of
+    a mixed one before it, which takes longer than the operation.
+    """
+
+    def __init__(
+        self, weights: Sequence[Tensor], batch: int, dtype: torch.dtype | None, layer_norm: bool, is_centred: bool
+    ):
+        shapes = [(len(w), batch, w.shape[2]) for w in weights[:-1]]
+        is_mixed = dtype is not None and len(shapes) > 1
+
+        def buffers(is_low: bool) -> list[Tensor]:
+            return [weights[0].new_zeros(shape, dtype=dtype if is_low else None) for shape in shapes]
+
+        self.hidden, self.deltas = buffers(is_mixed), buffers(is_mixed)
+        self.sums = buffers(False) if layer_norm else [*self.hidden]
+        self.full = buffers(False) if layer_norm and is_mixed else [*self.deltas]
+        self.top = self.hidden[-1]
+        if is_mixed:
+            self.top = weights[0].new_zeros(shapes[-1])
+            if layer_norm:
+                self.hidden[-1] = self.top
+            else:
+                self.sums[0], self.full[0] = (weights[0].new_zeros(shapes[0]) for _ in range(2))
+        self.results = [*self.sums]
+        if layer_norm and is_mixed:
+            self.results[1:] = self.deltas[1:]  # free in the forward pass, as is ``full``
+        self.layer_norm, self._is_centred = layer_norm, is_centred
+        self._normalized = self.full if is_mixed else self.hidden
+        self.means, self.scales = ([sums.new_zeros(*sums.shape[:2], 1) for sums in self.sums] for _ in range(2))
+        self.top_transposed = self.top.mT
+        self._parts: dict[tuple[int | None, int | None], _Rows] = {}
+
+    def activate(self, layer: int) -> None:
+        """From the layer's product, which is normalised where it has that, to what is after its ReLU."""
+        result, sums, hidden = self.results[layer], self.sums[layer], self.hidden[layer]
+        if result is not sums:
+            sums.copy_(result)
+        y = sums
+        if self._is_centred:
+            scale = torch.linalg.vector_norm(sums, dim=-1, keepdim=True, out=self.scales[layer])
+            scale.square_().div_(sums.shape[-1]).add_(_EPSILON).rsqrt_()
+            y = torch.mul(sums, scale, out=self._normalized[layer])
+        elif self.layer_norm:
+            y, self.means[layer], self.scales[layer] = torch.native_layer_norm(
+                sums, sums.shape[-1:], None, None, _EPSILON
+            )
+        if y.dtype == hidden.dtype:
+            torch.clamp_min(y, 0, out=hidden)
+        else:
+            hidden.copy_(y).relu_()
+
+    def at(self, rows: slice) -> _Rows:
+        """The buffers at some rows; the views are kept, for making them takes time in every step."""
+        key = rows.start, rows.stop
+        if key not in self._parts:
+            self._parts[key] = _Rows(self, rows)
+        return self._parts[key]
+
+
+class _Rows:
+    """What the backward pass reads and writes, at some rows."""
+
+    def __init__(self, buffers: _Buffers, rows: slice):
+        def at(tensors: Sequence[Tensor]) -> list[Tensor]:
+            return [tensor[:, rows] for tensor in tensors]
+
+        self.hidden, self.deltas = at(buffers.hidden), at(buffers.deltas)
+        self.full = [
+            own if full is delta else full[:, rows]
+            for full, delta, own in zip(buffers.full, buffers.deltas, self.deltas, strict=True)
+        ]
+        self.hidden_transposed = [h.mT for h in self.hidden]
+        self.top, self.bottom = buffers.top[:, rows], self.full[0]
+        self._sums, self._buffers, self._rows = at(buffers.sums), buffers, rows
+
+    def activation_backward(self, layer: int, delta: Tensor) -> None:
+        """Carries a gradient back through the layer's ReLU and its normalisation, into ``full`` and ``deltas``.
+
+        Args:
+            layer: number of the hidden layer.
+            delta: the gradient after the ReLU, in one of the two.
+        """
+        low, full = self.deltas[layer], self.full[layer]
+        _relu_backward(delta, self.hidden[layer], delta)
+        if delta is not full:
+            full.copy_(delta)
+        if self._buffers.layer_norm:
+            statistics = self._buffers.means[layer], self._buffers.scales[layer]
+            mean, scale = (part[:, self._rows].contiguous() for part in statistics)
+            before, _, _ = torch.ops.aten.native_layer_norm_backward(
+                full, self._sums[layer], full.shape[-1:], mean, scale, None, None, [True, False, False]
+            )
+            full.copy_(before)
+        if layer and low is not full:
+            low.copy_(full)
+
+
+def _has_fast_layer_norm(device: torch.device) -> bool:
+    """A GPU runs torch's in one kernel; on a CPU it takes more than twice as long as the steps that it replaces."""
+    return device.type != "cpu"
+
+
+def _stacked(param: Tensor) -> Tensor:
+    """A view ``(C, in, out)`` or ``(C, 1, out)`` of a weight or bias of `StackedMLP` or of ``nn.Linear``."""
+    return param if param.ndim == 3 else param.t()[None] if param.ndim == 2 else param[None, None]
+
+
+def _bmm(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """``a @ b`` into ``out``, which may be transposed in memory: there bfloat16, and few rows, have no fast path."""
+    if out.stride(-1) != 1:
+        if out.shape[1] < 64:
+            out.copy_(torch.bmm(a, b))
+            return
+        a, b, out = b.mT, a.mT, out.mT
+    if a.dtype == torch.bfloat16:  # some rows of each network are copied before a joint product
+        for network in zip(a, b, out, strict=True):
+            torch.mm(*network[:2], out=network[2])
+    else:
+        torch.bmm(a, b, out=out)
+
+
+def _relu_backward(delta: Tensor, activation: Tensor, out: Tensor) -> None:
+    """``delta`` where the activation is positive, 0 elsewhere; one pass, where a product with a mask takes two."""
+    torch.ops.aten.threshold_backward.grad_input(delta, activation, 0, grad_input=out)

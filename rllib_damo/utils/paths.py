@@ -1,0 +1,82 @@
+"""Places of files, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import glob
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from rllib_damo.errors import DataError
+
+
+def cache_root() -> Path:
+    """``$RLLIB_DAMO_CACHE``, or else ``~/.cache/rllib_damo``."""
+    return Path(absolute(os.environ.get("RLLIB_DAMO_CACHE") or "~/.cache/rllib_damo"))
+
+
+def absolute(place: Any) -> Any:
+    """A path as absolute text; what is none as it is. In a trial's own folder, relative ones are of the search's.
+
+    Raises:
+        DataError: for an address; ``file://`` is taken off.
+    """
+    if not isinstance(place, (str, Path)) or not place:
+        return place
+    if "://" in str(place):
+        return _on_this_machine(str(place))
+    return os.path.abspath(os.path.join(os.environ.get("TUNE_ORIG_WORKING_DIR", ""), os.path.expanduser(place)))
+
+
+def _on_this_machine(address: str) -> str:
+    # Here, since it needs pyarrow, which the processes that play episodes do without.
+    from rllib_damo.utils.uris import connect, why, without_password
+
+    try:
+        if address.startswith("file://"):
+            return connect(address)[1]
+        found = ""
+    except Exception as error:
+        found = f" ({why(error)})"
+    raise DataError(
+        f"{without_password(address)}: dynamics_cache_dir, dynamics_path and RLLIB_DAMO_CACHE must be a folder or file "
+        f"of this machine; for several machines, on a filesystem that all of them see.{found}"
+    )
+
+
+def absolute_input(place: Any) -> Any:
+    """Paths that are there, and patterns of such, as absolute text; other text (a name, an address) as it is."""
+    if isinstance(place, (list, tuple)):
+        return [*map(absolute_input, place)]
+    if isinstance(place, str) and ("://" in place or not glob.glob(absolute(place))):
+        return place
+    return absolute(place)
+
+
+@contextmanager
+def new_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[Path]:
+    """A name to write to, in the same folder; what is there becomes ``path`` when the block ends, whole or not at all.
+
+    Raises:
+        DataError: if ``path`` exists and `overwrite` is not set; nothing has been done then.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise DataError(f"{path} exists; choose another name, or replace it by overwrite=True (--overwrite).")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".writing-{uuid.uuid4().hex}-{path.name}")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """As `new_file`, a file to write into."""
+    with new_file(path) as scratch, scratch.open("wb") as file:
+        yield file
