@@ -72,7 +72,7 @@ def test_a_round_of_rollouts_stays_on_its_device(is_known):
         batch = runner.roll_out()
     assert {column.device for column in batch.values()} == {DEVICE}
     assert seen.moves == []
-    assert Counter(seen.reads) == {"rollout.py:rollout": 4, "rollouts.py:_log": 2}
+    assert Counter(seen.reads) == {"rollout.py:rollout": 4, "rollout_runner.py:_log": 2}
 
 
 def test_a_round_for_a_learner_on_the_same_gpu_goes_to_its_buffer_from_there():
@@ -83,7 +83,7 @@ def test_a_round_for_a_learner_on_the_same_gpu_goes_to_its_buffer_from_there():
         buffer.add(layout.pack(**batch))
     assert len(buffer) == 20 * 4 == metrics["rollout"]["num_transitions"]
     assert seen.moves == []
-    assert set(seen.reads) == {"rollout.py:rollout", "rollouts.py:_log"}
+    assert set(seen.reads) == {"rollout.py:rollout", "rollout_runner.py:_log"}
 
 
 def test_rows_of_tensors_are_those_of_arrays():
@@ -104,7 +104,7 @@ def test_mopos_penalty_stays_on_its_device():
     with Watch() as seen:
         runner.roll_out()
     assert seen.moves == []
-    assert set(seen.reads) == {"rollout.py:rollout", "rollouts.py:_log", "uncertainty.py:uncertainty_mean"}
+    assert set(seen.reads) == {"rollout.py:rollout", "rollout_runner.py:_log", "uncertainty.py:uncertainty_mean"}
 
 
 @pytest.mark.parametrize("env", [env for env in KNOWN if env.endswith(("-v5", "-v1", "-v0"))])
@@ -156,7 +156,7 @@ def test_the_model_buffer_stays_on_its_device():
     assert seen.moves + seen.reads == []
     with Watch() as seen:
         buffer.set_state(buffer.get_state())
-    assert seen.reads == ["buffers.py:get_state"]
+    assert seen.reads == ["batch.py:get_state"]
 
 
 def make_learner(**options):
