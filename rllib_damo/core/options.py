@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray.rllib.models import MODEL_DEFAULTS
 
-from rllib_damo.core.networks import PRODUCT_DTYPES
 from rllib_damo.damo.divergences import DIVERGENCES
+from rllib_damo.nn.batched_matmul import PRODUCT_DTYPES
 from rllib_damo.utils.spaces import check_spaces
 
 if TYPE_CHECKING:
