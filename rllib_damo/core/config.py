@@ -46,6 +46,7 @@ class OfflineConfig(AlgorithmConfig):
     network_options: ClassVar[tuple[str, ...]] = ("hidden_dims",)
     module_class: ClassVar[type]
     learner_class: ClassVar[type]
+    rollout_runner_class: ClassVar[type] = ModelRolloutEnvRunner
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -58,7 +59,7 @@ class OfflineConfig(AlgorithmConfig):
         self.lr = None
         self._set_defaults()
         # Wiring into RLlib. The training "environment" is the dataset (and the model): the real one is for evaluation.
-        self.env_runner_cls = ModelRolloutEnvRunner
+        self.env_runner_cls = self.rollout_runner_class
         self.offline_data_class = DAMOOfflineData
         self.callbacks_class = DAMOCallbacks
         self.num_env_runners = 0

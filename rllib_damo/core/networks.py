@@ -1,4 +1,4 @@
-"""The networks that algorithms share: squashed-Gaussian actor, stacked critics, transition classifier."""
+"""The networks that algorithms share: squashed-Gaussian actor, stacked critics."""
 
 from __future__ import annotations
 
@@ -53,23 +53,3 @@ class Critics(nn.Module):
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         return self.net(torch.cat((self.standardize(obs), actions), dim=-1)).squeeze(-1)
-
-
-class Classifier(nn.Module):
-    """logit h(s,a,s'): how much likelier a transition is offline than synthetic.
-
-    Its inputs are (s, a, s' - s), each column standardised by the dataset's statistics: s' is nearly s, and only the
-    difference shows what the dynamics did.
-    """
-
-    def __init__(self, obs_dim: int, act_dim: int, hidden_dims: Sequence[int], spectral_norm: bool = False):
-        super().__init__()
-        self.standardize = Standardize(2 * obs_dim + act_dim)
-        self.net = mlp((2 * obs_dim + act_dim, *hidden_dims, 1), spectral_norm)
-
-    def inputs(self, obs: Tensor, actions: Tensor, next_obs: Tensor) -> Tensor:
-        return self.standardize(torch.cat((obs, actions, next_obs - obs), dim=-1))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """``(B, 2 obs_dim + act_dim)`` from ``inputs`` → logits ``(B,)``."""
-        return self.net(inputs).squeeze(-1)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypedDict
 
-from rllib_damo.core.networks import PRODUCT_DTYPES
 from rllib_damo.core.options import (
     Check,
     Option,
@@ -30,6 +29,7 @@ from rllib_damo.core.options import (
 )
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.termination import TerminationFn
+from rllib_damo.nn.batched_matmul import PRODUCT_DTYPES
 
 #: A number, or a schedule in gradient steps: ``[[0, 3e-4], [100_000, 0.0]]`` falls linearly to 0.
 Schedule: TypeAlias = "float | Sequence[Sequence[float]]"
