@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from operator import methodcaller
 from typing import Any
 
@@ -30,6 +29,7 @@ from ray.rllib.utils.typing import StateDict
 from rllib_damo.core.config import DAMOConfig
 from rllib_damo.core.dataset_checks import examine
 from rllib_damo.data.schema import Transitions
+from rllib_damo.dynamics.rollout_rounds import RolloutRounds
 from rllib_damo.dynamics.trained_model import DynamicsComponent
 from rllib_damo.utils.batch import Batch, Layout
 from rllib_damo.utils.spaces import to_unit
@@ -69,8 +69,7 @@ class DAMO(Algorithm):
         super().setup(config)
         self._num_gradient_steps = 0
         self._is_module_current = False  # whether what `get_module` gave is still the policy
-        self._pending_round: dict[str, Any] = {}  # what was asked of the runners, and not yet awaited
-        self._rounds_missed = 0  # the last ones, to which no runner answered
+        self._rounds = RolloutRounds(self.config, self.env_runner, self.env_runner_group)
         transitions = self.offline_data.transitions
         for caution in examine(self.config, transitions, self.offline_data.is_capped, self._rollout_device()):
             logger.warning(f"{transitions.name}: {caution}.")
@@ -164,13 +163,13 @@ class DAMO(Algorithm):
         It is rolled out now, under the current policy; with ``overlap_rollouts`` it was asked for an iteration ago,
         and the next one is asked for.
         """
-        if not self._pending_round:
+        if not self._rounds.pending:
             self._request_round(self._policy_weights(), self._num_gradient_steps)
-        results = self._await_round()
-        if self.config.overlap_rollouts and (results or self._num_gradient_steps):
+        parts, metrics = self._rounds.collect()
+        if self.config.overlap_rollouts and (parts or self._num_gradient_steps):
             self._request_round(self._policy_weights(), self._num_gradient_steps + self.config.rollout_freq)
-        self.metrics.aggregate([metrics for _, metrics in results], key=ENV_RUNNER_RESULTS)
-        return [part for parts, _ in results for part in parts]
+        self.metrics.aggregate(metrics, key=ENV_RUNNER_RESULTS)
+        return parts
 
     def _policy_weights(self) -> dict[str, Any]:
         """A copy: what a learner in this process hands out is its own memory, which the gradient steps change."""
@@ -179,51 +178,8 @@ class DAMO(Algorithm):
         return copy.deepcopy(state[COMPONENT_LEARNER][COMPONENT_RL_MODULE])
 
     def _request_round(self, weights: dict[str, Any], iteration: int) -> None:
-        """Asks all runners for their parts; weights and iteration determine them (with the seed)."""
-        self._pending_round = {"weights": weights, "iteration": iteration}
-        if self.config.num_env_runners > 0:
-            job = self._job(ray.put(weights), iteration)
-            self.env_runner_group.foreach_env_runner_async("try_round", tag=PENDING_ROUND, kwargs=job)
-
-    def _await_round(self) -> list[tuple[list[Any], dict[str, Any]]]:
-        """The parts of the pending round, as ``sample_round`` returns them; a runner that died has none.
-
-        Raises:
-            RuntimeError: a runner failed otherwise, or none answered for too many rounds.
-        """
-        request, self._pending_round = self._pending_round, {}
-        if self.config.num_env_runners == 0:
-            return [self.env_runner.sample_round(**self._job(**request))]
-        parts = [
-            part for _, part in self.env_runner_group.fetch_ready_async_reqs(tags=PENDING_ROUND, timeout_seconds=None)
-        ]
-        errors = [part for part in parts if isinstance(part, str)]
-        if errors:
-            raise RuntimeError(f"A rollout runner failed, and would again:\n{errors[0]}")
-        self._rounds_missed = 0 if parts else self._rounds_missed + 1
-        if not parts:
-            self._bear_missed_round()
-        return parts
-
-    def _bear_missed_round(self) -> None:
-        tolerance = self.config.num_consecutive_env_runner_failures_tolerance
-        if self._rounds_missed > tolerance:
-            raise RuntimeError(
-                f"No rollout runner answered for {self._rounds_missed} rounds "
-                f"(`num_consecutive_env_runner_failures_tolerance`={tolerance}): all died, and their logs say why. "
-                "Restore the last checkpoint, perhaps with num_env_runners=0, which rolls out in this process."
-            )
-        logger.warning("No rollout runner answered; this iteration goes on without a new round.")
-        time.sleep(1.0)  # a runner takes seconds to start again
-
-    def _job(self, weights: Any, iteration: int) -> dict[str, Any]:
         assert self.dynamics is not None  # what has no model asks for no rollouts
-        return {
-            "weights": weights,
-            "dynamics_path": str(self.dynamics.file()),
-            **self._branching,
-            "iteration": iteration,
-        }
+        self._rounds.request(weights, iteration, dynamics_path=str(self.dynamics.file()), **self._branching)
 
     def _fill_model_buffers(self, parts: list[Any]) -> None:
         """Adds a round to the learners' model buffers, tables as Ray Datasets; several learners get an equal part each.
@@ -297,7 +253,7 @@ class DAMO(Algorithm):
             state[COMPONENT_DYNAMICS] = self.dynamics.get_state() if self.dynamics is not None else None
             state[FINGERPRINT] = self._dataset[1]
             state[NUM_GRADIENT_STEPS] = self._num_gradient_steps
-            state[PENDING_ROUND] = self._pending_round
+            state[PENDING_ROUND] = self._rounds.pending
             state[DATA_WINDOW] = self.offline_data.window
             # Of several learners RLlib keeps the first one's state, and the model buffer is divided among them.
             state[OTHER_BUFFERS] = ray.get([worker.get_model_buffer.remote() for worker in self._other_learners()])
@@ -324,8 +280,7 @@ class DAMO(Algorithm):
                 self._set_dataset(self.offline_data.skip_to(window), fit=False)
             buffers = zip(self._other_learners(), state.get(OTHER_BUFFERS, []), strict=False)
             ray.get([worker.set_model_buffer.remote(buffer) for worker, buffer in buffers])
-            if self._pending_round:  # not of the restored run
-                self._await_round()
+            self._rounds.discard()  # not of the restored run
             if state.get(PENDING_ROUND):  # the same request has the same answer
                 self._request_round(**state[PENDING_ROUND])
 
