@@ -345,15 +345,17 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         self.metrics.aggregate(metrics, key=ENV_RUNNER_RESULTS)
         return parts
 
-    def _request_round(self, iteration: int, weights: Mapping[str, Any] | None = None) -> None:
-        """Asks the runners for a round; weights and iteration determine it (with the seed)."""
-        self._rounds.request(
-            weights or self._policy_weights(),
-            iteration,
-            dynamics_path=str(self.dynamics.file()),
-            dynamics_state=self._dynamics_state(),
-            **self._starts,
-        )
+    def _request_round(self, iteration: int) -> None:
+        """Asks the runners for a round with the policy as it is now."""
+        saved = {"weights": self._policy_weights(), "iteration": iteration}
+        dynamics_state = self._dynamics_state()
+        if dynamics_state is not None:
+            saved["dynamics_state"] = dynamics_state
+        self._request(saved)
+
+    def _request(self, saved: Mapping[str, Any]) -> None:
+        """``saved`` determines the round (with the seed); the rest belongs to this run."""
+        self._rounds.request(**saved, dynamics_path=str(self.dynamics.file()), **self._starts)
 
     def _dynamics_state(self) -> Mapping[str, Any] | None:
         """The weights of a model that the learner goes on training; None: those of the file."""
@@ -407,10 +409,9 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         ray.get([worker.set_model_buffer.remote(buffer) for worker, buffer in buffers])
         if self.dynamics.ready and self.config.get_learner_class().update_class.uses_dynamics:
             self._foreach_learner("set_dynamics", str(self.dynamics.file()))
-        if self._rounds.pending:  # not of the restored run
-            self._rounds.collect()
+        self._rounds.discard()  # not of the restored run
         if state[PENDING_ROUND]:  # the same request has the same answer
-            self._request_round(**state[PENDING_ROUND])
+            self._request(state[PENDING_ROUND])
 
 
 def _forget_weights_seq_no(runner: Any) -> None:
