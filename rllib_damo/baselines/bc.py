@@ -47,8 +47,8 @@ class BehaviorCloningConfig(OfflineConfig):
     """
 
     option_groups: ClassVar[Mapping[str, type]] = {**OfflineConfig.option_groups, "training": OfflineTraining}
-    module_class = BCTorchRLModule
-    learner_class = BehaviorCloningTorchLearner
+    default_module_class = BCTorchRLModule
+    default_learner_class = BehaviorCloningTorchLearner
 
     @classmethod
     def algorithm_class(cls) -> type:

@@ -88,8 +88,8 @@ class MOPOConfig(ModelBasedConfig):
     option_groups: ClassVar[Mapping[str, type]] = {**ModelBasedConfig.option_groups, "training": MOPOTraining}
     defaults: ClassVar[Mapping[str, Any]] = {"actor_lr": 1e-4, "alpha_lr": 1e-4}
     network_options = ("hidden_dims", "twin_q", "critic_layer_norm", "initial_alpha")
-    module_class = SACTorchRLModule
-    learner_class = MOPOTorchLearner
+    default_module_class = SACTorchRLModule
+    default_learner_class = MOPOTorchLearner
     rollout_runner_class = MOPORolloutEnvRunner
 
     @classmethod

@@ -111,8 +111,8 @@ class TD3BCConfig(OfflineConfig):
 
     option_groups: ClassVar[Mapping[str, type]] = {**OfflineConfig.option_groups, "training": TD3BCTraining}
     network_options = ("hidden_dims", "twin_q", "critic_layer_norm")
-    module_class = TD3BCTorchRLModule
-    learner_class = TD3BCTorchLearner
+    default_module_class = TD3BCTorchRLModule
+    default_learner_class = TD3BCTorchLearner
 
     @classmethod
     def algorithm_class(cls) -> type:

@@ -22,7 +22,7 @@ from rllib_damo.command.progress import ProgressTable
 from rllib_damo.command.report import USAGE, console, err, report
 from rllib_damo.command.results import with_flat_score, with_last_evaluation
 from rllib_damo.command.stopping import CheckedStopper
-from rllib_damo.core.config import DAMOConfig
+from rllib_damo.core.config import OfflineConfig
 from rllib_damo.data.offline_data import DAMOOfflineData
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation import storage
@@ -137,7 +137,7 @@ def _use_idle_cpus(config: AlgorithmConfig) -> AlgorithmConfig:
     """
     processes = config.num_learners + config.num_env_runners + config.evaluation_num_env_runners
     untouched = config.num_cpus_for_main_process == 1 and not processes
-    if not (isinstance(config, DAMOConfig) and untouched) or has_search_space(config):
+    if not (isinstance(config, OfflineConfig) and untouched) or has_search_space(config):
         return config
     cpus = min(MAX_THREADS, int(ray.available_resources().get("CPU", 1)), os.cpu_count() or 1)
     return config.copy(copy_frozen=False).resources(num_cpus_for_main_process=max(1, cpus))

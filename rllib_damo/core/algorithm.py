@@ -322,8 +322,7 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
     @override(OfflineAlgorithm)
     def before_steps(self) -> bool:
         """A round of rollouts. Where none came, the gradient steps go on with the rows that there are."""
-        if self.config.get_learner_class().update_class.uses_dynamics:
-            self._foreach_learner("set_dynamics", str(self.dynamics.file()))
+        self._hand_out_dynamics()
         with self.metrics.log_time((TIMERS, "rollouts")):
             parts = self.roll_out()
         if parts:
@@ -359,9 +358,15 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
 
     def _dynamics_state(self) -> Mapping[str, Any] | None:
         """The weights of a model that the learner goes on training; None: those of the file."""
-        if not self.config.get_learner_class().update_class.uses_dynamics:
-            return None
-        return self._foreach_learner("dynamics_state")[0]
+        return self._foreach_learner("dynamics_state")[0] if self._update_uses_dynamics() else None
+
+    def _hand_out_dynamics(self) -> None:
+        """Gives the learners the trained model, where their update reads it."""
+        if self._update_uses_dynamics():
+            self._foreach_learner("set_dynamics", str(self.dynamics.file()))
+
+    def _update_uses_dynamics(self) -> bool:
+        return self.config.learner_class.update_class.uses_dynamics
 
     def _fill_model_buffers(self, parts: list[Any]) -> None:
         """Adds a round to the learners' model buffers, tables as Ray Datasets; several learners get an equal part each.
@@ -407,8 +412,8 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         self.dynamics.set_state(state[COMPONENT_DYNAMICS])
         buffers = zip(self._other_learners(), state[OTHER_BUFFERS], strict=False)
         ray.get([worker.set_model_buffer.remote(buffer) for worker, buffer in buffers])
-        if self.dynamics.ready and self.config.get_learner_class().update_class.uses_dynamics:
-            self._foreach_learner("set_dynamics", str(self.dynamics.file()))
+        if self.dynamics.ready:
+            self._hand_out_dynamics()
         self._rounds.discard()  # not of the restored run
         if state[PENDING_ROUND]:  # the same request has the same answer
             self._request(state[PENDING_ROUND])

@@ -31,11 +31,22 @@ from rllib_damo.utils.paths import absolute, absolute_input, cache_root
 from rllib_damo.utils.spaces import check_spaces
 
 
+def _document(method: Any, options: Mapping[str, Option]) -> None:
+    """Gives a method with ``**options`` the signature and the docstring of the options that it takes."""
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=NotProvided) for name in options]
+    parameters.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
+    method.__signature__ = inspect.Signature(parameters)
+    rows = "\n".join(f"    {name}: {option.meaning} Default: {option.default!r}." for name, option in options.items())
+    method.__doc__ = f"{inspect.getdoc(method)}\n\nArgs:\n{rows}\n    kwargs: RLlib's own options of this method."
+
+
 class OfflineConfig(AlgorithmConfig):
     """What the configs of all algorithms share: a dataset, gradient steps on it, and evaluation.
 
     A subclass says which options its methods take (``option_groups``), which defaults of its own they have
-    (``defaults``), and which classes do the work (``algorithm_class``, ``module_class``, ``learner_class``).
+    (``defaults``), and which classes do the work (``algorithm_class``, ``default_module_class``,
+    ``default_learner_class``).
     """
 
     #: Method -> `TypedDict` of the options that it takes, beside RLlib's.
@@ -44,8 +55,8 @@ class OfflineConfig(AlgorithmConfig):
     defaults: ClassVar[Mapping[str, Any]] = {}
     #: Options that the networks are built from: the module gets them in its ``model_config``.
     network_options: ClassVar[tuple[str, ...]] = ("hidden_dims",)
-    module_class: ClassVar[type]
-    learner_class: ClassVar[type]
+    default_module_class: ClassVar[type]
+    default_learner_class: ClassVar[type]
     rollout_runner_class: ClassVar[type] = ModelRolloutEnvRunner
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -95,7 +106,7 @@ class OfflineConfig(AlgorithmConfig):
         return self._take("training", options)
 
     @override(AlgorithmConfig)
-    def offline_data(self, **options: Unpack[DataOptions]) -> Self:  # type: ignore[override]
+    def offline_data(self, **options: Unpack[DataOptions]) -> Self:
         """Sets the dataset: the package's options, and RLlib's own of this method."""
         if "input_" in options:
             options["input_"] = absolute_input(options["input_"])
@@ -151,11 +162,11 @@ class OfflineConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        return RLModuleSpec(module_class=self.module_class)
+        return RLModuleSpec(module_class=self.default_module_class)
 
     @override(AlgorithmConfig)
     def get_default_learner_class(self) -> type:
-        return self.learner_class
+        return self.default_learner_class
 
     @property
     @override(AlgorithmConfig)
@@ -208,7 +219,9 @@ class OfflineConfig(AlgorithmConfig):
             ValueError: at the first wrong combination.
         """
         if self.is_multi_agent:
-            self._value_error(f"{self.algorithm_name} is a single-agent algorithm: remove the `.multi_agent()` settings.")
+            self._value_error(
+                f"{self.algorithm_name} is a single-agent algorithm: remove the `.multi_agent()` settings."
+            )
         if self.lr is not None:
             rates = ", ".join(f"`{name}`" for name in self.own_options("training") if name.endswith("_lr"))
             self._value_error(f"{self.algorithm_name} has {rates}: leave `lr` None; found {self.lr!r}.")
@@ -238,8 +251,8 @@ class OfflineConfig(AlgorithmConfig):
     def _check_spaces(self) -> None:
         if self.observation_space is None or self.action_space is None:
             self._value_error(
-                f"{self.algorithm_name} needs the spaces: set `config.environment('Hopper-v5')`, or, without a simulator, "
-                "`config.environment(observation_space=..., action_space=...)`."
+                f"{self.algorithm_name} needs the spaces: set `config.environment('Hopper-v5')`, or, without a "
+                "simulator, `config.environment(observation_space=..., action_space=...)`."
             )
         try:
             check_spaces(self.observation_space, self.action_space)
@@ -289,7 +302,7 @@ class ModelBasedConfig(OfflineConfig):
         """Sets the options of the dynamics ensemble."""
         for name in ("dynamics_path", "dynamics_cache_dir"):
             if name in options:
-                options[name] = absolute(options[name])  # type: ignore[literal-required]
+                options[name] = absolute(options[name])
         return self._take("dynamics", options)
 
     @override(OfflineConfig)
@@ -304,9 +317,7 @@ class ModelBasedConfig(OfflineConfig):
     def check(self) -> None:
         super().check()
         if self.num_elites > self.num_ensemble:
-            self._value_error(
-                f"`num_elites` ({self.num_elites}) must not exceed `num_ensemble` ({self.num_ensemble})."
-            )
+            self._value_error(f"`num_elites` ({self.num_elites}) must not exceed `num_ensemble` ({self.num_ensemble}).")
         if len(self.dynamics_weight_decay) != len(self.dynamics_hidden_dims) + 1:
             self._value_error(
                 f"`dynamics_weight_decay` needs one value for each of the {len(self.dynamics_hidden_dims) + 1} layers "
@@ -330,18 +341,6 @@ class ModelBasedConfig(OfflineConfig):
 def resolve_target_entropy(target_entropy: float | str, action_space: gym.spaces.Box) -> float:
     """-dim(A) nats for "auto"."""
     return -float(action_space.shape[0]) if target_entropy == "auto" else float(target_entropy)
-
-
-def _document(method: Any, options: Mapping[str, Option]) -> None:
-    """Gives a method with ``**options`` the signature and the docstring of the options that it takes."""
-    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-    parameters += [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=NotProvided) for name in options
-    ]
-    parameters.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
-    method.__signature__ = inspect.Signature(parameters)
-    rows = "\n".join(f"    {name}: {option.meaning} Default: {option.default!r}." for name, option in options.items())
-    method.__doc__ = f"{inspect.getdoc(method)}\n\nArgs:\n{rows}\n    kwargs: RLlib's own options of this method."
 
 
 _document(OfflineConfig.offline_data, OfflineConfig.own_options("offline_data"))

@@ -103,8 +103,8 @@ class OfflineTorchLearner(TorchLearner):
         start = sum(groups[name].num_real for name in order[: order.index("update")])
         self._update_columns = slice(start, start + groups["update"].num_real)
         self._batch = StepBatch(
-            num_real=groups["update"].num_real,
-            **{name: self._layout.unpack(part) for name, part in zip(self._groups, parts, strict=True)},
+            {name: self._layout.unpack(part) for name, part in zip(self._groups, parts, strict=True)},
+            groups["update"].num_real,
         )
 
     @override(TorchLearner)
@@ -398,4 +398,3 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
             self._update_state = state
         else:
             self._update.set_state(state)
-

@@ -32,7 +32,7 @@ from rllib_damo.dynamics.termination import TerminationFn
 from rllib_damo.nn.batched_matmul import PRODUCT_DTYPES
 
 #: A number, or a schedule in gradient steps: ``[[0, 3e-4], [100_000, 0.0]]`` falls linearly to 0.
-Schedule: TypeAlias = "float | Sequence[Sequence[float]]"
+Schedule: TypeAlias = float | Sequence[Sequence[float]]
 precisions = one_of(*PRODUCT_DTYPES)
 
 

@@ -165,7 +165,7 @@ def options_of(group: type) -> dict[str, Option]:
     """
     found = {}
     for name, hint in typing.get_type_hints(group, include_extras=True).items():
-        (option,) = [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Option)] or [None]
+        option = next((part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Option)), None)
         if option is None:
             raise TypeError(f"{group.__name__}.{name} has no Option: write Annotated[<type>, Option(...)].")
         found[name] = option

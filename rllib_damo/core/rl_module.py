@@ -25,8 +25,8 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
 
     def setup(self) -> None:
         check_spaces(self.observation_space, self.action_space)
-        self.actor = self.make_actor()
-        self.averaged_actor = copy.deepcopy(self.actor).requires_grad_(False)
+        self.actor: Any = self.make_actor()
+        self.averaged_actor: Any = copy.deepcopy(self.actor).requires_grad_(False)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -112,8 +112,8 @@ class ActorCriticTorchRLModule(OfflineTorchRLModule):
         super().setup()
         cfg = self.model_config
         num = 2 if cfg["twin_q"] else 1
-        self.critics = Critics(*self.sizes, cfg["hidden_dims"], num, cfg["critic_layer_norm"])
-        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.critics: Any = Critics(*self.sizes, cfg["hidden_dims"], num, cfg["critic_layer_norm"])
+        self.target_critics: Any = copy.deepcopy(self.critics).requires_grad_(False)
 
     def trainable(self) -> dict[str, list[nn.Parameter]]:
         return super().trainable() | {"critic": list(self.critics.parameters())}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray.rllib.models import MODEL_DEFAULTS
 
 if TYPE_CHECKING:
     from rllib_damo.core.config import OfflineConfig
 
-_UNUSED = (
+_UNUSED: tuple[tuple[str, Any, str], ...] = (
     # name, the value that it must keep, what to do instead
     ("normalize_actions", True, "the policy's actions lie in [-1, 1]"),
     ("min_sample_timesteps_per_iteration", 0, "set `rollout_freq`, the gradient steps of an iteration"),

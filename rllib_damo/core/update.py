@@ -1,4 +1,4 @@
-"""What all update rules share: the rows that they ask for, and one network's gradients averaged, clipped and applied."""
+"""What all update rules share: the rows that they ask for, and how gradients are averaged, clipped and applied."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StepBatch(dict[str, Batch]):
         extra: extra columns of these, ``(num_real, width)`` each, by name (`OfflineAlgorithm.extra_columns`).
     """
 
-    def __init__(self, num_real: int = 0, extra: Mapping[str, Tensor] | None = None, **groups: Batch):
+    def __init__(self, groups: Mapping[str, Batch], num_real: int = 0, extra: Mapping[str, Tensor] | None = None):
         super().__init__(groups)
         self.num_real, self.extra = num_real, extra or {}
 
@@ -93,11 +93,14 @@ class Update:
         self.reduce_gradients = reduce_gradients
         self.params: dict[str, list[nn.Parameter]] = module.trainable()
         pairs = module.targets()
-        self._online = [p.data for net, _ in pairs for p in net.parameters()]
-        self._targets = [p.data for _, target in pairs for p in target.parameters()]
+        self._online_params = [p.data for net, _ in pairs for p in net.parameters()]
+        self._target_params = [p.data for _, target in pairs for p in target.parameters()]
 
     def row_groups(self) -> dict[str, RowGroup]:
-        """The rows that `step` reads, by name. At most one group has rows of the dataset and of the model."""
+        """The rows that `step` reads, by name, "update" among them.
+
+        At most one group has rows of the dataset and of the model.
+        """
         return {"update": RowGroup(self.config.train_batch_size_per_learner)}
 
     def step(self, batch: StepBatch, step: int, measure: bool) -> Metrics:
@@ -172,7 +175,7 @@ class Update:
     @torch.no_grad()
     def _move_targets(self) -> None:
         """Moves all targets of ``module.targets()`` by ``tau`` towards their networks."""
-        torch._foreach_lerp_(self._targets, self._online, self.config.tau)
+        torch._foreach_lerp_(self._target_params, self._online_params, self.config.tau)
 
 
 def mixed_rows(config: Any) -> RowGroup:

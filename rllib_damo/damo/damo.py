@@ -136,9 +136,7 @@ class DAMOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, total=Fa
         float,
         Option(0.0, not_negative, "Standard deviation of the noise on the classifier's standardised training inputs."),
     ]
-    classifier_spectral_norm: Annotated[
-        bool, Option(False, flag, "Spectral normalisation of the classifier's layers.")
-    ]
+    classifier_spectral_norm: Annotated[bool, Option(False, flag, "Spectral normalisation of the classifier's layers.")]
     max_logit: Annotated[float, Option(10.0, positive_or_inf, "The modified reward clips the logit to ± this.")]
     precision: Annotated[
         str,
@@ -198,8 +196,8 @@ class DAMOConfig(ModelBasedConfig):
         "real_ratio": 0.5,
     }
     network_options = ("hidden_dims", "twin_q", "critic_layer_norm", "classifier_spectral_norm", "initial_alpha")
-    module_class = DAMOTorchRLModule
-    learner_class = DAMOTorchLearner
+    default_module_class = DAMOTorchRLModule
+    default_learner_class = DAMOTorchLearner
 
     @classmethod
     def algorithm_class(cls) -> type:
@@ -252,9 +250,7 @@ class DAMOConfig(ModelBasedConfig):
                 "initial_states='dataset'."
             )
         if self.initial_alpha > self.max_alpha:
-            self._value_error(
-                f"`initial_alpha` ({self.initial_alpha}) must not exceed `max_alpha` ({self.max_alpha})."
-            )
+            self._value_error(f"`initial_alpha` ({self.initial_alpha}) must not exceed `max_alpha` ({self.max_alpha}).")
         self._check_fast_step()
 
     def _check_fast_step(self) -> None:

@@ -83,9 +83,7 @@ class FastUpdate(DAMOUpdate):
         num, num_initial = sizes = len(update.obs), len(initial.obs)
         inconsistent, value_weight = not self.is_consistent, self.value_weight(step)
         alpha = m.log_alpha.exp()
-        rewards, classifier_metrics = (
-            self.classifier_step(batch, measure) if o.data_alignment else (update.rewards, {})
-        )
+        rewards, classifier_metrics = self.classifier_step(batch, measure) if o.data_alignment else (update.rewards, {})
 
         # a' ~ π(s'), a0 ~ π(s0), and for the ordinary actor loss also π(s)
         if sizes not in self._inputs:
