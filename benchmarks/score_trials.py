@@ -19,7 +19,8 @@ from score_settings import METHODS, environment, make_config
 
 from rllib_damo.core.algorithm import NUM_GRADIENT_STEPS
 from rllib_damo.evaluation.policy import Policy
-from rllib_damo.evaluation.scores import discounted_return, normalized_score
+from rllib_damo.evaluation.scores import discounted_return
+from rllib_damo.tasks import normalized_score
 from rllib_damo.utils.paths import atomic_write
 
 #: Between checkpoints where no evaluation makes one (dynamics training, long intervals).
