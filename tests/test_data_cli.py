@@ -148,7 +148,7 @@ def test_an_interrupted_make_says_how_to_go_on(
 
     monkeypatch.setattr(datasets, "make", stopped)
     assert invoke(["data", "make", "hopper-random"]) == 130
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "The same command continues" in capsys.readouterr().err
 
 
 def test_a_failed_worker_exits_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

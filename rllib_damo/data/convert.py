@@ -82,7 +82,7 @@ def convert(
 
 
 def _spaces_of_env(env_id: str) -> dict[str, Any]:
-    env = make_env(env_id, error_class=DataError)
+    env = make_env(env_id)
     spec = env.spec
     facts = {
         "env_spec": spec.to_json() if spec is not None else None,

@@ -44,10 +44,10 @@ def checkpoint_dir(path: str | Path) -> Path:
 
 
 def no_checkpoint(place: str | Path, inner: Sequence[str]) -> CheckpointError:
-    """The error for a folder or address that is no checkpoint, but may hold some."""
+    """The error for a folder or address that is not a checkpoint, but may hold some."""
     if inner:
         shown = "\n  ".join(inner[-10:])
-        return CheckpointError(f"{place} is no checkpoint itself, but holds some; pass one of them:\n  {shown}")
+        return CheckpointError(f"{place} is not a checkpoint, but holds some; pass one of them:\n  {shown}")
     return CheckpointError(
         f"{place} holds no RLlib checkpoint (no {COMPONENT_LEARNER_GROUP}/ and {CONSTRUCTOR}). Pass a folder written "
         "by `rllib train` or `algo.save_to_path()`."
@@ -55,7 +55,7 @@ def no_checkpoint(place: str | Path, inner: Sequence[str]) -> CheckpointError:
 
 
 def module_dir(checkpoint: str | Path, module_id: str = "default_policy") -> Path:
-    """The folder of one RLModule inside an Algorithm's checkpoint; a module's own checkpoint folder is taken as it is.
+    """The folder of an RLModule in an Algorithm's checkpoint; a module's own checkpoint folder is returned as it is.
 
     Raises:
         CheckpointError: no checkpoint, or no module of that name in it.
@@ -77,7 +77,7 @@ def load_config(checkpoint: str | Path, algorithm: type[Algorithm] | None = None
 
     Args:
         checkpoint: an Algorithm's checkpoint folder.
-        algorithm: the Algorithm's class, if it isn't to be taken from the checkpoint.
+        algorithm: the Algorithm's class, if it shall replace the checkpoint's.
     """
     file = checkpoint_dir(checkpoint) / CONSTRUCTOR
     try:
@@ -115,10 +115,10 @@ def play(
         seed: seed of the environment.
         render: show the environment in a window.
         explore: draw actions from the policy instead of its mean.
-        algorithm: class of the checkpoint's Algorithm, if it isn't to be taken from the checkpoint.
+        algorithm: class of the checkpoint's Algorithm, if it shall replace the checkpoint's.
 
     Returns:
-        The episodes, with their actions as the policy gave them (unit actions, for DAMO).
+        The episodes, with their actions as the policy gave them (in [-1, 1] for a Box).
     """
     folder = checkpoint_dir(checkpoint)
     config = load_config(folder, algorithm)
@@ -140,8 +140,8 @@ def play(
         except RuntimeError as error:
             raise CheckpointError(
                 f"the policy in {folder} doesn't fit the environment {config.env} (observations "
-                f"{runner.module.observation_space}, actions {runner.module.action_space}). Name the one that it was "
-                "trained for."
+                f"{runner.module.observation_space}, actions {runner.module.action_space}). Name the one "
+                "that it was trained for: env (--env)."
             ) from error
         connectors = folder / COMPONENT_ENV_RUNNER / COMPONENT_ENV_TO_MODULE_CONNECTOR
         if connectors.is_dir():

@@ -1,4 +1,4 @@
-"""A trained policy as a plain callable: raw observations in, actions in the environment's own units out."""
+"""A trained policy as a plain function: it takes raw observations and returns actions in the environment's units."""
 
 from __future__ import annotations
 
