@@ -32,7 +32,7 @@ from rllib_damo.core.config import OfflineConfig
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.rollout_rounds import RolloutRounds
 from rllib_damo.dynamics.trained_model import DynamicsComponent
-from rllib_damo.utils.batch import Batch, Layout
+from rllib_damo.utils.batch import Batch, Layout, deal_buffers
 from rllib_damo.utils.spaces import to_unit
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ NUM_GRADIENT_STEPS = "num_gradient_steps_lifetime"
 PENDING_ROUND = "pending_round"
 DATA_WINDOW = "data_window"
 FINGERPRINT = "dataset_fingerprint"
-OTHER_BUFFERS = "other_model_buffers"
+MODEL_BUFFERS = "model_buffers"
 PHASE = "phase"
 
 
@@ -386,10 +386,6 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         parts = [ray.data.from_blocks([round_.slice(i * size, size)]) for i in range(len(workers))]
         ray.get([worker.add_rollouts.remote(part) for worker, part in zip(workers, parts, strict=True)])
 
-    def _other_learners(self) -> list[Any]:
-        """The actors of all learners but the first."""
-        return list(self.learner_group._workers[1:]) if self.learner_group.is_remote else []
-
     @override(OfflineAlgorithm)
     def cleanup(self) -> None:
         super().cleanup()
@@ -402,16 +398,20 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         return super()._training_state() | {
             COMPONENT_DYNAMICS: self.dynamics.get_state(),
             PENDING_ROUND: self._rounds.pending,
-            # Of several learners RLlib keeps the first one's state, and the model buffer is divided among them.
-            OTHER_BUFFERS: ray.get([worker.get_model_buffer.remote() for worker in self._other_learners()]),
+            # Here, since RLlib keeps the first learner's state, and the model buffer is divided among all.
+            MODEL_BUFFERS: self._foreach_learner("get_model_buffer"),
         }
 
     @override(OfflineAlgorithm)
     def _set_training_state(self, state: Mapping[str, Any]) -> None:
         super()._set_training_state(state)
         self.dynamics.set_state(state[COMPONENT_DYNAMICS])
-        buffers = zip(self._other_learners(), state[OTHER_BUFFERS], strict=False)
-        ray.get([worker.set_model_buffer.remote(buffer) for worker, buffer in buffers])
+        if self.learner_group.is_remote:
+            workers = self.learner_group._workers
+            buffers = deal_buffers(state[MODEL_BUFFERS], len(workers))
+            ray.get([w.set_model_buffer.remote(buffer) for w, buffer in zip(workers, buffers, strict=True)])
+        else:
+            self.learner_group._learner.set_model_buffer(*deal_buffers(state[MODEL_BUFFERS], 1))
         if self.dynamics.ready:
             self._hand_out_dynamics()
         self._rounds.discard()  # not of the restored run
