@@ -14,7 +14,6 @@ from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions
 from rllib_damo.data.formats.registry import find_writer
 from rllib_damo.data.schema import check
 from rllib_damo.data.sources import resolve
-from rllib_damo.errors import DataError
 from rllib_damo.utils.environments import make_env
 
 # Facts that every format carries along (the rest of Minari's metadata describes its own files).
