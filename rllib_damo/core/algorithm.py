@@ -29,9 +29,11 @@ from ray.rllib.utils.typing import StateDict
 
 from rllib_damo.core import dataset_checks
 from rllib_damo.core.config import OfflineConfig
+from rllib_damo.core.sealed_checkpoints import SealedCheckpoints
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.rollout_rounds import RolloutRounds
 from rllib_damo.dynamics.trained_model import DynamicsComponent
+from rllib_damo.errors import UserError
 from rllib_damo.utils.batch import Batch, Layout, deal_buffers
 from rllib_damo.utils.spaces import to_unit
 
@@ -47,7 +49,7 @@ MODEL_BUFFERS = "model_buffers"
 PHASE = "phase"
 
 
-class OfflineAlgorithm(Algorithm):
+class OfflineAlgorithm(SealedCheckpoints, Algorithm):
     """Gradient steps on a dataset: an iteration takes ``rollout_freq`` of them (``phase`` "policy").
 
     A subclass names its config in ``config_class``. Hooks, which do nothing by default: `extra_columns`,
@@ -189,6 +191,20 @@ class OfflineAlgorithm(Algorithm):
             module.set_state(self._policy_weights()[module_id])
             self._is_module_current = True
         return module
+
+    @override(Algorithm)
+    def compute_single_action(self, *args: Any, **kwargs: Any) -> Any:
+        """RLlib's old API.
+
+        Raises:
+            UserError: always; the message says how to act by the policy.
+        """
+        raise UserError(
+            "RLlib's old API (compute_single_action, compute_actions, get_policy) needs policies that this algorithm "
+            "does not have. Act by `policy = rllib_damo.load_policy(algo.save_to_path())` and `policy(observation)`."
+        )
+
+    compute_actions = get_policy = compute_single_action
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
