@@ -19,7 +19,7 @@ from rllib_damo.command import rllib
 from rllib_damo.command import run as experiment
 from rllib_damo.command.report import FAILED, OK, USAGE
 from rllib_damo.command.run import RunOptions, with_flat_score
-from rllib_damo.evaluation.checkpoints import play
+from rllib_damo.evaluation.play import play
 from rllib_damo.evaluation.policy import load_policy
 from tests.ppo_pendulum import PENDULUM_PPO
 

@@ -16,7 +16,7 @@ from minari.data_collector import EpisodeBuffer
 from rllib_damo.data.formats import flat_cache
 from rllib_damo.data.formats import minari as minari_read
 from rllib_damo.data.formats.columns import match_names
-from rllib_damo.data.formats.d4rl_hdf5 import write_d4rl
+from rllib_damo.data.formats.hdf5 import write_hdf5 as write_d4rl
 from rllib_damo.data.formats.minari_files import local_ids, write_minari
 from rllib_damo.data.formats.parquet import write_parquet
 from rllib_damo.data.formats.reader import Conventions, split_at_ends

@@ -13,9 +13,9 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
+from rllib_damo.data.formats import files
 from rllib_damo.data.formats import minari as minari_read
-from rllib_damo.data.formats import parquet_files
-from rllib_damo.data.formats.d4rl_hdf5 import write_d4rl
+from rllib_damo.data.formats.hdf5 import write_hdf5 as write_d4rl
 from rllib_damo.data.formats.minari_files import write_minari
 from rllib_damo.data.formats.parquet import write_parquet
 from rllib_damo.data.formats.reader import Conventions
@@ -301,7 +301,7 @@ def test_globs_and_names_that_look_like_one(tmp_path, monkeypatch) -> None:
         ("{tmp}/dato.hdf5", r"no such file.*data\.hdf5"),
         ("{tmp}/dato.parquet", "no such file"),
         ("{tmp}/*.parquet", "no Parquet file there"),
-        ("{tmp}", r"no Parquet file there. HDF5 is read by the names of files, several as a list: .*data\.hdf5"),
+        ("{tmp}", r"HDF5 is read by the names of files, several as a list: .*data\.hdf5"),
         ("{tmp}/*.hdf5", r"HDF5 is read by the names of files, several as a list: .*data\.hdf5"),
         ("{tmp}/*.parquet/*.parquet", "no Parquet file there"),
         ("{tmp}/notes.txt", "files are read that end"),
@@ -421,7 +421,7 @@ class _Remote:
 def test_what_fails_at_an_address_is_named_with_it(tmp_path, monkeypatch, method, error, message) -> None:
     write_parquet(make_transitions(), tmp_path / "x" / "a.parquet")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parquet_files, "connect", lambda address: (_Remote(method, error), "x"))
+    monkeypatch.setattr(files, "connect", lambda address: (_Remote(method, error), "x"))
     with pytest.raises(DataError, match=f"^s3:/{message}"):
         load("s3://key:secret@x")
 

@@ -18,7 +18,8 @@ from rllib_damo.command import episodes as playback
 from rllib_damo.command import inputs
 from rllib_damo.command.run import RunOptions, quieten, run
 from rllib_damo.errors import UsageError, UserError
-from rllib_damo.evaluation.checkpoints import load_config, play
+from rllib_damo.evaluation.checkpoints import load_config
+from rllib_damo.evaluation.play import play
 from rllib_damo.evaluation.storage import local_copy
 
 app = typer.Typer(

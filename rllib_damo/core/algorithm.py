@@ -29,10 +29,12 @@ from ray.rllib.utils.typing import StateDict
 
 from rllib_damo.core import dataset_checks
 from rllib_damo.core.config import OfflineConfig
+from rllib_damo.core.sealed_checkpoints import SealedCheckpoints
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.rollout_rounds import RolloutRounds
 from rllib_damo.dynamics.trained_model import DynamicsComponent
-from rllib_damo.utils.batch import Batch, Layout
+from rllib_damo.errors import UserError
+from rllib_damo.utils.batch import Batch, Layout, deal_buffers
 from rllib_damo.utils.spaces import to_unit
 
 logger = logging.getLogger(__name__)
@@ -43,11 +45,11 @@ NUM_GRADIENT_STEPS = "num_gradient_steps_lifetime"
 PENDING_ROUND = "pending_round"
 DATA_WINDOW = "data_window"
 FINGERPRINT = "dataset_fingerprint"
-OTHER_BUFFERS = "other_model_buffers"
+MODEL_BUFFERS = "model_buffers"
 PHASE = "phase"
 
 
-class OfflineAlgorithm(Algorithm):
+class OfflineAlgorithm(SealedCheckpoints, Algorithm):
     """Gradient steps on a dataset: an iteration takes ``rollout_freq`` of them (``phase`` "policy").
 
     A subclass names its config in ``config_class``. Hooks, which do nothing by default: `extra_columns`,
@@ -189,6 +191,20 @@ class OfflineAlgorithm(Algorithm):
             module.set_state(self._policy_weights()[module_id])
             self._is_module_current = True
         return module
+
+    @override(Algorithm)
+    def compute_single_action(self, *args: Any, **kwargs: Any) -> Any:
+        """RLlib's old API.
+
+        Raises:
+            UserError: always; the message says how to act by the policy.
+        """
+        raise UserError(
+            "RLlib's old API (compute_single_action, compute_actions, get_policy) needs policies that this algorithm "
+            "does not have. Act by `policy = rllib_damo.load_policy(algo.save_to_path())` and `policy(observation)`."
+        )
+
+    compute_actions = get_policy = compute_single_action
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
@@ -386,10 +402,6 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         parts = [ray.data.from_blocks([round_.slice(i * size, size)]) for i in range(len(workers))]
         ray.get([worker.add_rollouts.remote(part) for worker, part in zip(workers, parts, strict=True)])
 
-    def _other_learners(self) -> list[Any]:
-        """The actors of all learners but the first."""
-        return list(self.learner_group._workers[1:]) if self.learner_group.is_remote else []
-
     @override(OfflineAlgorithm)
     def cleanup(self) -> None:
         super().cleanup()
@@ -402,16 +414,20 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         return super()._training_state() | {
             COMPONENT_DYNAMICS: self.dynamics.get_state(),
             PENDING_ROUND: self._rounds.pending,
-            # Of several learners RLlib keeps the first one's state, and the model buffer is divided among them.
-            OTHER_BUFFERS: ray.get([worker.get_model_buffer.remote() for worker in self._other_learners()]),
+            # Here, since RLlib keeps the first learner's state, and the model buffer is divided among all.
+            MODEL_BUFFERS: self._foreach_learner("get_model_buffer"),
         }
 
     @override(OfflineAlgorithm)
     def _set_training_state(self, state: Mapping[str, Any]) -> None:
         super()._set_training_state(state)
         self.dynamics.set_state(state[COMPONENT_DYNAMICS])
-        buffers = zip(self._other_learners(), state[OTHER_BUFFERS], strict=False)
-        ray.get([worker.set_model_buffer.remote(buffer) for worker, buffer in buffers])
+        if self.learner_group.is_remote:
+            workers = self.learner_group._workers
+            buffers = deal_buffers(state[MODEL_BUFFERS], len(workers))
+            ray.get([w.set_model_buffer.remote(buffer) for w, buffer in zip(workers, buffers, strict=True)])
+        else:
+            self.learner_group._learner.set_model_buffer(*deal_buffers(state[MODEL_BUFFERS], 1))
         if self.dynamics.ready:
             self._hand_out_dynamics()
         self._rounds.discard()  # not of the restored run

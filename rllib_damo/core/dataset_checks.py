@@ -10,7 +10,7 @@ import torch
 
 from rllib_damo.core.config import ModelBasedConfig, OfflineConfig
 from rllib_damo.data.schema import Transitions
-from rllib_damo.data.warnings import cautions, cautions_of_choice
+from rllib_damo.data.warnings import dataset_warnings, selection_warnings
 from rllib_damo.dynamics.rollout import as_terminated
 from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
 from rllib_damo.dynamics.training import MIN_TRANSITIONS
@@ -24,8 +24,8 @@ _TOLERANCE = 0.05  # share of these
 
 def warnings_of_all(config: OfflineConfig, transitions: Transitions) -> Iterator[str]:
     """Yields warnings about the dataset (or its first window) that concern every algorithm, a sentence each."""
-    yield from cautions(transitions)
-    yield from cautions_of_choice(transitions, transitions.best_rows(config.data_fraction))
+    yield from dataset_warnings(transitions)
+    yield from selection_warnings(transitions, transitions.best_rows(config.data_fraction))
     if config._env_to_module_connector is not None:
         yield (
             "`env_to_module_connector` changes the observations that the policy sees where it plays, and none of the "

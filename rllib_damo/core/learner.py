@@ -190,7 +190,7 @@ class OfflineTorchLearner(TorchLearner):
             under the module's id.
 
         Raises:
-            RuntimeError: a loss became infinite or NaN; the message names it.
+            RuntimeError: a loss or a network became infinite or NaN; the message names it. No checkpoint can hold that.
         """
         if self._offline is None or (self._num_model and not len(self._model_rows())):
             raise RuntimeError("update_many needs set_dataset and add_rollouts to be called first.")
@@ -261,7 +261,7 @@ class OfflineTorchLearner(TorchLearner):
         return torch.randint(high, shape, generator=self._generator, device=self._device)
 
     def _report(self, values: dict[str, float], num_steps: int, timesteps: dict[str, Any]) -> dict[str, Any]:
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        bad = [name for name, value in values.items() if not math.isfinite(value)] or self._non_finite_tensors()
         if bad:
             raise RuntimeError(
                 f"Training diverged within the last {num_steps} gradient steps: {', '.join(bad)} not finite. Restore "
@@ -274,6 +274,12 @@ class OfflineTorchLearner(TorchLearner):
         self._log_trainable_parameters()  # RLlib's numbers, which it logs once, and which are NaN after that
         self.after_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._num_steps} | timesteps)
         return self.metrics.reduce()
+
+    def _non_finite_tensors(self) -> list[str]:
+        """Names of the module's tensors that are not finite: the last step's, whose loss was still finite."""
+        tensors = self.module[DEFAULT_MODULE_ID].state_dict()
+        are_finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+        return [name for name, is_finite in zip(tensors, are_finite, strict=True) if not is_finite][:3]
 
     @torch.no_grad()
     def initial_value(self, max_states: int = 1000) -> float:
@@ -359,7 +365,7 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
         self.model_buffer.add(self._layout.pack(**batch))
 
     def get_model_buffer(self) -> dict[str, Any]:
-        """The state of this learner's part of the model buffer."""
+        """The state of this learner's part of the model buffer. The algorithm saves all parts."""
         return self.model_buffer.get_state()
 
     def set_model_buffer(self, state: dict[str, Any]) -> None:
@@ -382,15 +388,6 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
         return None if state is None else {name: value.cpu() for name, value in state.items()}
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
-
-    @override(OfflineTorchLearner)
-    def _training_state(self) -> dict[str, Any]:
-        return super()._training_state() | {"synthetic": self.model_buffer.get_state()}
-
-    @override(OfflineTorchLearner)
-    def _set_training_state(self, state: dict[str, Any]) -> None:
-        super()._set_training_state(state)
-        self.model_buffer.set_state(state["synthetic"])
 
     @override(OfflineTorchLearner)
     def _set_update_state(self, state: dict[str, Any]) -> None:
