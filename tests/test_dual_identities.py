@@ -115,7 +115,8 @@ def test_minimise_finds_a_minimum(divergence: str) -> None:
     for seed in SEEDS:
         dual = Dual(random_problem(seed), 0.5, divergence)
         q = dual.minimise()
-        assert np.abs(dual.gradient(q)).max() < 1e-8
+        # a power's curvature is infinite where a residual is 0
+        assert np.abs(dual.gradient(q)).max() < (1e-7 if divergence == "power" else 1e-10)
         for scale in (1e-3, 1.0):
             assert dual.value(q) <= dual.value(q + scale * rng.normal(size=q.shape))
 
