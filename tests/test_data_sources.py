@@ -62,7 +62,7 @@ def _nan(values: np.ndarray) -> np.ndarray:
     [
         (_drop("rewards"), "no column for rewards; found .*Name them rewards: rewards or reward"),
         (_drop("observations", "actions"), "no column for observations, actions"),
-        (_drop("terminals", "timeouts"), "neither terminations nor truncations nor episode ids"),
+        (_drop("terminals", "timeouts", "next_observations"), "neither terminations nor truncations nor episode ids"),
         (_change("observations", _nan), "observations hold values that are not finite in 1 row"),
         (_change("rewards", _nan), "rewards hold values that are not finite"),
         (_change("rewards", lambda x: np.full(len(x), 1e300)), "not finite in 12 row.*inf"),
@@ -71,7 +71,12 @@ def _nan(values: np.ndarray) -> np.ndarray:
         (_change("actions", lambda x: np.arange(len(x))), "continuous actions"),
         (_change("actions", lambda x: x * 9), "outside the action space"),
         (_change("terminals", lambda x: np.arange(len(x))), "values other than 0 and 1"),
-        (lambda columns: {**columns, "terminals": np.zeros(12, bool), "timeouts": np.zeros(12, bool)}, "no end"),
+        (
+            lambda columns: {
+                **_drop("next_observations")(columns), "terminals": np.zeros(12, bool), "timeouts": np.zeros(12, bool)
+            },
+            "no end",
+        ),
     ],
 )  # fmt: skip
 def test_unsound_columns_are_refused(tmp_path, write, spoil, message) -> None:

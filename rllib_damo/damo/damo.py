@@ -64,6 +64,14 @@ class DAMOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, total=Fa
         str,
         Option("half_squared", divergences, "f of the critic's loss (step 7); chi_squared without target networks."),
     ]
+    f_power: Annotated[
+        float,
+        Option(
+            1.5,
+            number("a number in (1, 2]", lambda v: 1 < v <= 2),
+            'p of the divergence "power", f*(y) = |y|^p/p (step 7); 2 is half_squared.',
+        ),
+    ]
     actor_f_divergence: Annotated[
         str,
         Option("chi_squared", divergences, "f whose f*' turns Bellman residuals into the actor's density ratio."),
@@ -237,11 +245,12 @@ class DAMOConfig(ModelBasedConfig):
 
     def check(self) -> None:
         super().check()
-        if self.f_divergence == "chi_squared" and self.target_networks and self.behavior_alignment:
+        divergence = DIVERGENCES[self.f_divergence](self.f_power)
+        if divergence.has_linear_part and self.target_networks and self.behavior_alignment:
             self._value_error(
-                "`f_divergence`='chi_squared' has a linear part, which with target networks raises the values without "
-                "bound. Set f_divergence='half_squared', or target_networks=False, or behavior_alignment=False (plain "
-                "TD)."
+                f"`f_divergence`={self.f_divergence!r} has a linear part, which with target networks raises the values "
+                "without bound. Set f_divergence='half_squared', or target_networks=False, or "
+                "behavior_alignment=False (plain TD)."
             )
         if self.bc_weight and self.initial_states != "dataset":
             self._value_error(

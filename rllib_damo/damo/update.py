@@ -48,8 +48,8 @@ class DAMOUpdate(Update):
         self.actor_eta = config.eta if config.actor_eta is None else config.actor_eta
         self.is_consistent = config.policy_improvement == "consistent" and config.behavior_alignment
         self.target_entropy = resolve_target_entropy(config.target_entropy, module.action_space)
-        self.divergence = DIVERGENCES[config.f_divergence]
-        self.actor_divergence = DIVERGENCES[config.actor_f_divergence]
+        self.divergence = DIVERGENCES[config.f_divergence](config.f_power)
+        self.actor_divergence = DIVERGENCES[config.actor_f_divergence](config.f_power)
         weight = config.bc_weight
         self._bc_schedule = np.array([[0, weight]] if np.ndim(weight) == 0 else weight, float).T
         self.is_anchored = bool(self._bc_schedule[1].any())

@@ -91,7 +91,7 @@ def assemble(
         partial: the rows are a window of a larger dataset, so a window without any end is no error.
 
     Raises:
-        DataError: for lengths that differ, types or shapes that do not fit, or when no row ends an episode.
+        DataError: for lengths that differ, types or shapes that do not fit, or when nothing tells where episodes end.
     """
     check_lengths(name, {key: len(values) for key, values in columns.items()})
     observations = as_float_matrix(name, "observations", columns["observations"], 2)
@@ -110,11 +110,6 @@ def assemble(
                 "interleaved, sort the rows by episode.",
                 name, episodes, runs,
             )  # fmt: skip
-    if not partial and len(rewards) and not (terminations | truncations).any():
-        raise DataError(
-            f"{name}: none of the {len(rewards)} rows is a termination or a truncation, so episodes have no end. "
-            "Mark the last row of each episode in `timeouts` (or `truncations`)."
-        )
     if "next_observations" in columns:
         next_observations = as_float_matrix(name, "next_observations", columns["next_observations"], 2)
         if next_observations.shape[1] != observations.shape[1]:
@@ -125,6 +120,12 @@ def assemble(
         _mark_seams(name, observations, next_observations, terminations, truncations)
         keep = np.ones(len(rewards), bool)
     else:
+        if not partial and len(rewards) and not (terminations | truncations).any():
+            raise DataError(
+                f"{name}: none of the {len(rewards)} rows is a termination or a truncation, and there are no next "
+                "observations, so episodes have no end. Mark the last row of each episode in `timeouts` (or "
+                "`truncations`)."
+            )
         next_observations, keep = _next_from_rows(observations, terminations, truncations)
     if lookahead:
         keep[-1:] = False

@@ -107,17 +107,18 @@ def match_names(name: str, present: Iterable[str], given: Mapping[str, str | Seq
             columns that the schema does not know is left alone.
 
     Raises:
-        DataError: as `find_names` does, if a required one is missing, or all of those that tell where episodes end.
+        DataError: as `find_names` does, if a required one is missing, or all of those that tell where episodes end
+            (next observations do, too).
     """
     names = list(present)
     found = find_names(name, names, given)
     missing = [key for key in _REQUIRED if key not in found]
     if missing:
         raise DataError(f"{name}: no column for {', '.join(missing)}; found {_shown(names)}. " + _naming(missing))
-    if not set(END_COLUMNS) & set(found):
+    if not {*END_COLUMNS, "next_observations"} & set(found):
         raise DataError(
-            f"{name}: there are neither terminations nor truncations nor episode ids, so episodes have no end; found "
-            f"{_shown(names)}. " + _naming([*END_COLUMNS])
+            f"{name}: there are neither terminations nor truncations nor episode ids, so episodes have no end (nor "
+            f"next observations, which tell it); found {_shown(names)}. " + _naming([*END_COLUMNS])
         )
     if "terminations" not in found:
         warn_once(

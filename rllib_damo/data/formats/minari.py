@@ -22,7 +22,7 @@ from minari.serialization import deserialize_space
 from rllib_damo.data.formats import flat_cache
 from rllib_damo.data.formats.arrow_columns import column_to_numpy
 from rllib_damo.data.formats.assemble import as_flags, as_float_matrix
-from rllib_damo.data.formats.files import Place
+from rllib_damo.data.formats.files import Place, in_natural_order
 from rllib_damo.data.formats.minari_files import (
     CACHE_ABOVE_EPISODES,
     MAIN_FILE,
@@ -122,7 +122,7 @@ class MinariReader(Reader):
         for index in range(start, stop):
             folder = self.path / str(index)
             try:
-                files = sorted(str(path) for path in folder.iterdir() if path.suffix == f".{data_format}")
+                files = in_natural_order([str(path) for path in folder.iterdir() if path.suffix == f".{data_format}"])
                 table = pa.dataset.dataset(files, format=data_format).to_table(columns=list(_COLUMNS))
             except (OSError, pa.ArrowInvalid) as error:
                 raise DataError(f"{self.name}: {folder} cannot be read ({error}); download it again.") from error

@@ -40,7 +40,7 @@ class EpisodesReader(TablesReader):
         total = self._total()
         stop = total if stop is None else min(stop, total)
         chunks = [
-            self._decode(path, item.as_py())
+            self._decode(self.files.shown(path), item.as_py())
             for path, _, table in self._tables(["item"], start, stop)
             for item in table["item"]
         ]

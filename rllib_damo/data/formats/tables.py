@@ -15,6 +15,7 @@ from rllib_damo.data.formats.assemble import as_column, episode_ends
 from rllib_damo.data.formats.columns import END_COLUMNS, Names, each_column, find_names, match_names, warn_once
 from rllib_damo.data.formats.files import Files
 from rllib_damo.data.formats.flat import FlatReader, vector
+from rllib_damo.data.formats.partitions import Partitions
 from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions, Reader
 from rllib_damo.errors import DataError
 
@@ -41,6 +42,7 @@ class TablesReader(Reader):
         self.files = files
         self.name = files.name
         self._conventions = conventions
+        self._partitions = Partitions(files.paths)
         self._groups: list[tuple[str, int, int]] | None = None
         self._opened: tuple[str, TableFile] | None = None  # the file that was read last
         self._held: tuple[tuple[str, int, list[str]], pa.Table] | None = None  # a row group that is read in pieces
@@ -63,7 +65,7 @@ class TablesReader(Reader):
 
     def _file(self, path: str) -> TableFile:
         if self._opened is None or self._opened[0] != path:
-            self._opened = path, self._open(path)
+            self._opened = path, self._partitions.add_to(path, self._open(path))
         return self._opened[1]
 
     def _first_schema(self) -> pa.Schema:
@@ -85,7 +87,7 @@ class TablesReader(Reader):
         return sum(rows for _, _, rows in self._row_groups())
 
     def _tables(self, columns: list[str], start: int, stop: int) -> Iterator[tuple[str, int, pa.Table]]:
-        """The rows [start, stop), a table a row group: (its file's name, its first row less `start`, itself)."""
+        """The rows [start, stop), a table a row group: (its file, its first row less `start`, itself)."""
         position = 0
         for path, group, rows in self._row_groups():
             first, last = max(start - position, 0), min(stop - position, rows)
@@ -97,7 +99,7 @@ class TablesReader(Reader):
                     with self.files.reading(path):
                         table = self._file(path).read(group, columns)
                 self._held = (key, table) if last < rows else None
-                yield self.files.shown(path), position + first - start, table.slice(first, last - first)
+                yield path, position + first - start, table.slice(first, last - first)
             position += rows
 
 
@@ -128,41 +130,58 @@ class FlatTablesReader(TablesReader, FlatReader):
         """Rows [start, stop) of the named columns; row group by row group into arrays made once, to save memory."""
         out: dict[str, np.ndarray] = {}
         starts: dict[str, int] = {}
-        wanted = [each for column in names.values() for each in each_column(column)]
+        wanted = list(dict.fromkeys(each for column in names.values() for each in each_column(column)))
         for path, offset, table in self._tables(wanted, start, stop):
             starts.setdefault(path, offset)
+            shown = self.files.shown(path)
             for key, column in names.items():
-                values = self._column(key, column, table, start + offset)
-                values = as_column(path, key, values)
+                values = as_column(shown, key, self._column(key, column, path, table, start + offset))
                 if key not in out:
                     out[key] = np.empty((stop - start, *values.shape[1:]), values.dtype)
                 elif values.shape[1:] != out[key].shape[1:]:
                     raise DataError(
-                        f"{path}: column {column!r} has rows of shape {values.shape[1:]} after rows of shape "
+                        f"{shown}: column {column!r} has rows of shape {values.shape[1:]} after rows of shape "
                         f"{out[key].shape[1:]}; all rows must have one width."
                     )
                 elif values.dtype.kind != out[key].dtype.kind:
                     raise DataError(
-                        f"{path}: column {column!r} holds ids of type {values.dtype} after ids of type "
+                        f"{shown}: column {column!r} holds ids of type {values.dtype} after ids of type "
                         f"{out[key].dtype} in the files before; write all in one type."
                     )
                 out[key][offset : offset + len(values)] = values
-        if "observations" in out and "next_observations" not in out and "episode_ids" in out:
+        if "observations" in out and "next_observations" not in out:
             self._warn_of_stitches(out, starts)
         return out or {key: np.zeros((0, 1), np.float32) for key in names}
 
-    def _column(self, key: str, column: str | tuple[str, ...], table: pa.Table, first_row: int) -> np.ndarray:
+    def _column(
+        self, key: str, column: str | tuple[str, ...], path: str, table: pa.Table, first_row: int
+    ) -> np.ndarray:
+        if key == "episode_ids":
+            number = self._partitions.folder_number(path, each_column(column)[0])
+            if number is not None:
+                return np.full(len(table), number)
         return vector(
             self.name, key, column, lambda each: column_to_numpy(self.name, each, table[each], first_row, key)
         )
 
     def _warn_of_stitches(self, columns: dict[str, np.ndarray], starts: dict[str, int]) -> None:
-        """A file that begins with the id that the one before ends with may have an episode of its own there."""
+        """Where a file does not end with an episode's end, the order of files decides what follows."""
         ends = episode_ends({key: columns[key] for key in END_COLUMNS if key in columns}, len(columns["rewards"]))
+        order = ", ".join(path.rpartition("/")[2] for path in self.files.paths[:6])
+        order += ", ..." if len(self.files.paths) > 6 else ""
         for path, start in starts.items():
-            if start and not ends[start - 1]:
+            if not start or ends[start - 1]:
+                continue
+            if "episode_ids" in columns:
                 warn_once(
                     "%s: %s begins with the episode id that the file before ends with, %s, so its first rows are taken "
                     "to go on with that episode. If they don't, use ids that no two files share.",
-                    self.name, path, columns["episode_ids"][start],
+                    self.name, self.files.shown(path), columns["episode_ids"][start],
+                )  # fmt: skip
+            else:
+                warn_once(
+                    "%s: the file before %s does not end with an episode's end, so its last episode is taken to go on "
+                    "there. The files are read in the order %s. If that is wrong, add an episode_id or next "
+                    "observations, or mark the last row of each file in `timeouts`.",
+                    self.name, self.files.shown(path), order,
                 )  # fmt: skip
