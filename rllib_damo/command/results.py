@@ -12,6 +12,7 @@ from ray.tune.result import TRAINING_ITERATION
 
 from rllib_damo.command.stopping import reached
 from rllib_damo.utils.names import flatten, nested
+from rllib_damo.utils.ray_internals import evaluate_now
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -27,7 +28,7 @@ def with_last_evaluation(config: AlgorithmConfig, stop: Any) -> AlgorithmConfig:
 def _evaluate_last(stop: dict[str, float], *, algorithm: Any, result: dict[str, Any], **kwargs: Any) -> None:
     flat = flatten(result) | {TRAINING_ITERATION: algorithm.iteration + 1}  # which Tune counts later
     if EVALUATION_RESULTS not in result and reached(stop, flat):
-        result.update(algorithm._run_one_evaluation())
+        result.update(evaluate_now(algorithm))
 
 
 def with_flat_score(config: AlgorithmConfig, metric: str) -> AlgorithmConfig:

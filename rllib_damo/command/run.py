@@ -28,13 +28,13 @@ from rllib_damo.errors import UsageError
 from rllib_damo.evaluation import storage
 from rllib_damo.utils.environments import is_registered
 from rllib_damo.utils.names import near
+from rllib_damo.utils.ray_internals import stop_condition, without_advice
 from rllib_damo.utils.uris import without_password
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 EVALUATION_RETURN = f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/{EPISODE_RETURN_MEAN}"
-_SUPPRESS = "To suppress all validation errors"
 #: Matrices of DAMO's size keep no more threads busy.
 MAX_THREADS = 4
 
@@ -114,7 +114,7 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
         if stop is None and not options.resume:
             console.print("No stop condition: the run goes on until Ctrl-C.")
         results = tuner.fit()
-        stopper = tuner._local_tuner.get_run_config().stop
+        stopper = stop_condition(tuner)
         if isinstance(stopper, CheckedStopper) and stopper.error:
             err.print(f"[red]Error:[/red] {stopper.error}")
             return USAGE
@@ -168,8 +168,7 @@ def _check_before(config: AlgorithmConfig, stop: Any) -> None:
         for variant in variants:
             variant.validate()
     except (ValueError, TypeError, KeyError, ImportError) as error:
-        # without RLlib's last line, which advises to switch the checks off
-        raise UsageError(f"the config is not valid: {str(error).split(_SUPPRESS)[0].strip()}") from error
+        raise UsageError(f"the config is not valid: {without_advice(error)}") from error
     inputs: list[Any] = []
     for variant in variants:
         data_class = variant.offline_data_class
