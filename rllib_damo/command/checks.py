@@ -11,11 +11,11 @@ from ray.rllib.utils.metrics import EVALUATION_RESULTS
 from ray.tune.search.variant_generator import generate_variants, parse_spec_vars
 
 from rllib_damo.errors import UsageError
+from rllib_damo.utils.ray_internals import without_advice
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-_SUPPRESS = "To suppress all validation errors"
 _MAX_VARIANTS = 100
 
 
@@ -41,7 +41,7 @@ def check_config(config: AlgorithmConfig, stop: Any) -> list[AlgorithmConfig]:
             variant.validate()
     except (ValueError, TypeError, KeyError, ImportError) as error:
         # without RLlib's last line, which advises to switch the checks off
-        raise UsageError(f"the config is not valid: {str(error).split(_SUPPRESS)[0].strip()}") from error
+        raise UsageError(f"the config is not valid: {without_advice(error)}") from error
     return configs
 
 

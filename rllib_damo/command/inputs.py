@@ -18,10 +18,10 @@ from typing import Any
 import gymnasium as gym
 from ray import cloudpickle
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.algorithms.registry import ALGORITHMS
-from ray.tune.registry import TRAINABLE_CLASS, _global_registry, get_trainable_cls
+from ray.tune.registry import get_trainable_cls
 
 from rllib_damo.errors import UsageError
+from rllib_damo.utils import ray_internals
 from rllib_damo.utils.environments import is_registered
 from rllib_damo.utils.names import flatten, near, near_any_case
 
@@ -106,10 +106,9 @@ def run_file(path: Path) -> ModuleType:
 
 def default_config(algo: str) -> AlgorithmConfig:
     """The default config of an algorithm by name: one of this package, of RLlib, or registered with Tune."""
-    if algo not in ALGORITHMS and not _global_registry.contains(TRAINABLE_CLASS, algo):
-        raise UsageError(
-            f"unknown algorithm {algo!r}.{near_any_case(algo, ALGORITHMS) or f' Known: {sorted(ALGORITHMS)}.'}"
-        )
+    known = ray_internals.algorithm_names()
+    if algo not in known and not ray_internals.is_trainable(algo):
+        raise UsageError(f"unknown algorithm {algo!r}.{near_any_case(algo, known) or f' Known: {sorted(known)}.'}")
     trainable = get_trainable_cls(algo)
     if not hasattr(trainable, "get_default_config"):
         raise UsageError(f"{algo!r} is registered with Tune, but is no RLlib algorithm.")
@@ -141,7 +140,7 @@ def apply_config(config: AlgorithmConfig, changes: Mapping[str, Any], option: st
     properties = {name for name, member in inspect.getmembers(type(config)) if getattr(member, "fset", None)}
     known = {key for key in vars(config) if not key.startswith("_")} | set(config.to_dict()) | properties
     for key in changes:
-        if key not in known and config._translate_special_keys(key, warn_deprecated=False) not in known:
+        if key not in known and ray_internals.setting_name(config, key) not in known:
             raise UsageError(f"{option}: {type(config).__name__} has no setting {key!r}.{near(key, known)}")
     try:
         return config.update_from_dict(dict(changes))

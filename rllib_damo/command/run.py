@@ -27,6 +27,7 @@ from rllib_damo.errors import UsageError
 from rllib_damo.evaluation import storage
 from rllib_damo.utils.environments import is_registered
 from rllib_damo.utils.names import near, nested
+from rllib_damo.utils.ray_internals import stop_condition
 from rllib_damo.utils.uris import without_password
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
         else:
             tuner = _new_tuner(config, stop, options, place, callbacks, scheduler)
         results = tuner.fit()
-        stopper = tuner._local_tuner.get_run_config().stop
+        stopper = stop_condition(tuner)
         if isinstance(stopper, CheckedStopper) and stopper.error:
             err.print(f"[red]Error:[/red] {stopper.error}")
             return USAGE
