@@ -122,7 +122,7 @@ BAD_COMMANDS = {
     ("train", "file", "FILE", "--scheduler-config", '{"a": 1}'): "needs --scheduler",
     ("train", "file", "FILE", "--checkpoint-freq", "-1"): "--checkpoint-freq",
     ("train", "file", "FILE", "--wandb-project", "p"): "pip install wandb",
-    ("train", "file", "FILE", "--storage-path", "FILE/under"): "can't be made",
+    ("train", "file", "FILE", "--storage-path", "FILE/under"): "cannot be written",
     ("train", "file", "FILE", "--storage-path", "nosuch://x"): "There are s3://, gs://",
     ("train", "file", "FILE", "--storage-path", "FOLDER", "--resume"): "has no run of the name 'ppo_pendulum'",
     ("train", "--algo", "damo", "--env", "Pendulum-v1"): "Did you mean 'DAMO'",
