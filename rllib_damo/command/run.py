@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import numbers
 import os
 import shlex
 from dataclasses import dataclass, field
@@ -26,8 +24,9 @@ from rllib_damo.command.signals import sigterm_as_interrupt
 from rllib_damo.command.stopping import CheckedStopper, add_to_results, with_last_evaluation
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation import storage
+from rllib_damo.evaluation.scores import add_flat_copy
 from rllib_damo.utils.environments import is_registered
-from rllib_damo.utils.names import near, nested
+from rllib_damo.utils.names import near
 from rllib_damo.utils.uris import without_password
 
 if TYPE_CHECKING:
@@ -143,9 +142,7 @@ def with_flat_score(config: AlgorithmConfig, metric: str) -> AlgorithmConfig:
 
 
 def _flatten_score(metric: str, *, result: dict[str, Any], **kwargs: Any) -> None:
-    value = nested(result, metric.split("/"))
-    if isinstance(value, numbers.Real) and math.isfinite(value):
-        result[metric] = float(value)
+    add_flat_copy(result, metric)
 
 
 def _wandb(options: RunOptions) -> list[tune.Callback]:
