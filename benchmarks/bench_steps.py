@@ -89,7 +89,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     learner, spent = algo.learner_group._learner, {"update_many": 0.0, "rollouts": 0.0}
     timed(learner, "update_many", spent, "update_many")
-    timed(algo.env_runner, "sample_round", spent, "rollouts")
+    timed(algo.env_runner, "sample", spent, "rollouts")
     work = algo.config.rollout_freq * flop_per_step() / 1e9
     peaks, fractions, whole_fractions, total = [], [], [], 0.0
     for _ in range(args.iterations):

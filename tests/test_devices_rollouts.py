@@ -68,9 +68,10 @@ def make_runner(config: DAMOConfig, kind: type[ModelRolloutEnvRunner] = ModelRol
 @pytest.mark.parametrize("is_known", [True, False], ids=["known rule", "learned rule"])
 def test_a_round_of_rollouts_stays_on_its_device(is_known):
     """Once a step it asks whether all rows go on, and at the end for two metrics."""
-    runner = make_runner(make_config(env="Hopper-v5" if is_known else None), learn_terminations=not is_known)
+    config = make_config(env="Hopper-v5" if is_known else None).learners(num_gpus_per_learner=1)
+    runner = make_runner(config, learn_terminations=not is_known)
     with Watch() as seen:
-        batch = runner.roll_out()
+        (batch,) = runner.sample()
     assert {column.device for column in batch.values()} == {DEVICE}
     assert seen.moves == []
     assert Counter(seen.reads) == {"rollout.py:rollout": 4, "rollout_runner.py:_log": 2}
@@ -80,9 +81,9 @@ def test_a_round_for_a_learner_on_the_same_gpu_goes_to_its_buffer_from_there():
     runner, layout = make_runner(make_config().learners(num_gpus_per_learner=1)), Layout(OBS, ACT)
     buffer = RingBuffer(layout, 100, DEVICE)
     with Watch() as seen:
-        (batch,), metrics = runner.sample_round()
+        (batch,) = runner.sample()
         buffer.add(layout.pack(**batch))
-    assert len(buffer) == 20 * 4 == metrics["rollout"]["num_transitions"]
+    assert len(buffer) == 20 * 4 == runner.get_metrics()["rollout"]["num_transitions"]
     assert seen.moves == []
     assert set(seen.reads) == {"rollout.py:rollout", "rollout_runner.py:_log"}
 
@@ -101,9 +102,9 @@ def test_tables_are_the_only_copy_to_the_cpu():
 
 
 def test_mopos_penalty_stays_on_its_device():
-    runner = make_runner(make_config(MOPOConfig), MOPORolloutEnvRunner)
+    runner = make_runner(make_config(MOPOConfig).learners(num_gpus_per_learner=1), MOPORolloutEnvRunner)
     with Watch() as seen:
-        runner.roll_out()
+        runner.sample()
     assert seen.moves == []
     assert set(seen.reads) == {"rollout.py:rollout", "rollout_runner.py:_log", "uncertainty.py:uncertainty_mean"}
 

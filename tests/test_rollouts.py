@@ -222,12 +222,10 @@ def test_iteration_and_weights_fix_a_round(tmp_path):
         "start_states": marked_starts(30).numpy(),
         "iteration": 7,
     }
-    (a,), metrics = runner.sample_round(**job)
-    (b,), _ = other.sample_round(**job)
+    (a,) = runner.sample(**job)
+    (b,) = other.sample(**job)
     assert a.equals(b)
-    assert "rollout" in metrics
-    (c,), _ = runner.sample_round(**(job | {"iteration": 8}))
-    assert not a.equals(c)
+    assert not runner.sample(**(job | {"iteration": 8}))[0].equals(a)
 
 
 def test_rows_of_the_start_states_stand_for_their_copy():
@@ -270,8 +268,79 @@ def test_missing_pieces_are_named():
         runner.sample()
     with pytest.raises(ValueError, match=r"matrix \(N, 3\).*\(4, 2\)"):
         runner.set_start_states(np.zeros((4, 2), np.float32))
+    with pytest.raises(ValueError, match=r"matrix \(N, 3\).*NoneType"):
+        runner.sample(start_rows=np.arange(2))
     with pytest.raises(ValueError, match="for 4 observations"):
         runner.set_dynamics(DynamicsEnsemble(4, ACT, hidden_dims=(4,)))
+    with pytest.raises(ValueError, match=r"dynamics_state must be .* size mismatch for max_logvar"):
+        make_runner().sample(dynamics_state=DynamicsEnsemble(4, ACT, hidden_dims=(4,)).state_dict())
+
+
+def test_a_state_of_the_dynamics_replaces_the_files_until_another_file_is_named(tmp_path):
+    runner, trained = make_runner(), counting_model()
+    with torch.no_grad():
+        trained.biases[-1][:, 0, OBS] = 7.0
+    files = [counting_model().save(tmp_path / f"{name}.pt") for name in "ab"]
+
+    def rewards(**job) -> set[float]:
+        return set(from_arrow(runner.sample(**job)[0])["rewards"].round().tolist())
+
+    arrays = {name: value.numpy() for name, value in trained.state_dict().items()}  # as the object store returns them
+    for array in arrays.values():
+        array.setflags(write=False)
+    assert rewards(dynamics_path=files[0], dynamics_state=arrays) == {7.0}
+    assert rewards(dynamics_path=files[0]) == {7.0}
+    assert rewards(dynamics_path=files[0], dynamics_state=counting_model().state_dict()) == {0.0, 2.0, 4.0}
+    assert rewards(dynamics_state=trained.state_dict()) == {7.0}
+    assert rewards(dynamics_path=files[1]) == {0.0, 2.0, 4.0}
+
+
+class HookedRunner(ModelRolloutEnvRunner):
+    """All that a subclass may change: rewards, actions, ends of rows, metrics."""
+
+    def model(self, dynamics):
+        self.rounds = getattr(self, "rounds", 0) + 1
+        return DoubledReward(dynamics)
+
+    def actions(self, obs, generator):
+        return torch.full((len(obs), ACT), 0.25)
+
+    def terminated(self, obs, unit_actions, next_obs):
+        assert (unit_actions == 0.25).all()
+        return super().terminated(obs, unit_actions, next_obs) | (next_obs[:, 0] > 1.5)
+
+    def _log(self, batch):
+        super()._log(batch)
+        self.metrics.log_value(("rollout", "reward_max"), float(batch["rewards"].max()), window=1)
+
+
+class DoubledReward:
+    act_dim = ACT
+
+    def __init__(self, dynamics):
+        self._sample = dynamics.sampler()
+
+    def sampler(self):
+        def sample(obs, actions, generator):
+            next_obs, rewards = self._sample(obs, actions, generator)
+            return next_obs, 2 * rewards
+
+        return sample
+
+
+def test_a_subclass_changes_rewards_actions_ends_and_metrics():
+    runner = HookedRunner(config=make_config(termination_fn=ends_at_three), worker_index=0)
+    runner.set_dynamics(counting_model())
+    (table,) = runner.sample(start_states=marked_starts(30))
+    batch = from_arrow(table)
+    assert set(batch["rewards"].round().tolist()) == {0.0, 4.0, 8.0}
+    assert (batch["actions"] == 0.25).all()
+    assert len(table) == 40 * 2  # not three steps
+    np.testing.assert_array_equal(batch["terminated"], batch["next_obs"][:, 0] > 1.5)
+    assert runner.rounds == 1
+    metrics = runner.get_metrics()["rollout"]
+    assert set(metrics) == {"num_transitions", "reward_mean", "terminated_frac", "reward_max"}
+    assert metrics["reward_max"].peek() == batch["rewards"].max()
 
 
 def test_an_environment_without_a_rule_needs_a_learned_one():

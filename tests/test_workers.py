@@ -59,7 +59,7 @@ def test_an_evaluation_whose_runners_are_dead_has_no_result(config):
 
 
 def test_runners_that_never_answer_end_training(config, monkeypatch):
-    monkeypatch.setattr("rllib_damo.core.algorithm.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("rllib_damo.dynamics.rollout_rounds.time.sleep", lambda seconds: None)
     config.env_runners(num_env_runners=1).evaluation(evaluation_interval=None)
     algo = config.fault_tolerance(num_consecutive_env_runner_failures_tolerance=2).build_algo()
     monkeypatch.setattr(algo.env_runner_group, "fetch_ready_async_reqs", lambda **kwargs: [])
@@ -96,8 +96,8 @@ def test_overlapped_rounds_follow_the_policy_of_the_iteration_before(config):
         policy = module_state(algo)["actor.net.0.weight"].copy()
         result = train_policy(algo, 1)
         assert result["env_runners"]["rollout"]["num_transitions"] == 200
-        assert result["num_gradient_steps_lifetime"] == algo._pending_round["iteration"] == steps
-        asked_for = algo._pending_round["weights"][DEFAULT_MODULE_ID]["actor.net.0.weight"]
+        assert result["num_gradient_steps_lifetime"] == algo._rounds.pending["iteration"] == steps
+        asked_for = algo._rounds.pending["weights"][DEFAULT_MODULE_ID]["actor.net.0.weight"]
         np.testing.assert_array_equal(asked_for, policy)
         assert (module_state(algo)["actor.net.0.weight"] != policy).any()
     rows = algo.learner_group._learner._synthetic.rows[:600]

@@ -20,7 +20,7 @@ from minari.serialization import deserialize_space
 from rllib_damo.data import info as info_
 from rllib_damo.data import sources
 from rllib_damo.data.convert import convert as convert_
-from rllib_damo.data.formats import minari_files
+from rllib_damo.data.formats import minari_files, registry
 from rllib_damo.data.formats.columns import ALIASES
 from rllib_damo.data.formats.reader import Conventions
 from rllib_damo.data.generate import datasets
@@ -38,10 +38,14 @@ data = typer.Typer(no_args_is_help=True, help="Make, look at, convert and check 
 app.add_typer(data, name="data")
 
 _BAR_WIDTH = 40
-Dataset = Annotated[str, typer.Argument(help="Short name, Minari id, or path to .hdf5 or .parquet.")]
+Dataset = Annotated[str, typer.Argument(help=f"Short name, Minari id, or path: {', '.join(registry.suffixes())}.")]
 Env = Annotated[str | None, typer.Option("--env", "-e", help="Gymnasium id, if the dataset does not name it.")]
 Columns = Annotated[
-    list[str] | None, typer.Option("--column", help="obs=NAME: how a column is called in HDF5 or Parquet; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--column",
+        help="obs=NAME: how a column is called in the files; obs=A,B: columns that make one vector; repeatable.",
+    ),
 ]
 Normalized = Annotated[
     bool | None,
@@ -76,6 +80,16 @@ def list_() -> None:
     others = sorted(there - {spec.dataset_id for spec in datasets.NAMES.values()})
     if others:
         typer.echo("\nOther Minari datasets here: " + ", ".join(others))
+
+
+@data.command("formats")
+def formats_() -> None:
+    """The kinds of files that can be read, and those that `convert` writes."""
+    rows = [("FORMAT", "FILES", "WRITTEN", "")]
+    for form in registry.formats():
+        files = ", ".join(form.suffixes) or form.scheme or "-"
+        rows.append((form.name, files, "yes" if form.write else "no", form.help))
+    _table(rows)
 
 
 @data.command()
@@ -130,13 +144,16 @@ def info(
 @data.command()
 def convert(
     src: Dataset,
-    dst: Annotated[str, typer.Argument(help="Path in .hdf5 or .parquet, or Minari id (minari://name-v0).")],
+    dst: Annotated[
+        str,
+        typer.Argument(help=f"Path in {', '.join(registry.written_suffixes())}, or Minari id (minari://name-v0)."),
+    ],
     env: Env = None,
     column: Columns = None,
     normalized_actions: Normalized = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
 ) -> None:
-    """Convert between D4RL HDF5, Minari and Parquet; numbers are kept as float32, as they are read for training.
+    """Convert between the formats; numbers are kept as float32, as they are read for training.
 
     The result has the usual column names, and actions in the environment's units.
     """
@@ -184,12 +201,14 @@ def _refuse_unmade(name: str) -> None:
 
 
 def _conventions(action_space: gym.Space | None, columns: list[str] | None, normalized: bool | None) -> Conventions:
-    schema, known = {}, [alias for aliases in ALIASES.values() for alias in aliases]
+    schema: dict[str, str | list[str]] = {}
+    known = [alias for aliases in ALIASES.values() for alias in aliases]
     for text in columns or ():
         alias, equals, name = text.partition("=")
         if not (alias in known and equals and name):
             raise DataError(f"--column {text}: write obs=NAME, with one of {', '.join(known)} before the sign.")
-        schema[alias] = name
+        columns_of = name.split(",")
+        schema[alias] = name if len(columns_of) == 1 else columns_of
     return Conventions(action_space, normalized, schema)
 
 

@@ -10,7 +10,7 @@ import ray
 
 from rllib_damo.command.checks import has_search_space
 from rllib_damo.command.report import console
-from rllib_damo.core.config import DAMOConfig as OfflineConfig
+from rllib_damo.core.config import OfflineConfig
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig

@@ -33,7 +33,8 @@ class DAMOOfflineData(OfflineData):
 
     Reads from the config: `input_` (a name, a list of names, or `Transitions`), `observation_space` and `action_space`
     (may be None), `actions_in_input_normalized`, `input_read_schema`, `input_filesystem` with
-    `input_filesystem_kwargs`, and, if there, `max_dataset_rows` (the cap; None: everything is held in memory).
+    `input_filesystem_kwargs`, `input_read_method` (where it is not RLlib's default), and, if there, `max_dataset_rows`
+    (the cap; None: everything is held in memory).
 
     Raises:
         DataError: on first use, as `sources.load` does.
@@ -66,6 +67,7 @@ class DAMOOfflineData(OfflineData):
                 observation_space=self.config.observation_space,
                 conventions=self._conventions(),
                 filesystem=self._filesystem(),
+                read_method=self._read_method(),
             )
         return self._transitions
 
@@ -160,7 +162,7 @@ class DAMOOfflineData(OfflineData):
         except RayError as error:  # its text is a remote traceback, and Ray Data's advice on its own settings
             cause = str(getattr(error, "cause", error)).partition("\nFailed to ")[0]
             raise DataError(
-                f"{name}: reading stopped: {' '.join(cause.split())} With that mended, `rllib train --resume` goes on "
+                f"{name}: reading stopped: {' '.join(cause.split())} With that fixed, `rllib train --resume` goes on "
                 "from the last checkpoint."
             ) from error
 
@@ -170,12 +172,17 @@ class DAMOOfflineData(OfflineData):
                 self.config.input_,
                 conventions=self._conventions(),
                 filesystem=self._filesystem(),
+                read_method=self._read_method(),
             )
         return self._readers
 
     def _conventions(self) -> Conventions:
         c = self.config
         return Conventions(c.action_space, c.actions_in_input_normalized, c.input_read_schema or {})
+
+    def _read_method(self) -> str:
+        method = self.config.input_read_method
+        return "" if method == "read_parquet" else method  # RLlib's default, for whatever the files are
 
     def _filesystem(self) -> pa.fs.FileSystem | None:
         """RLlib's `input_filesystem`: None, a pyarrow filesystem, or "s3", "gcs" or "abs" with its arguments.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,16 +33,19 @@ from rllib_damo.utils.spaces import action_bounds, check_spaces, from_unit_betwe
 class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
     """RLlib's EnvRunner with the learned model in the place of the environment.
 
-    It can be made before the dynamics are trained. Before `sample`, it has to know where they are (``dynamics_path`` of
-    the config, `set_dynamics`) and the states to branch from (`set_start_states`); `sample_round` takes both, so that a
-    runner that was restarted needs nothing else.
+    It can be made before the dynamics are trained: `sample` takes the model's file and the states to branch from, so
+    that a runner that was restarted needs nothing else.
 
     Random numbers derive from (seed, worker index, iteration), nothing else: the same three give the same rollouts.
 
+    A subclass may override `model` (what answers a step, and its rewards), `terminated` (which rows end), `actions`
+    (who acts) and `_log` (metrics). In each step of a round they are called on the same rows in this order: `actions`,
+    the model's sampler, `terminated`.
+
     Args:
-        config: a DAMOConfig. Read are ``rollout_batch_size``, ``rollout_length``, ``dynamics_path``,
-            ``termination_fn``, ``env``, ``env_config``, ``seed``, ``num_env_runners``, ``num_gpus_per_env_runner`` and
-            the module's spec.
+        config: of a model-based algorithm. It reads ``rollout_batch_size``, ``rollout_length``, ``dynamics_path``,
+            ``termination_fn``, ``env``, ``env_config``, ``seed``, ``num_env_runners``, ``num_gpus_per_env_runner``,
+            ``num_learners``, ``num_gpus_per_learner`` and the module's spec.
         kwargs: RLlib's ``worker_index``, ``num_workers``, ``spaces``, ...
     """
 
@@ -126,9 +128,16 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
             )
         return dynamics.termination.terminated
 
-    def model(self, dynamics: DynamicsEnsemble) -> Model:
-        """What a round is rolled out in: the dynamics themselves, unless a subclass changes their rewards."""
-        return dynamics
+    def _set_dynamics_state(self, state: Mapping[str, Any]) -> None:
+        assert self._dynamics is not None
+        try:
+            self._dynamics.load_state_dict({name: as_constant(value) for name, value in state.items()})
+        except RuntimeError as error:
+            self._dynamics = self._dynamics_path = None  # some of its weights may have been replaced
+            raise ValueError(
+                "dynamics_state must be the state_dict() of a DynamicsEnsemble of the sizes of the one that is rolled "
+                f"out: {' '.join(str(error).split())}"
+            ) from error
 
     def set_start_states(self, states: np.ndarray | Tensor, rows: np.ndarray | Tensor | None = None) -> None:
         """The states ``(N, obs)`` to branch from.
@@ -156,77 +165,109 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
     # -- sampling ----------------------------------------------------------------------------------------------------
 
     @override(EnvRunner)
-    def sample(self, *, weights: Any = None, iteration: int | None = None, **kwargs: Any) -> list[Any]:
-        """One round of rollouts under the current policy, as a list of Arrow tables; arguments as for `roll_out`."""
-        return [to_arrow(self.roll_out(weights=weights, iteration=iteration))]
+    def sample(
+        self,
+        *,
+        weights: Any = None,
+        iteration: int | None = None,
+        dynamics_path: str | Path | None = None,
+        start_states: Any = None,
+        start_rows: Any = None,
+        dynamics_state: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """One round of rollouts from this runner's share of ``rollout_batch_size`` start states.
 
-    def roll_out(self, *, weights: Any = None, iteration: int | None = None) -> dict[str, Tensor]:
-        """One round of rollouts from this runner's share of ``rollout_batch_size`` starts.
+        What is not given stays as it was in the round before; `get_metrics` has the round's metrics.
 
         Args:
-            weights: the policy's state to take first; None keeps the present one.
-            iteration: fixes the random numbers, with seed and worker index; default: a count of the calls.
+            weights: the policy's state, by module or of the module itself.
+            iteration: fixes the random numbers, with seed and worker index; default: a count of the rounds.
+            dynamics_path: the model's file, see `set_dynamics`; at first, that of the config.
+            start_states: ``(N, obs)``, see `set_start_states`.
+            start_rows: indices of those rows of ``start_states`` that are meant; None: all.
+            dynamics_state: a `DynamicsEnsemble`'s ``state_dict()`` in the place of the file's, for this and later
+                rounds, until another file is named. For algorithms that train the model on.
+            kwargs: RLlib's; without effect.
 
         Returns:
-            The tensors of `rollout`, on this runner's device.
+            One Arrow table of `rollout`'s columns; where runner and learner share a GPU, the dict of tensors on it.
 
         Raises:
-            RuntimeError: dynamics or start states have not been set.
+            RuntimeError: there are no dynamics or no start states.
+            ValueError: dynamics, start states or a termination function of another shape than this environment's.
         """
-        if self._dynamics is None and self.config.dynamics_path is not None:
-            self.set_dynamics(self.config.dynamics_path)
-        if self._dynamics is None or self._termination_fn is None:
-            raise RuntimeError("The runner has no dynamics yet: call set_dynamics(path), or set dynamics_path.")
+        if dynamics_path is None and self._dynamics is None:
+            dynamics_path = self.config.dynamics_path
+        if dynamics_path is not None:
+            self.set_dynamics(dynamics_path)
+        if start_states is not None or start_rows is not None:
+            self.set_start_states(start_states, start_rows)
+        if self._dynamics is None:
+            raise RuntimeError("The runner has no dynamics yet: give sample(dynamics_path=...), or set dynamics_path.")
         if self._starts is None:
-            raise RuntimeError("The runner has no start states yet: call set_start_states(array).")
+            raise RuntimeError("The runner has no start states yet: give sample(start_states=array).")
+        if dynamics_state is not None:
+            self._set_dynamics_state(dynamics_state)
         if weights is not None:
             self._set_weights(weights)
         if iteration is not None:
             self._iteration = iteration
         self._seed_generator()
-        among = len(self._starts if self._start_rows is None else self._start_rows)
-        picks = torch.randint(among, (self._share(),), generator=self._generator, device=self._device)
-        if self._start_rows is not None:
-            picks = self._start_rows[picks]
         batch = rollout(
-            lambda obs, generator: self.module.sample_actions(obs, generator)[0],
+            self.actions,
             self.model(self._dynamics),
-            self._termination_fn,
-            self._starts[picks],
+            self.terminated,
+            self._draw_starts(),
             self.config.rollout_length,
             self._generator,
         )
         self._iteration += 1
         self._log(batch)
-        return batch
+        return [batch if self._shares_learners_gpu() else to_arrow(batch)]
 
-    def sample_round(
-        self,
-        *,
-        weights: Any = None,
-        dynamics_path: str | None = None,
-        start_states: Any = None,
-        start_rows: Any = None,
-        iteration: int | None = None,
-    ) -> tuple[list[Any], dict[str, Any]]:
-        """Everything that a round needs in one call: `sample`'s tables and the metrics.
+    def _draw_starts(self) -> Tensor:
+        """``(share, obs)`` start states, drawn with replacement."""
+        assert self._starts is not None
+        num = len(self._starts if self._start_rows is None else self._start_rows)
+        picks = torch.randint(num, (self._share(),), generator=self._generator, device=self._device)
+        return self._starts[picks if self._start_rows is None else self._start_rows[picks]]
 
-        Where runner and learner share a GPU, `roll_out`'s tensors stay on it and are in the place of the tables. A
-        runner that was restarted after a failure answers it like any other.
+    # -- hooks -------------------------------------------------------------------------------------------------------
+
+    def model(self, dynamics: DynamicsEnsemble) -> Model:
+        """What a round is rolled out in; called once a round. Default: the dynamics themselves.
+
+        A subclass returns an object around them that changes rewards or next states, or measures uncertainty.
         """
-        if dynamics_path is not None:
-            self.set_dynamics(dynamics_path)
-        if start_states is not None:
-            self.set_start_states(start_states, start_rows)
-        batch = self.roll_out(weights=weights, iteration=iteration)
-        return [batch if self._shares_learners_gpu() else to_arrow(batch)], self.get_metrics()
+        return dynamics
 
-    def try_round(self, **job: Any) -> tuple[list[Any], dict[str, Any]] | str:
-        """As `sample_round`, but an error is returned, as its traceback: RLlib drops what a remote runner raises."""
-        try:
-            return self.sample_round(**job)
-        except Exception:
-            return traceback.format_exc()
+    def actions(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """Unit actions ``(B, act)`` for ``obs (B, obs)``. Default: drawn from the policy.
+
+        A subclass may act otherwise (a planner, a behavior policy, noise); ``generator`` is its source of randomness.
+        """
+        return self.module.sample_actions(obs, generator)[0]
+
+    def terminated(self, obs: Tensor, unit_actions: Tensor, next_obs: Tensor) -> Tensor:
+        """Which rows end with this transition, ``(B,)`` bool. Default: the environment's rule, given or learned.
+
+        A subclass may end further rows, such as those of which the model is uncertain: ``super().terminated(...) | u``.
+        """
+        assert self._termination_fn is not None
+        return self._termination_fn(obs, unit_actions, next_obs)
+
+    def _log(self, batch: Mapping[str, Tensor]) -> None:
+        """Logs a round's metrics under ``rollout``, given `rollout`'s tensors. A subclass adds its own."""
+        num = len(batch["rewards"])
+        self.num_env_steps_sampled_lifetime += num
+        self.metrics.log_value(("rollout", "num_transitions"), num, reduce="sum")
+        if num:
+            self.metrics.log_value(("rollout", "reward_mean"), float(batch["rewards"].mean()), window=1)
+            terminated = float(batch["terminated"].float().mean())
+            self.metrics.log_value(("rollout", "terminated_frac"), terminated, window=1)
+
+    # -- parts of a round --------------------------------------------------------------------------------------------
 
     def _share(self) -> int:
         """The runner's part of ``rollout_batch_size``; the parts of all runners add up to it."""
@@ -236,15 +277,6 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
     def _seed_generator(self) -> None:
         sequence = np.random.SeedSequence((self._base_seed, self.worker_index, self._iteration))
         self._generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
-
-    def _log(self, batch: Mapping[str, Tensor]) -> None:
-        num = len(batch["rewards"])
-        self.num_env_steps_sampled_lifetime += num
-        self.metrics.log_value(("rollout", "num_transitions"), num, reduce="sum")
-        if num:
-            self.metrics.log_value(("rollout", "reward_mean"), float(batch["rewards"].mean()), window=1)
-            terminated = float(batch["terminated"].float().mean())
-            self.metrics.log_value(("rollout", "terminated_frac"), terminated, window=1)
 
     def _set_weights(self, weights: Any) -> None:
         if isinstance(weights, ray.ObjectRef):  # within the state that RLlib sends
