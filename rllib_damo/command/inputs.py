@@ -12,16 +12,16 @@ import traceback
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import Any
 
 import gymnasium as gym
 from ray import cloudpickle
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.algorithms.registry import ALGORITHMS
-from ray.tune.registry import TRAINABLE_CLASS, _global_registry, get_trainable_cls
+from ray.tune.registry import get_trainable_cls
 
 from rllib_damo.errors import UsageError
+from rllib_damo.utils import ray_internals
 from rllib_damo.utils.environments import is_registered
 from rllib_damo.utils.names import flatten, near, near_any_case
 
@@ -106,10 +106,9 @@ def run_file(path: Path) -> ModuleType:
 
 def default_config(algo: str) -> AlgorithmConfig:
     """The default config of an algorithm by name: one of this package, of RLlib, or registered with Tune."""
-    if algo not in ALGORITHMS and not _global_registry.contains(TRAINABLE_CLASS, algo):
-        raise UsageError(
-            f"unknown algorithm {algo!r}.{near_any_case(algo, ALGORITHMS) or f' Known: {sorted(ALGORITHMS)}.'}"
-        )
+    known = ray_internals.algorithm_names()
+    if algo not in known and not ray_internals.is_trainable(algo):
+        raise UsageError(f"unknown algorithm {algo!r}.{near_any_case(algo, known) or f' Known: {sorted(known)}.'}")
     trainable = get_trainable_cls(algo)
     if not hasattr(trainable, "get_default_config"):
         raise UsageError(f"{algo!r} is registered with Tune, but is no RLlib algorithm.")
@@ -118,6 +117,8 @@ def default_config(algo: str) -> AlgorithmConfig:
 
 def check_env(env: Any) -> Any:
     """The environment, if Gymnasium or Tune's registry knows it (ids with a module, "module:Id-v0", are imported)."""
+    if not isinstance(env, (str, type, NoneType)):
+        raise UsageError(f"env (--env) must be the name of an environment or a class, but is {env!r}.")
     if not isinstance(env, str) or is_registered(env) or env.startswith("ale_py:"):
         return env
     module, _, name = env.rpartition(":")
@@ -140,10 +141,23 @@ def apply_config(config: AlgorithmConfig, changes: Mapping[str, Any], option: st
     config = config.copy(copy_frozen=False)
     properties = {name for name, member in inspect.getmembers(type(config)) if getattr(member, "fset", None)}
     known = {key for key in vars(config) if not key.startswith("_")} | set(config.to_dict()) | properties
-    for key in changes:
-        if key not in known and config._translate_special_keys(key, warn_deprecated=False) not in known:
+    for key, value in changes.items():
+        if key == "algo_class":
+            raise UsageError(f"{option} cannot set 'algo_class': name the algorithm with --algo, or in the file.")
+        _check_grids(value, f"{option}: {key!r}")
+        if key not in known and ray_internals.setting_name(config, key) not in known:
             raise UsageError(f"{option}: {type(config).__name__} has no setting {key!r}.{near(key, known)}")
     try:
         return config.update_from_dict(dict(changes))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UsageError(f"{option}: {error}") from error
+
+
+def _check_grids(value: Any, where: str) -> None:
+    """Refuses a grid search, at any depth, that is not over a list of values."""
+    if not isinstance(value, Mapping):
+        return
+    for key, inner in value.items():
+        if key == "grid_search" and not (isinstance(inner, list) and inner):
+            raise UsageError(f'{where}: "grid_search" must be a list of values, such as [1, 2], but is {inner!r}.')
+        _check_grids(inner, where)

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.fs
 import ray
 from ray.data import DataContext, Dataset, Datasource, ReadTask
-from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 from ray.rllib.offline.offline_data import OfflineData
 
@@ -20,6 +19,7 @@ from rllib_damo.data.schema import Transitions, check, concatenate
 from rllib_damo.data.sources import load, resolve_all
 from rllib_damo.errors import DataError
 from rllib_damo.utils.arrow import from_arrow, to_arrow
+from rllib_damo.utils.ray_internals import read_error, read_task
 from rllib_damo.utils.uris import without_password
 
 if TYPE_CHECKING:
@@ -159,11 +159,10 @@ class DAMOOfflineData(OfflineData):
             for batch in self.data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
                 if len(batch):
                     yield Transitions(**from_arrow(batch), name=name)
-        except RayError as error:  # its text is a remote traceback, and Ray Data's advice on its own settings
-            cause = str(getattr(error, "cause", error)).partition("\nFailed to ")[0]
+        except RayError as error:
             raise DataError(
-                f"{name}: reading stopped: {' '.join(cause.split())} With that fixed, `rllib train --resume` goes on "
-                "from the last checkpoint."
+                f"{name}: reading stopped: {read_error(error)} Once that is fixed, `rllib train --resume` goes on from "
+                "the last checkpoint."
             ) from error
 
     def _resolved(self) -> list[Reader]:
@@ -242,12 +241,8 @@ class _TransitionsSource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        metadata = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
-        return [
-            ReadTask(_read_task(reader, splits), metadata, per_task_row_limit=per_task_row_limit)
-            for reader, splits in self._tasks
-        ]
+        return [read_task(_read(reader, splits), per_task_row_limit) for reader, splits in self._tasks]
 
 
-def _read_task(reader: Reader, splits: list[tuple[int, int]]) -> Callable[[], Iterable[pa.Table]]:
+def _read(reader: Reader, splits: list[tuple[int, int]]) -> Callable[[], Iterable[pa.Table]]:
     return lambda: (to_arrow(reader.read(start, stop).arrays()) for start, stop in splits)

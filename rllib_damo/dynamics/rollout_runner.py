@@ -26,6 +26,7 @@ from rllib_damo.dynamics.rollout import Model, rollout
 from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
 from rllib_damo.utils.arrow import to_arrow
 from rllib_damo.utils.batch import as_constant
+from rllib_damo.utils.ray_internals import subcomponents, wants_component
 from rllib_damo.utils.seeds import fresh_seed
 from rllib_damo.utils.spaces import action_bounds, check_spaces, from_unit_between
 
@@ -306,10 +307,10 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
             NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_env_steps_sampled_lifetime,
             "rollout": {"seed": self._base_seed, "iteration": self._iteration},
         }
-        if self._check_component(COMPONENT_RL_MODULE, components, not_components):
+        if wants_component(self, COMPONENT_RL_MODULE, components, not_components):
             state[COMPONENT_RL_MODULE] = self.module.get_state(
-                components=self._get_subcomponents(COMPONENT_RL_MODULE, components),
-                not_components=self._get_subcomponents(COMPONENT_RL_MODULE, not_components),
+                components=subcomponents(self, COMPONENT_RL_MODULE, components),
+                not_components=subcomponents(self, COMPONENT_RL_MODULE, not_components),
                 **kwargs,
             )
             state[WEIGHTS_SEQ_NO] = self._weights_seq_no

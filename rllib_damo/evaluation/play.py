@@ -10,6 +10,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 from rllib_damo.errors import CheckpointError
 from rllib_damo.evaluation.checkpoints import MODULE_STATE, checkpoint_dir, load_config, module_dir, read_pickle, verify
+from rllib_damo.utils.ray_internals import env_to_module
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -75,7 +76,7 @@ def play(
             ) from error
         connectors = folder / COMPONENT_ENV_RUNNER / COMPONENT_ENV_TO_MODULE_CONNECTOR
         if connectors.is_dir():
-            runner._env_to_module.restore_from_path(connectors)
+            env_to_module(runner).restore_from_path(connectors)
         if steps is not None:
             return runner.sample(num_timesteps=steps, explore=explore)
         return runner.sample(num_episodes=episodes, explore=explore)

@@ -11,6 +11,8 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 
+from rllib_damo.utils.ray_internals import require_reset, set_env_seed
+
 logger = logging.getLogger(__name__)
 
 _LONG = 10_000  # steps of an episode
@@ -31,7 +33,7 @@ class EvaluationEnvRunner(SingleAgentEnvRunner):
         # Copy i is seeded with this plus i; RLlib's own, seed + worker index + 1e6, would have runners share episodes.
         if config.seed is not None:
             sequence = np.random.SeedSequence((config.seed, self.worker_index or 0))
-            self._seed = int(sequence.generate_state(1)[0] >> 1)
+            set_env_seed(self, int(sequence.generate_state(1)[0] >> 1))
 
     @override(SingleAgentEnvRunner)
     def make_env(self) -> None:
@@ -45,12 +47,11 @@ class EvaluationEnvRunner(SingleAgentEnvRunner):
         if self.env is not None:
             self.env.set_total(num_episodes)
         config = self.config
-        if (
-            force_reset is None and config.custom_evaluation_function is None
-        ):  # RLlib does not pass it to a local runner
+        # RLlib does not pass it to a local runner
+        if force_reset is None and config.custom_evaluation_function is None:
             force_reset = config.evaluation_force_reset_envs_before_iteration
         if force_reset:  # with the seed, which RLlib's reset leaves out
-            self._needs_initial_reset = True
+            require_reset(self)
         return super().sample(num_episodes=num_episodes, **kwargs)
 
 

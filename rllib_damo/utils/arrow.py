@@ -6,16 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
-from ray.data.extensions import ArrowTensorArray
 from torch import Tensor
+
+from rllib_damo.utils.ray_internals import tensor_column
 
 
 def to_arrow(columns: Mapping[str, np.ndarray | Tensor]) -> pa.Table:
     """Numbers and vectors, the latter as Ray's tensor columns; float columns on the CPU without a copy."""
     arrays = {name: c.cpu().numpy() if isinstance(c, Tensor) else c for name, c in columns.items()}
-    return pa.table(
-        {name: ArrowTensorArray.from_numpy(a) if a.ndim == 2 else pa.array(a) for name, a in arrays.items()}
-    )
+    return pa.table({name: tensor_column(a) if a.ndim == 2 else pa.array(a) for name, a in arrays.items()})
 
 
 def from_arrow(table: pa.Table) -> dict[str, np.ndarray]:

@@ -7,14 +7,14 @@ from typing import Any
 
 import gymnasium as gym
 from ray.rllib.env.env_context import EnvContext
-from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_damo.errors import UserError
+from rllib_damo.utils.ray_internals import env_creator, is_env
 
 
 def is_registered(env: Any) -> bool:
     """Whether the user registered an environment with Ray under this id; RLlib then prefers it to Gymnasium's."""
-    return isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env)
+    return isinstance(env, str) and is_env(env)
 
 
 def make_env(env: Any, env_config: Mapping[str, Any] | None = None) -> gym.Env:
@@ -28,10 +28,9 @@ def make_env(env: Any, env_config: Mapping[str, Any] | None = None) -> gym.Env:
         UserError: if Gymnasium makes no such environment.
     """
     env_config = dict(env_config or {})
-    if is_registered(env):
-        return _global_registry.get(ENV_CREATOR, env)(EnvContext(env_config, worker_index=0))
-    if not isinstance(env, str):
-        return env(EnvContext(env_config, worker_index=0))
+    if not isinstance(env, str) or is_env(env):
+        create = env_creator(env) if isinstance(env, str) else env
+        return create(EnvContext(env_config, worker_index=0))
     try:
         return gym.make(env, **env_config)
     except (gym.error.Error, ImportError, TypeError) as error:
