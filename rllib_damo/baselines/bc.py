@@ -25,7 +25,7 @@ class BehaviorCloningUpdate(Update):
     def step(self, batch: StepBatch, step: int, measure: bool) -> Metrics:
         rows = batch["update"]
         loss = (self.module.actor(rows.obs)[0].tanh() - rows.actions).square().mean()
-        self._apply("actor", loss)
+        self.apply("actor", loss)
         return {"bc_loss": loss.detach()}
 
 

@@ -73,19 +73,19 @@ class OfflineIQLUpdate(Update):
         with torch.no_grad():
             data_q = m.target_critics(rows.obs, rows.actions).min(0).values
         value_loss = expectile_loss(data_q - m.values(rows.obs)[0], o.expectile)
-        self._apply("value", value_loss)
+        self.apply("value", value_loss)
 
         with torch.no_grad():
             value, next_value = m.values(torch.cat((rows.obs, rows.next_obs)))[0].chunk(2)
             target = rows.rewards + o.gamma * (1 - rows.terminated) * next_value
             weights = advantage_weights(data_q - value, o.beta, o.max_weight)
         actor_loss = -(weights * m.actor.log_prob(rows.obs, rows.actions)).mean()
-        self._apply("actor", actor_loss)
+        self.apply("actor", actor_loss)
 
         q = m.critics(rows.obs, rows.actions)  # (C, B)
         critic_loss = (target - q).square().mean(-1).sum()
-        self._apply("critic", critic_loss)
-        self._move_targets()
+        self.apply("critic", critic_loss)
+        self.move_targets()
 
         scale = self._reward_scale
         return {

@@ -52,15 +52,15 @@ class TD3BCUpdate(Update):
             target = rows.rewards + o.gamma * (1 - rows.terminated) * next_q
         q = m.critics(rows.obs, rows.actions)  # (C, B)
         critic_loss = (target - q).square().mean(-1).sum()
-        self._apply("critic", critic_loss)
+        self.apply("critic", critic_loss)
         if (step + 1) % o.policy_delay == 0:
             actions = m.actor(rows.obs)[0].tanh()
             policy_q = m.critics(rows.obs, actions)[0]
             scale = o.bc_alpha / policy_q.detach().abs().mean()
             bc_loss = (actions - rows.actions).square().mean()
             actor_loss = bc_loss - scale * policy_q.mean()
-            self._apply("actor", actor_loss)
-            self._move_targets()
+            self.apply("actor", actor_loss)
+            self.move_targets()
             self._actor_metrics = {
                 "policy_loss": actor_loss.detach(), "bc_loss": bc_loss.detach(), "value_scale": scale,
             }  # fmt: skip

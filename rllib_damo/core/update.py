@@ -156,13 +156,13 @@ class Update:
 
     # -- for subclasses --------------------------------------------------------------------------------------------
 
-    def _apply(self, name: str, loss: Tensor) -> None:
+    def apply(self, name: str, loss: Tensor) -> None:
         """One optimiser step on ``loss`` with the parameters of one network alone."""
         gradients = torch.autograd.grad(loss, self.params[name])
         torch._foreach_copy_([gradient_of(param) for param in self.params[name]], list(gradients))
-        self._apply_gradients([name])
+        self.apply_gradients([name])
 
-    def _apply_gradients(self, names: Sequence[str]) -> None:
+    def apply_gradients(self, names: Sequence[str]) -> None:
         """One step of these optimisers with the gradients that are there, averaged over learners and clipped."""
         if self.reduce_gradients is not None:
             groups = [group for name in names for group in self.optimizers[name].param_groups]
@@ -173,7 +173,7 @@ class Update:
             self.optimizers[name].step()
 
     @torch.no_grad()
-    def _move_targets(self) -> None:
+    def move_targets(self) -> None:
         """Moves all targets of ``module.targets()`` by ``tau`` towards their networks."""
         torch._foreach_lerp_(self._target_params, self._online_params, self.config.tau)
 
