@@ -48,11 +48,11 @@ def measure(name: str) -> dict[str, float]:
 def write_minari(d4rl: Path, dataset_id: str) -> None:
     import h5py
 
-    from rllib_damo.data.formats.d4rl_hdf5 import D4RLReader
+    from rllib_damo.data.formats.hdf5 import HDF5Reader
     from rllib_damo.data.formats.minari_files import MAIN_FILE
     from rllib_damo.data.formats.minari_files import write_minari as write
 
-    folder = write(D4RLReader(d4rl).read(), dataset_id, env_spec="Hopper-v5")
+    folder = write(HDF5Reader(d4rl).read(), dataset_id, env_spec="Hopper-v5")
     with h5py.File(folder / MAIN_FILE, "r+") as file:
         for episode in file.values():
             for key in ("observations", "rewards"):

@@ -17,7 +17,7 @@ import ray
 import torch
 from bench_steps import hopper_sized, ready
 
-from rllib_damo.core.algorithm import DAMO
+from rllib_damo import DAMO
 
 
 def learners(num: int, steps: int, batch_size: int) -> tuple[DAMO, Callable[[], float]]:

@@ -7,11 +7,9 @@ this run's best 256x256x256 sgemm, and the median over rounds of its speed again
 """
 
 import argparse
-import dataclasses
 import json
 import statistics
 import time
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,9 +18,10 @@ from bench_rollouts import ACT_DIM, OBS_DIM, sgemm_gflops
 from bench_steps import flop_per_step
 
 from rllib_damo import DAMOConfig
+from rllib_damo.core.update import StepBatch
 from rllib_damo.damo.fast_update import FastUpdate
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
-from rllib_damo.damo.update import DAMOUpdate, StepBatch, UpdateOptions
+from rllib_damo.damo.update import DAMOUpdate
 from rllib_damo.nn.adam import FusedAdam
 from rllib_damo.nn.flat_parameters import flatten
 from rllib_damo.utils.batch import Batch, Layout
@@ -32,7 +31,7 @@ ROWS = 256
 
 def make(precision: str | None, width: int, layer_norm: bool = True) -> DAMOUpdate:
     """An update of fresh networks under the default options; None for the readable one."""
-    config = DAMOConfig()
+    config = DAMOConfig().training(actor_warmup_steps=0, precision=precision or "fp32")
     torch.manual_seed(0)
     module = DAMOTorchRLModule(
         observation_space=gym.spaces.Box(-np.inf, np.inf, (OBS_DIM,)),
@@ -44,13 +43,8 @@ def make(precision: str | None, width: int, layer_norm: bool = True) -> DAMOUpda
     )  # fmt: skip
     flat = {name: flatten(params) for name, params in module.trainable().items()}
     optimizers = {name: FusedAdam([param], lr=3e-4) for name, param in flat.items()}
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(UpdateOptions)}
-    options = UpdateOptions(**values | {"target_entropy": -float(ACT_DIM), "actor_warmup_steps": 0})
-    generator = torch.Generator().manual_seed(0)
-    parts: dict[str, Any] = {"optimizers": optimizers, "options": options, "generator": generator}
-    if precision is None:
-        return DAMOUpdate(module, **parts)
-    return FastUpdate(module, precision=precision, **parts)
+    update_class = DAMOUpdate if precision is None else FastUpdate
+    return update_class(module, config, optimizers=optimizers, generator=torch.Generator().manual_seed(0))
 
 
 def make_batch(seed: int) -> StepBatch:
@@ -63,7 +57,7 @@ def make_batch(seed: int) -> StepBatch:
         batch.actions.clamp_(-1, 1)
         return batch
 
-    return StepBatch(update=rows(), initial=rows(), offline=rows(), synthetic=rows())
+    return StepBatch({name: rows() for name in ("update", "initial", "classifier_offline", "classifier_synthetic")})
 
 
 def main() -> None:
@@ -87,7 +81,7 @@ def main() -> None:
         for name, update in updates.items():
             start = time.perf_counter()
             for batch in batches:
-                update.step(batch)
+                update.step(batch, 0, measure=True)
             seconds[name].append((time.perf_counter() - start) / len(batches))
     for name, rounds in seconds.items():
         rate = 1 / min(rounds[1:])

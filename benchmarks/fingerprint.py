@@ -24,9 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from rllib_damo import DAMOConfig
-from rllib_damo.baselines import MOPOConfig, TD3BCConfig
-from rllib_damo.baselines.bc import BehaviorCloningConfig
+from rllib_damo import BehaviorCloningConfig, DAMOConfig, MOPOConfig, TD3BCConfig
 
 STEPS = 300
 

@@ -22,7 +22,7 @@ import ray
 import torch
 from score_settings import add_options, make_config
 
-from rllib_damo.core.algorithm import DAMO
+from rllib_damo import DAMO
 from rllib_damo.data.generate.datasets import generate
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics import DynamicsEnsemble

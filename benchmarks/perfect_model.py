@@ -26,7 +26,7 @@ from rllib_damo.core.algorithm import NUM_GRADIENT_STEPS
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble, Sampler
 from rllib_damo.dynamics.rollout import Model
 from rllib_damo.dynamics.rollout_runner import ModelRolloutEnvRunner
-from rllib_damo.evaluation.scores import normalized_score
+from rllib_damo.tasks import normalized_score
 
 
 class Simulator:

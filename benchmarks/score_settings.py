@@ -8,8 +8,7 @@ from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from rllib_damo import DAMOConfig
-from rllib_damo.baselines import BehaviorCloningConfig, MOPOConfig, TD3BCConfig
+from rllib_damo import BehaviorCloningConfig, DAMOConfig, MOPOConfig, TD3BCConfig
 from rllib_damo.command.inputs import apply_config, parse_json
 from rllib_damo.data.generate.datasets import ENVS
 from rllib_damo.errors import UsageError

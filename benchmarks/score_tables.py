@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 Row = Mapping[str, Any]
 #: The evaluations at the end of a run whose mean is the run's result.
 LAST = 3
+#: Characters of a line of text.
+WIDTH = 118
 BEGIN, END = "<!-- scores: begin -->", "<!-- scores: end -->"
 
 
@@ -116,17 +120,28 @@ def _at_a_glance(summaries: Sequence[Summary], datasets: Mapping[str, Dataset]) 
     return [*lines, ""]
 
 
+def _folded(command: str) -> str:
+    """The command line over several lines, as a shell reads it."""
+    words = re.findall(r"(?:'[^']*'|\(at [^)]*\)|\S)+", command)
+    line = " ".join(word.replace(" ", "\0") for word in words)
+    lines = textwrap.wrap(line, WIDTH - 6, break_long_words=False, break_on_hyphens=False)
+    return " \\\n    ".join(lines).replace("\0", " ")
+
+
 def markdown(
     summaries: Sequence[Summary], datasets: Mapping[str, Dataset], steps: int, episodes: int, command: str
 ) -> str:
     """The table, with what its columns mean and the datasets above it."""
     lines = [
-        f"`{command}`",
+        "```console",
+        _folded(command),
+        "```",
         "",
-        f"Normalised scores x 100 after {steps:,} gradient steps. A seed's score is the mean of its last {LAST} "
-        f"evaluations of {episodes} episodes; `score` is mean ± sample standard deviation over the seeds, `worst seed` "
-        "their minimum. `best so far` is the mean over seeds of the best single evaluation: no result, since only the "
-        "real environment can choose it. `estimated` and `real value` are the critics' value at the dataset's episode "
+        f"Normalised scores x 100 after {steps:,} gradient steps. A seed's score is the mean of its",
+        f"last {LAST} evaluations of {episodes} episodes.",
+        "`score` is mean ± sample standard deviation over the seeds, `worst seed` their minimum.",
+        "`best so far` is the mean over seeds of the best single evaluation. It is not a result, since only the real",
+        "environment can choose it. `estimated` and `real value` are the critics' value at the dataset's episode",
         "starts and the real discounted return, of the same evaluations.",
         "",
         "| dataset | transitions | episodes | fingerprint | behaviour's mean return | its score |",
@@ -152,7 +167,10 @@ def markdown(
         )
     unfinished = [f"{s.method} on {s.task}" for s in summaries if not s.seeds]
     if unfinished:
-        lines += ["", f"Without a finished seed: {', '.join(unfinished)}."]
+        lines += [
+            "",
+            *textwrap.wrap(f"Without a finished seed: {', '.join(unfinished)}.", WIDTH, break_on_hyphens=False),
+        ]
     return "\n".join(lines)
 
 
@@ -183,7 +201,10 @@ def curve(trials: Sequence[Sequence[Row]]) -> list[tuple[int, float, float]]:
 def plot(
     results: Mapping[str, Mapping[str, Sequence[Sequence[Row]]]], datasets: Mapping[str, Dataset], path: Path
 ) -> None:
-    """Score against steps, a panel for each task: mean and standard deviation over seeds, the behaviour dashed."""
+    """Score against steps, a panel for each task: mean and standard deviation over seeds, the behaviour dashed.
+
+    A method has the same colour in all panels.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -191,18 +212,22 @@ def plot(
     rows = math.ceil(len(results) / columns)
     figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axis, (task, methods) in zip(axes, results.items(), strict=False):
-        for method, trials in methods.items():
+    methods = dict.fromkeys(method for trials in results.values() for method in trials)
+    colors = {method: f"C{i}" for i, method in enumerate(methods)}
+    handles: dict[str, Any] = {}
+    for axis, (task, trials_of) in zip(axes, results.items(), strict=False):
+        for method, trials in trials_of.items():
             points = curve(trials)
             if points:
                 steps, mean, std = zip(*points, strict=True)
-                (line,) = axis.plot(steps, mean, label=method, marker=".")
+                (handles[method],) = axis.plot(steps, mean, color=colors[method], marker=".")
                 low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
-                axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+                axis.fill_between(steps, low, high, color=colors[method], alpha=0.2, linewidth=0)
         if (behavior := datasets[task].behavior_score) is not None:
-            axis.axhline(behavior, color="grey", linestyle="--", linewidth=1, label="behaviour")
+            handles["behaviour"] = axis.axhline(behavior, color="grey", linestyle="--", linewidth=1)
         axis.set(title=task, xlabel="gradient steps", ylabel="normalised score")
-        axis.legend(fontsize="small")
     for axis in list(axes)[len(results) :]:
         axis.remove()
+    ordered = [name for name in (*methods, "behaviour") if name in handles]
+    figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=len(ordered))
     FigureCanvasAgg(figure).print_png(str(path))

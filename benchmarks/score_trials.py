@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 import time
@@ -18,11 +17,10 @@ from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from score_settings import METHODS, environment, make_config
 
-from rllib_damo.baselines.config import BaselineConfig
 from rllib_damo.core.algorithm import NUM_GRADIENT_STEPS
-from rllib_damo.core.config import DYNAMICS_OPTIONS, TRAINING_OPTIONS
 from rllib_damo.evaluation.policy import Policy
-from rllib_damo.evaluation.scores import discounted_return, normalized_score
+from rllib_damo.evaluation.scores import discounted_return
+from rllib_damo.tasks import normalized_score
 from rllib_damo.utils.paths import atomic_write
 
 #: Between checkpoints where no evaluation makes one (dynamics training, long intervals).
@@ -65,10 +63,8 @@ class Trial:
 
 def options(config: AlgorithmConfig) -> dict[str, Any]:
     """Those training and dynamics options of a config that its algorithm reads, as JSON."""
-    names = TRAINING_OPTIONS | DYNAMICS_OPTIONS | {"gamma", "train_batch_size_per_learner", "grad_clip"}
-    names |= set(inspect.signature(type(config).training).parameters) - {"self", "kwargs"}
-    if isinstance(config, BaselineConfig):
-        names -= config.unread()
+    methods = [method for method in ("training", "dynamics") if method in config.option_groups]
+    names = {name for method in methods for name in config.own_options(method)}
     return json.loads(json.dumps({name: getattr(config, name) for name in sorted(names)}, default=str))
 
 

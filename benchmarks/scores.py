@@ -33,7 +33,7 @@ from score_trials import Trial, is_finished, read_rows, run_trial
 from rllib_damo.command.inputs import parse_json
 from rllib_damo.data.offline_data import DAMOOfflineData
 from rllib_damo.errors import UsageError
-from rllib_damo.evaluation.scores import normalized_score
+from rllib_damo.tasks import normalized_score
 from rllib_damo.utils.names import near
 
 RESULTS = Path(__file__).parent / "RESULTS.md"

@@ -1,35 +1,24 @@
-"""DAMO, Dual Alignment Maximin Optimization for offline model-based RL (arXiv 2502.00850), as an RLlib plugin.
+"""Offline reinforcement learning in RLlib: DAMO (arXiv 2502.00850), and the algorithms that it is compared with.
 
-Importing the package registers "DAMO" and the baselines "MOPO", "TD3BC" and "BehaviorCloning" with Ray Tune.
+Importing the package registers its algorithms with Ray Tune, by the names in `ALGORITHMS`.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from rllib_damo.baselines.bc import BehaviorCloning, BehaviorCloningConfig
+from rllib_damo.baselines.mopo import MOPO, MOPOConfig
+from rllib_damo.baselines.td3bc import TD3BC, TD3BCConfig
+from rllib_damo.core.registration import ALGORITHMS, register_algorithm
+from rllib_damo.damo.damo import DAMO, DAMOConfig
+from rllib_damo.data.formats.parquet import write_parquet
+from rllib_damo.data.schema import Transitions
+from rllib_damo.evaluation.policy import load_policy
 
-from ray.rllib.algorithms import registry
-from ray.tune.registry import register_trainable
+__version__ = "0.2.0"
+__all__ = [
+    "ALGORITHMS", "DAMO", "MOPO", "TD3BC", "BehaviorCloning", "BehaviorCloningConfig", "DAMOConfig", "MOPOConfig",
+    "TD3BCConfig", "Transitions", "load_policy", "register_algorithm", "write_parquet",
+]  # fmt: skip
 
-from rllib_damo.baselines import MOPO, TD3BC, BehaviorCloning
-from rllib_damo.core.algorithm import DAMO
-from rllib_damo.core.config import DAMOConfig
-
-__version__ = "0.1.0"
-__all__ = ["ALGORITHMS", "DAMO", "DAMOConfig"]
-
-#: The package's algorithms, by the names that `rllib train --algo` and Tune know them by.
-ALGORITHMS = {algorithm.__name__: algorithm for algorithm in (DAMO, MOPO, TD3BC, BehaviorCloning)}
-
-
-def _register() -> None:
-    """Makes the names known to Tune and in RLlib's table, to which Tune turns after ``ray.shutdown()`` forgot them."""
-    for name, algorithm in ALGORITHMS.items():
-        register_trainable(name, algorithm)
-        registry.ALGORITHMS[name] = partial(_class_and_config, algorithm)
-
-
-def _class_and_config(algorithm: type[DAMO]) -> tuple[type[DAMO], DAMOConfig]:
-    return algorithm, algorithm.get_default_config()
-
-
-_register()
+for _algorithm in (DAMO, MOPO, TD3BC, BehaviorCloning):
+    register_algorithm(_algorithm)

@@ -40,7 +40,16 @@ DIVERGENCES: dict[str, Divergence] = {
         conjugate=lambda y: np.maximum(1 + y / 2, 0) ** 2 - 1,
         conjugate_prime=lambda y: np.maximum(1 + y / 2, 0),
     ),
+    # p = 1.5 and q = 3
+    "power": Divergence(
+        f=lambda x: np.abs(x) ** 3 / 3,
+        f_prime=lambda x: np.sign(x) * x**2,
+        conjugate=lambda y: np.abs(y) ** 1.5 / 1.5,
+        conjugate_prime=lambda y: np.sign(y) * np.sqrt(np.abs(y)),
+    ),
 }
+#: p of "power".
+POWER = 1.5
 
 
 def kl(p: Array, q: Array) -> float:
@@ -149,7 +158,7 @@ class Dual:
     Args:
         problem: supplies ρ^π_M, r̃, d0, π and γ.
         eta: η.
-        divergence: "half_squared" or "chi_squared".
+        divergence: its name.
     """
 
     def __init__(self, problem: Problem, eta: float, divergence: str):
@@ -180,11 +189,11 @@ class Dual:
         return (self.initial_map + self.residual_map.T @ slope.ravel()).reshape(self.shape)
 
     def minimise(self) -> Array:
-        """The minimising Q, by one linear solve for half_squared and Newton's method for chi_squared."""
+        """The minimising Q, by one linear solve for half_squared and Newton's method for the others."""
         zero = np.zeros(self.shape)
         if self.name == "half_squared":
             return zero - self._newton_step(zero)
-        # Start at the minimum of the unclipped conjugate, and repeat exact solves on the rows that are not clipped
+        # Start at the minimum of chi_squared's unclipped conjugate, which is quadratic
         q = zero - self._newton_step(zero, all_rows=True)
         for _ in range(200):
             if np.abs(self.gradient(q)).max() < 1e-14:
@@ -197,12 +206,16 @@ class Dual:
 
     def _newton_step(self, q: Array, all_rows: bool = False) -> Array:
         y = self.residual(q) / self.eta
-        curvature = 1.0 if self.name == "half_squared" else 0.5
-        active = np.ones_like(y) if self.name == "half_squared" or all_rows else (y > -2).astype(float)
         slope = 1 + y / 2 if all_rows else self.divergence.conjugate_prime(y)
+        if self.name == "half_squared":
+            curvature = np.ones_like(y)
+        elif self.name == "power" and not all_rows:
+            curvature = 0.5 / np.sqrt(np.maximum(np.abs(y), 1e-12))
+        else:
+            curvature = 0.5 * (np.ones_like(y) if all_rows else y > -2)
         gradient = self.initial_map + self.residual_map.T @ (self.rho * slope).ravel()
         hessian = self.residual_map.T @ (
-            (curvature / self.eta * self.rho * active).ravel()[:, None] * self.residual_map
+            (curvature / self.eta * self.rho).ravel()[:, None] * self.residual_map
         )
         step: Array = np.linalg.lstsq(hessian, gradient, rcond=1e-13)[0]
         return step.reshape(self.shape)

@@ -10,15 +10,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from rllib_damo.baselines.config import BaselineConfig
+from rllib_damo.baselines.updates import BehaviorCloningUpdate, SACOptions, SACUpdate, TD3BCOptions, TD3BCUpdate
 from torch import Tensor
 
 from rllib_damo.baselines import BehaviorCloningConfig, MOPOConfig, TD3BCConfig
 from rllib_damo.baselines.bc import BCTorchRLModule, BehaviorCloningTorchLearner
-from rllib_damo.baselines.config import BaselineConfig
 from rllib_damo.baselines.mopo import MOPOTorchLearner, MOPOTorchRLModule
 from rllib_damo.baselines.td3bc import TD3BCTorchLearner, TD3BCTorchRLModule
 from rllib_damo.baselines.uncertainty import UNCERTAINTIES, PenalizedDynamics
-from rllib_damo.baselines.updates import BehaviorCloningUpdate, SACOptions, SACUpdate, TD3BCOptions, TD3BCUpdate
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
 from rllib_damo.damo.update import StepBatch
 from rllib_damo.dynamics import DynamicsEnsemble, never_terminates

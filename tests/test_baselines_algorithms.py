@@ -9,13 +9,13 @@ import pytest
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.tune.registry import get_trainable_cls
+from rllib_damo.baselines.config import BaselineConfig
 
 from rllib_damo import ALGORITHMS
 from rllib_damo.baselines import BehaviorCloningConfig, MOPOConfig, TD3BCConfig
-from rllib_damo.baselines.config import BaselineConfig
 from rllib_damo.data.generate import datasets
 from rllib_damo.data.schema import Transitions
-from rllib_damo.evaluation.checkpoints import play
+from rllib_damo.evaluation.play import play
 from rllib_damo.evaluation.policy import load_policy
 
 OBSERVATION = np.array([-1.0, 0.1, 0.3], np.float32)

@@ -10,7 +10,7 @@ import pytest
 
 from rllib_damo.command.data import invoke
 from rllib_damo.data import sources
-from rllib_damo.data.formats.d4rl_hdf5 import write_d4rl
+from rllib_damo.data.formats.hdf5 import write_hdf5 as write_d4rl
 from rllib_damo.data.formats.parquet import write_parquet
 from rllib_damo.data.generate import datasets
 from tests.data_helpers import make_transitions
@@ -101,6 +101,26 @@ def test_other_names_and_normalised_actions(made: str, capsys: pytest.CaptureFix
     np.testing.assert_array_equal(written.observations, expected.observations)
 
 
+def test_a_vector_of_several_columns(made: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["data", "convert", made, "a.csv"]) == 0
+    text = pathlib.Path("a.csv").read_text()
+    header = {"observations_0": "x", "observations_1": "y", "observations_2": "speed"}
+    for old, new in header.items():
+        text = text.replace(f'"{old}"', new)
+    pathlib.Path("b.csv").write_text(text)
+    assert invoke(["data", "info", "b.csv"]) == 2
+    assert "no column for observations" in capsys.readouterr().err
+    assert invoke(["data", "convert", "b.csv", "b.npz", "--column", "obs=x,y,speed"]) == 0
+    assert sources.load("b.npz").fingerprint() == sources.load(made).fingerprint()
+
+
+def test_the_formats_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["data", "formats"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["parquet", ".parquet,", ".pq", "yes"] in [line[:4] for line in lines]
+    assert ["rllib_episodes", ".parquet,", ".pq", "no"] in [line[:4] for line in lines]
+
+
 def test_a_file_that_cannot_be_read_is_the_datas_fault(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("bad.hdf5", "bad.parquet"):
         pathlib.Path(name).write_text("nothing")
@@ -148,7 +168,7 @@ def test_an_interrupted_make_says_how_to_go_on(
 
     monkeypatch.setattr(datasets, "make", stopped)
     assert invoke(["data", "make", "hopper-random"]) == 130
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "The same command continues" in capsys.readouterr().err
 
 
 def test_a_failed_worker_exits_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rllib_damo.data.convert import convert
-from rllib_damo.data.formats.d4rl_hdf5 import write_d4rl
+from rllib_damo.data.formats.hdf5 import write_hdf5 as write_d4rl
 from rllib_damo.data.formats.minari_files import write_minari
 from rllib_damo.data.formats.reader import Conventions
 from rllib_damo.data.info import describe, plot, report
@@ -65,10 +65,10 @@ def test_the_environment_gives_what_the_file_does_not(tmp_path) -> None:
         convert(src, "test/plain-v0", env_id=ENV)
 
 
-@pytest.mark.parametrize("dst", ["x.csv", "/some/folder", "s3://bucket/x.parquet", "minari://x.hdf5/y", "no version"])
+@pytest.mark.parametrize("dst", ["x.txt", "/some/folder", "s3://bucket/x.parquet", "minari://x.hdf5/y", "no version"])
 def test_unknown_destinations_are_refused(tmp_path, dst) -> None:
     src = write_d4rl(make_transitions((2,)), tmp_path / "x.hdf5", metadata={})
-    with pytest.raises(DataError, match=r"\.hdf5 or \.parquet|name the environment"):
+    with pytest.raises(DataError, match=r"write to a path in \.parquet, \.hdf5, \.npz or \.csv|name the environment"):
         convert(src, dst)
 
 

@@ -16,7 +16,7 @@ from minari.data_collector import EpisodeBuffer
 from rllib_damo.data.formats import flat_cache
 from rllib_damo.data.formats import minari as minari_read
 from rllib_damo.data.formats.columns import match_names
-from rllib_damo.data.formats.d4rl_hdf5 import write_d4rl
+from rllib_damo.data.formats.hdf5 import write_hdf5 as write_d4rl
 from rllib_damo.data.formats.minari_files import local_ids, write_minari
 from rllib_damo.data.formats.parquet import write_parquet
 from rllib_damo.data.formats.reader import Conventions, split_at_ends
@@ -360,3 +360,21 @@ def test_interleaved_episodes_are_warned_of(tmp_path, caplog) -> None:
         load(write_hdf5(tmp_path / f"{name}.hdf5", columns))
     (record,) = [record for record in caplog.records if "interleaved" in record.getMessage()]
     assert "interleaved.hdf5: 2 episode ids occur in 4 runs" in record.getMessage()
+
+
+@WRITERS
+@FAST
+@given(episodes=EPISODES, flags=st.sampled_from([(), ("terminals",), ("terminals", "timeouts")]))
+def test_tasks_that_never_terminate_are_told_by_their_seams(tmp_path, write, episodes, flags) -> None:
+    """D4RL's q-learning form: next observations, and no end flag, or none that is ever set."""
+    data = make_transitions([length for length, _ in episodes], [False] * len(episodes))
+    columns = d4rl_columns(data)
+    for key in ("terminals", "timeouts"):
+        del columns[key]
+    columns |= {key: np.zeros(len(data), bool) for key in flags}
+    path = write(tmp_path / f"data.{'hdf5' if write is write_hdf5 else 'parquet'}", columns)
+    assert_equal(load(path), data)
+    reader = resolve(path)
+    pieces = concatenate([reader.read(*part) for part in reader.splits(4)])
+    np.testing.assert_array_equal(pieces.next_observations, data.next_observations)
+    assert (pieces.truncations >= data.truncations).all()

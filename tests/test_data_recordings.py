@@ -75,7 +75,7 @@ def test_recorded_episodes(tmp_path) -> None:
     check(found, OBSERVATION_SPACE, ACTION_SPACE)
     raw = Conventions(actions_in_input_normalized=False)
     np.testing.assert_array_equal(load(str(tmp_path / "recorded"), conventions=raw).actions, unit[rows])
-    with pytest.raises(DataError, match="input_read_schema names the columns of HDF5 and Parquet files"):
+    with pytest.raises(DataError, match="input_read_schema names the columns of tables and arrays"):
         load(str(tmp_path / "recorded"), conventions=Conventions(input_read_schema={"obs": "o"}))
 
 

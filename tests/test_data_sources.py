@@ -13,9 +13,9 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
+from rllib_damo.data.formats import files
 from rllib_damo.data.formats import minari as minari_read
-from rllib_damo.data.formats import parquet_files
-from rllib_damo.data.formats.d4rl_hdf5 import write_d4rl
+from rllib_damo.data.formats.hdf5 import write_hdf5 as write_d4rl
 from rllib_damo.data.formats.minari_files import write_minari
 from rllib_damo.data.formats.parquet import write_parquet
 from rllib_damo.data.formats.reader import Conventions
@@ -62,7 +62,7 @@ def _nan(values: np.ndarray) -> np.ndarray:
     [
         (_drop("rewards"), "no column for rewards; found .*Name them rewards: rewards or reward"),
         (_drop("observations", "actions"), "no column for observations, actions"),
-        (_drop("terminals", "timeouts"), "neither terminations nor truncations nor episode ids"),
+        (_drop("terminals", "timeouts", "next_observations"), "neither terminations nor truncations nor episode ids"),
         (_change("observations", _nan), "observations hold values that are not finite in 1 row"),
         (_change("rewards", _nan), "rewards hold values that are not finite"),
         (_change("rewards", lambda x: np.full(len(x), 1e300)), "not finite in 12 row.*inf"),
@@ -71,7 +71,12 @@ def _nan(values: np.ndarray) -> np.ndarray:
         (_change("actions", lambda x: np.arange(len(x))), "continuous actions"),
         (_change("actions", lambda x: x * 9), "outside the action space"),
         (_change("terminals", lambda x: np.arange(len(x))), "values other than 0 and 1"),
-        (lambda columns: {**columns, "terminals": np.zeros(12, bool), "timeouts": np.zeros(12, bool)}, "no end"),
+        (
+            lambda columns: {
+                **_drop("next_observations")(columns), "terminals": np.zeros(12, bool), "timeouts": np.zeros(12, bool)
+            },
+            "no end",
+        ),
     ],
 )  # fmt: skip
 def test_unsound_columns_are_refused(tmp_path, write, spoil, message) -> None:
@@ -301,7 +306,7 @@ def test_globs_and_names_that_look_like_one(tmp_path, monkeypatch) -> None:
         ("{tmp}/dato.hdf5", r"no such file.*data\.hdf5"),
         ("{tmp}/dato.parquet", "no such file"),
         ("{tmp}/*.parquet", "no Parquet file there"),
-        ("{tmp}", r"no Parquet file there. HDF5 is read by the names of files, several as a list: .*data\.hdf5"),
+        ("{tmp}", r"HDF5 is read by the names of files, several as a list: .*data\.hdf5"),
         ("{tmp}/*.hdf5", r"HDF5 is read by the names of files, several as a list: .*data\.hdf5"),
         ("{tmp}/*.parquet/*.parquet", "no Parquet file there"),
         ("{tmp}/notes.txt", "files are read that end"),
@@ -421,7 +426,7 @@ class _Remote:
 def test_what_fails_at_an_address_is_named_with_it(tmp_path, monkeypatch, method, error, message) -> None:
     write_parquet(make_transitions(), tmp_path / "x" / "a.parquet")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parquet_files, "connect", lambda address: (_Remote(method, error), "x"))
+    monkeypatch.setattr(files, "connect", lambda address: (_Remote(method, error), "x"))
     with pytest.raises(DataError, match=f"^s3:/{message}"):
         load("s3://key:secret@x")
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from rllib_damo.baselines.updates import BehaviorCloningUpdate, SACUpdate, TD3BCUpdate
 from torch import Tensor
 
 from rllib_damo.baselines.bc import BCTorchRLModule
 from rllib_damo.baselines.mopo import MOPOTorchRLModule
 from rllib_damo.baselines.td3bc import TD3BCTorchRLModule
-from rllib_damo.baselines.updates import BehaviorCloningUpdate, SACUpdate, TD3BCUpdate
 from rllib_damo.damo.fast_update import FastUpdate
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
 from rllib_damo.damo.update import DAMOUpdate, StepBatch, Update

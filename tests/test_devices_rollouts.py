@@ -18,9 +18,10 @@ from rllib_damo.baselines.mopo import MOPOConfig, MOPORolloutEnvRunner
 from rllib_damo.core.config import DAMOConfig
 from rllib_damo.dynamics import DynamicsEnsemble
 from rllib_damo.dynamics.rollout_runner import ModelRolloutEnvRunner
-from rllib_damo.dynamics.termination import KNOWN, resolve_termination
+from rllib_damo.dynamics.termination import resolve_termination
 from rllib_damo.dynamics.training import DynamicsTrainer
 from rllib_damo.nn.gaussian_mlp import Gradients
+from rllib_damo.tasks import TERMINATION_RULES
 from rllib_damo.utils.batch import Layout, RingBuffer
 from tests.watching import DEVICE, Watch, pretend
 
@@ -108,7 +109,7 @@ def test_mopos_penalty_stays_on_its_device():
     assert set(seen.reads) == {"rollout.py:rollout", "rollout_runner.py:_log", "uncertainty.py:uncertainty_mean"}
 
 
-@pytest.mark.parametrize("env", [env for env in KNOWN if env.endswith(("-v5", "-v1", "-v0"))])
+@pytest.mark.parametrize("env", [env for env in TERMINATION_RULES if env.endswith(("-v5", "-v1", "-v0"))])
 def test_known_rules_stay_on_their_device(env):
     rule = resolve_termination(env)
     width = gym.make(env).observation_space.shape[0]

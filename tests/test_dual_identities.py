@@ -14,7 +14,7 @@ SEEDS = range(10)
 ETAS = (0.1, 1.0, 3.0)
 TOLERANCE = 1e-8
 
-both = pytest.mark.parametrize("divergence", sorted(DIVERGENCES))
+every = pytest.mark.parametrize("divergence", sorted(DIVERGENCES))
 every_eta = pytest.mark.parametrize("eta", ETAS)
 
 
@@ -41,7 +41,7 @@ def test_occupancy_is_the_discounted_sum_of_visits() -> None:
     np.testing.assert_allclose(problem.rho_real, total, atol=1e-12)
 
 
-@both
+@every
 @every_eta
 def test_surrogate_is_a_lower_bound_of_the_return(divergence: str, eta: float) -> None:
     for seed in SEEDS:
@@ -52,7 +52,7 @@ def test_surrogate_is_a_lower_bound_of_the_return(divergence: str, eta: float) -
             assert penalised <= problem.value() + TOLERANCE
 
 
-@both
+@every
 @every_eta
 def test_minimised_dual_equals_the_surrogate_where_dynamics_are_deterministic(divergence: str, eta: float) -> None:
     for seed in SEEDS:
@@ -61,7 +61,7 @@ def test_minimised_dual_equals_the_surrogate_where_dynamics_are_deterministic(di
         assert dual.value(dual.minimise()) == pytest.approx(problem.surrogate(eta, divergence), abs=TOLERANCE)
 
 
-@both
+@every
 @every_eta
 def test_minimised_dual_is_above_the_surrogate_otherwise(divergence: str, eta: float) -> None:
     gaps = []
@@ -73,7 +73,7 @@ def test_minimised_dual_is_above_the_surrogate_otherwise(divergence: str, eta: f
     assert max(gaps) > 1e-3  # the flow constraints do not pin s'|s,a
 
 
-@both
+@every
 @every_eta
 def test_minimised_dual_is_the_maximum_over_flow_feasible_occupancies(divergence: str, eta: float) -> None:
     for seed in SEEDS:
@@ -92,7 +92,7 @@ def test_minimised_dual_is_the_maximum_over_flow_feasible_occupancies(divergence
             assert problem.surrogate(eta, divergence, feasible) <= dual.value(q) + TOLERANCE
 
 
-@both
+@every
 @every_eta
 def test_residual_at_the_optimum_is_the_implicit_penalty(divergence: str, eta: float) -> None:
     """Theorem 5.2: x = η f'(ρ*/ρ^π_M); where f* is clipped, ρ* = 0 and x <= η f'(0)."""
@@ -102,25 +102,26 @@ def test_residual_at_the_optimum_is_the_implicit_penalty(divergence: str, eta: f
         dual = Dual(problem, eta, divergence)
         q = dual.minimise()
         x, ratio = dual.residual(q), dual.optimiser(q) / problem.rho_model
-        inside = np.ones_like(x, dtype=bool) if divergence == "half_squared" else ratio > 0
+        inside = ratio > 0 if divergence == "chi_squared" else np.ones_like(x, dtype=bool)
         np.testing.assert_allclose(x[inside], eta * DIVERGENCES[divergence].f_prime(ratio[inside]), atol=TOLERANCE)
         assert (x[~inside] <= -2 * eta + TOLERANCE).all()
         clipped += int((~inside).sum())
     assert (clipped > 0) == (divergence == "chi_squared")
 
 
-@both
+@every
 def test_minimise_finds_a_minimum(divergence: str) -> None:
     rng = np.random.default_rng(0)
     for seed in SEEDS:
         dual = Dual(random_problem(seed), 0.5, divergence)
         q = dual.minimise()
-        assert np.abs(dual.gradient(q)).max() < 1e-10
+        # a power's curvature is infinite where a residual is 0
+        assert np.abs(dual.gradient(q)).max() < (1e-7 if divergence == "power" else 1e-10)
         for scale in (1e-3, 1.0):
             assert dual.value(q) <= dual.value(q + scale * rng.normal(size=q.shape))
 
 
-@both
+@every
 def test_gradient_of_the_dual(divergence: str) -> None:
     dual = Dual(random_problem(3), 0.5, divergence)
     q, h = np.random.default_rng(0).normal(size=dual.shape), 1e-6
@@ -130,11 +131,11 @@ def test_gradient_of_the_dual(divergence: str) -> None:
         assert dual.gradient(q)[s, a] == pytest.approx((dual.value(q + e) - dual.value(q - e)) / (2 * h), abs=1e-7)
 
 
-@both
+@every
 def test_surrogate_with_a_perfect_model_is_the_penalised_return(divergence: str) -> None:
-    """With M = T, D_f(ρ‖ρ) is 0 for chi_squared and f(1) = 1/2, a constant, for half_squared."""
+    """With M = T, D_f(ρ‖ρ) is f(1), a constant."""
     problem = random_problem(0)
     problem = dataclasses.replace(problem, model=problem.real)
     penalised = problem.value() - 2.0 * kl(problem.rho_real, problem.rho_behavior)
-    constant = 2.0 * 0.5 if divergence == "half_squared" else 0.0
-    assert problem.surrogate(2.0, divergence) == pytest.approx(penalised - constant, abs=TOLERANCE)
+    constant = {"half_squared": 1 / 2, "chi_squared": 0.0, "power": 1 / 3}[divergence]
+    assert problem.surrogate(2.0, divergence) == pytest.approx(penalised - 2.0 * constant, abs=TOLERANCE)

@@ -10,18 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
-from rllib_damo.core.networks import (
-    ACTION_STD_MIN,
-    LOG_STD_MAX,
-    LOG_STD_MIN,
-    Actor,
-    Classifier,
-    Critics,
-    StackedMLP,
-    Standardize,
-    input_scales,
-    mlp,
-)
+from rllib_damo.core.networks import LOG_STD_MAX, LOG_STD_MIN, Actor, Classifier, Critics
+from rllib_damo.nn.stacked_mlp import StackedMLP, mlp
+from rllib_damo.nn.standardize import ACTION_STD_MIN, Standardize, input_scales
 
 
 @pytest.fixture(autouse=True)

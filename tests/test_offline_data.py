@@ -16,7 +16,7 @@ from ray.util.placement_group import placement_group
 
 from rllib_damo import DAMOConfig
 from rllib_damo.data import offline_data
-from rllib_damo.data.formats.d4rl_hdf5 import write_d4rl
+from rllib_damo.data.formats.hdf5 import write_hdf5 as write_d4rl
 from rllib_damo.data.formats.parquet import ParquetReader, write_parquet
 from rllib_damo.data.offline_data import DAMOOfflineData, windows
 from rllib_damo.data.schema import Transitions, concatenate
@@ -84,7 +84,7 @@ def test_the_configs_conventions_are_those_of_the_files(tmp_path) -> None:
     np.testing.assert_array_equal(window.actions, found.actions[:31])
     with pytest.raises(DataError, match=r"made: actions_in_input_normalized=True, but here .* by definition"):
         _ = _offline(DATA, actions_in_input_normalized=True).transitions
-    with pytest.raises(DataError, match="made: input_read_schema names the columns of HDF5 and Parquet files"):
+    with pytest.raises(DataError, match="made: input_read_schema names the columns of tables and arrays"):
         _ = _offline(DATA, input_read_schema={"obs": "o_t"}).transitions
 
 
@@ -208,7 +208,7 @@ def test_what_stops_a_stream_is_told_in_a_line(path, monkeypatch) -> None:
     with pytest.raises(DataError) as caught:
         _ = offline.transitions
     assert str(caught.value) == (
-        f"{path}: reading stopped: s3://b/x.parquet: cannot be read: curlCode 7. Once that is fixed, "
+        f"{path}: reading stopped: s3://b/x.parquet: cannot be read: curlCode 7. With that fixed, "
         "`rllib train --resume` goes on from the last checkpoint."
     )
 

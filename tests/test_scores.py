@@ -23,7 +23,7 @@ import scores
 
 from rllib_damo.data.generate.datasets import ENVS
 from rllib_damo.errors import UsageError
-from rllib_damo.evaluation.scores import REFERENCE_RETURNS
+from rllib_damo.tasks import REFERENCE_RETURNS
 
 DATASET = score_tables.Dataset("hopper-medium", 200_000, 400, "0123456789abcdef", 1568.0, 48.8)
 

@@ -46,7 +46,7 @@ def test_good_spaces_pass() -> None:
 
 
 @pytest.mark.parametrize("space", [gym.spaces.Discrete(3), gym.spaces.MultiBinary(3)])
-def test_the_mends_named_for_observations_and_actions_work(space) -> None:
+def test_the_fixes_named_for_observations_and_actions_work(space) -> None:
     class Wide(gym.Env):
         observation_space = space
         action_space = gym.spaces.Box(-np.inf, np.inf, (1,))
@@ -69,12 +69,12 @@ def test_observations_of_whole_numbers_pass(dtype) -> None:
     ("observation", "action", "message"),
     [
         (None, BOX, "observation space"),
-        (gym.spaces.Discrete(3), BOX, "observation space, but found Discrete"),
+        (gym.spaces.Discrete(3), BOX, "observation space must be .*, but is Discrete"),
         (gym.spaces.Dict({"a": VECTOR}), BOX, "FlattenObservation"),
         (gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), BOX, "shape"),
         (gym.spaces.Box(0, 1, (3, 2)), BOX, r"shape \(3, 2\).*FlattenObservation"),
         (gym.spaces.MultiBinary(3), BOX, "FlattenObservation"),
-        (VECTOR, gym.spaces.Discrete(2), "action space, but found Discrete"),
+        (VECTOR, gym.spaces.Discrete(2), "action space must be .*, but is Discrete"),
         (VECTOR, gym.spaces.Box(-1, 1, (2, 2)), "shape"),
         (VECTOR, gym.spaces.Box(-np.inf, np.inf, (2,)), "unbounded"),
         (VECTOR, gym.spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, np.inf])), "unbounded"),

@@ -7,9 +7,10 @@ import torch
 
 from rllib_damo.core.dataset_checks import check_enough_rows, try_rule
 from rllib_damo.data.schema import Transitions
-from rllib_damo.dynamics import KNOWN, LearnedTermination, never_terminates, resolve_termination
+from rllib_damo.dynamics import LearnedTermination, never_terminates, resolve_termination
 from rllib_damo.dynamics.termination_head import TerminationTrainer
 from rllib_damo.errors import DataError
+from rllib_damo.tasks import TERMINATION_RULES
 from tests.data_helpers import make_transitions
 
 #: Environment id, constructor arguments, and how far to push the state so that both outcomes occur.
@@ -113,7 +114,7 @@ def test_ids_are_exact_and_the_user_comes_first():
     assert resolve_termination(None) is None
     assert resolve_termination(object) is None
     assert resolve_termination("Hopper-v5", never_terminates, {"xml_file": "mine.xml"}) is never_terminates
-    assert set(KNOWN) <= set(gym.registry)
+    assert set(TERMINATION_RULES) <= set(gym.registry)
 
 
 def test_an_own_environment_of_a_known_name_is_not_mistaken_for_it():

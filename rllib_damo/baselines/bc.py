@@ -2,58 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from rllib_damo.baselines.config import BaselineConfig
-from rllib_damo.baselines.modules import DeterministicTorchRLModule
-from rllib_damo.baselines.updates import BehaviorCloningUpdate
-from rllib_damo.core.algorithm import DAMO
-from rllib_damo.core.learner import DAMOTorchLearner
-from rllib_damo.damo.update import Update
+from typing_extensions import Unpack
+
+from rllib_damo.core.algorithm import OfflineAlgorithm
+from rllib_damo.core.config import OfflineConfig
+from rllib_damo.core.learner import OfflineTorchLearner
+from rllib_damo.core.option_groups import OfflineTraining
+from rllib_damo.core.rl_module import DeterministicMixin, OfflineTorchRLModule
+from rllib_damo.core.update import Metrics, StepBatch, Update
 
 
-class BCTorchRLModule(DeterministicTorchRLModule):
+class BCTorchRLModule(DeterministicMixin, OfflineTorchRLModule):
     """The actor alone."""
 
-    has_critics = False
+
+class BehaviorCloningUpdate(Update):
+    """Minimises the mean over rows and action coordinates of (π(s) - a)², actions in [-1, 1]."""
+
+    def step(self, batch: StepBatch, step: int, measure: bool) -> Metrics:
+        rows = batch["update"]
+        loss = (self.module.actor(rows.obs)[0].tanh() - rows.actions).square().mean()
+        self._apply("actor", loss)
+        return {"bc_loss": loss.detach()}
 
 
-class BehaviorCloningTorchLearner(DAMOTorchLearner):
-    """DAMO's learner with `BehaviorCloningUpdate`."""
+class BehaviorCloningTorchLearner(OfflineTorchLearner):
+    """The learner with `BehaviorCloningUpdate`; its metric is ``bc_loss``, the mean of (π(s) - a)²."""
 
-    metric_names = ("bc_loss",)
+    update_class = BehaviorCloningUpdate
     divergence_hint = "a smaller actor_lr"
 
-    def make_update(self, module: Any, **parts: Any) -> Update:
-        return BehaviorCloningUpdate(module, grad_clip=self.config.grad_clip, **parts)
 
-
-class BehaviorCloningConfig(BaselineConfig):
-    """Configuration of behaviour cloning; ``training`` reads the options in ``reads`` and RLlib's own.
+class BehaviorCloningConfig(OfflineConfig):
+    """Configuration of behaviour cloning.
 
     .. code-block:: python
 
-        from rllib_damo.baselines import BehaviorCloningConfig
+        from rllib_damo import BehaviorCloningConfig
 
         config = BehaviorCloningConfig().environment("Hopper-v5").offline_data(input_="hopper-medium")
     """
 
-    uses_model = False
-    reads = frozenset({"hidden_dims", "normalize_observations", "actor_lr"})
-    module_class = BCTorchRLModule
-    learner_class = BehaviorCloningTorchLearner
+    option_groups: ClassVar[Mapping[str, type]] = {**OfflineConfig.option_groups, "training": OfflineTraining}
+    default_module_class = BCTorchRLModule
+    default_learner_class = BehaviorCloningTorchLearner
 
-    def __init__(self, algo_class: type | None = None):
-        super().__init__(algo_class=algo_class or BehaviorCloning)
-        self.real_ratio = 1.0
+    @classmethod
+    def algorithm_class(cls) -> type:
+        return BehaviorCloning
+
+    def training(self, **options: Unpack[OfflineTraining]) -> BehaviorCloningConfig:  # type: ignore[override]
+        """Sets the options of behaviour cloning."""
+        return super().training(**options)
 
 
-class BehaviorCloning(DAMO):
-    """Behaviour cloning by the mean squared error, on DAMO's parts and without a model.
+class BehaviorCloning(OfflineAlgorithm):
+    """Behaviour cloning by the mean squared error.
 
     Its name keeps it apart from RLlib's "BC", which maximises the likelihood.
     """
 
-    @classmethod
-    def get_default_config(cls) -> BehaviorCloningConfig:
-        return BehaviorCloningConfig()
+    config_class: ClassVar[Any] = BehaviorCloningConfig

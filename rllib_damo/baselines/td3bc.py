@@ -3,102 +3,127 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
-from ray.rllib.algorithms.algorithm_config import NotProvided
+import torch
+from torch import nn
+from typing_extensions import Unpack
 
-from rllib_damo.baselines.config import BaselineConfig
-from rllib_damo.baselines.modules import DeterministicTorchRLModule
-from rllib_damo.baselines.updates import TD3BCOptions, TD3BCUpdate
-from rllib_damo.core.algorithm import DAMO
-from rllib_damo.core.learner import DAMOTorchLearner
-from rllib_damo.core.options import is_count
-from rllib_damo.damo.update import Update
+from rllib_damo.core.algorithm import OfflineAlgorithm
+from rllib_damo.core.config import OfflineConfig
+from rllib_damo.core.learner import OfflineTorchLearner
+from rllib_damo.core.option_groups import CriticTraining, OfflineTraining
+from rllib_damo.core.options import Option, count, not_negative
+from rllib_damo.core.rl_module import ActorCriticTorchRLModule, DeterministicMixin
+from rllib_damo.core.update import Metrics, StepBatch, Update
 
 
-class TD3BCTorchRLModule(DeterministicTorchRLModule):
+class TD3BCTorchRLModule(DeterministicMixin, ActorCriticTorchRLModule):
     """Deterministic actor, twin critics, and the targets of both."""
 
     def setup(self) -> None:
         super().setup()
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
 
-    def get_non_inference_attributes(self) -> list[str]:
-        return [*super().get_non_inference_attributes(), "target_actor"]
+    def targets(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [*super().targets(), (self.actor, self.target_actor)]
 
 
-class TD3BCTorchLearner(DAMOTorchLearner):
-    """DAMO's learner with `TD3BCUpdate`.
+class TD3BCUpdate(Update):
+    """TD3's critics, and an actor that ascends λ Q₁(s,π(s)) - (π(s) - a)² (the paper's eq. 3 to 5).
+
+    λ = α / mean|Q₁(s,π(s))| over the batch, as in the authors' code; the paper's eq. 5 has Q(s,a) in it. Every
+    ``policy_delay``-th step moves the actor and the targets.
+    """
+
+    def __init__(self, module: Any, config: Any, **parts: Any):
+        super().__init__(module, config, **parts)
+        zero = torch.zeros((), device=module.actor.standardize.mean.device)
+        self._actor_metrics = dict.fromkeys(("policy_loss", "bc_loss", "value_scale"), zero)
+
+    def step(self, batch: StepBatch, step: int, measure: bool) -> Metrics:
+        """The actor's metrics are from the last time it moved."""
+        o, m, rows = self.config, self.module, batch["update"]
+        with torch.no_grad():
+            noise = torch.randn(rows.actions.shape, generator=self.generator, device=rows.obs.device) * o.policy_noise
+            next_actions = m.target_actor(rows.next_obs)[0].tanh() + noise.clamp(-o.noise_clip, o.noise_clip)
+            next_q = m.target_critics(rows.next_obs, next_actions.clamp(-1, 1)).min(0).values
+            target = rows.rewards + o.gamma * (1 - rows.terminated) * next_q
+        q = m.critics(rows.obs, rows.actions)  # (C, B)
+        critic_loss = (target - q).square().mean(-1).sum()
+        self._apply("critic", critic_loss)
+        if (step + 1) % o.policy_delay == 0:
+            actions = m.actor(rows.obs)[0].tanh()
+            policy_q = m.critics(rows.obs, actions)[0]
+            scale = o.bc_alpha / policy_q.detach().abs().mean()
+            bc_loss = (actions - rows.actions).square().mean()
+            actor_loss = bc_loss - scale * policy_q.mean()
+            self._apply("actor", actor_loss)
+            self._move_targets()
+            self._actor_metrics = {
+                "policy_loss": actor_loss.detach(), "bc_loss": bc_loss.detach(), "value_scale": scale,
+            }  # fmt: skip
+        return {
+            **self._actor_metrics, "qf_loss": critic_loss.detach(), "qf_mean": q.detach().mean(),
+            "td_error_abs": (target - q).detach().abs().mean(),
+        }  # fmt: skip
+
+
+class TD3BCTorchLearner(OfflineTorchLearner):
+    """The learner with `TD3BCUpdate`.
 
     Metrics: ``policy_loss`` is the actor's, ``bc_loss`` its part (π(s) - a)², ``value_scale`` λ; ``qf_loss`` is the sum
     of the critics' mean squared TD errors, ``td_error_abs`` the mean absolute one, ``qf_mean`` the mean Q(s,a).
     """
 
-    metric_names = ("policy_loss", "bc_loss", "value_scale", "qf_loss", "qf_mean", "td_error_abs")
+    update_class = TD3BCUpdate
     divergence_hint = "smaller learning rates or a smaller bc_alpha"
 
-    def make_update(self, module: Any, **parts: Any) -> Update:
-        options = TD3BCOptions(**{name: getattr(self.config, name) for name in TD3BCOptions.__annotations__})
-        return TD3BCUpdate(module, options=options, grad_clip=self.config.grad_clip, **parts)
+
+class TD3BCTraining(OfflineTraining, CriticTraining, total=False):
+    """What ``TD3BCConfig.training`` takes (the paper's appendix, Table 3)."""
+
+    bc_alpha: Annotated[
+        float,
+        Option(
+            2.5, not_negative, "α, weight of the value against the distance from the data's actions; 0 clones them."
+        ),
+    ]
+    policy_noise: Annotated[
+        float, Option(0.2, not_negative, "Standard deviation of the noise on the target policy's unit actions.")
+    ]
+    noise_clip: Annotated[float, Option(0.5, not_negative, "Bound of that noise.")]
+    policy_delay: Annotated[
+        int, Option(2, count, "Gradient steps of the critics for each of the actor and the targets.")
+    ]
 
 
-class TD3BCConfig(BaselineConfig):
-    """Configuration of TD3+BC, with the paper's settings; ``training`` reads the options in ``reads`` and its own.
+class TD3BCConfig(OfflineConfig):
+    """Configuration of TD3+BC, with the paper's settings.
 
     .. code-block:: python
 
-        from rllib_damo.baselines import TD3BCConfig
+        from rllib_damo import TD3BCConfig
 
         config = TD3BCConfig().environment("Hopper-v5").offline_data(input_="hopper-medium").training(bc_alpha=2.5)
     """
 
-    uses_model = False
-    reads = frozenset(
-        {"hidden_dims", "twin_q", "critic_layer_norm", "normalize_observations", "actor_lr", "critic_lr", "tau"}
-    )
-    module_class = TD3BCTorchRLModule
-    learner_class = TD3BCTorchLearner
-
-    def __init__(self, algo_class: type | None = None):
-        super().__init__(algo_class=algo_class or TD3BC)
-        self.real_ratio = 1.0
-        self.bc_alpha = 2.5
-        self.policy_noise = 0.2
-        self.noise_clip = 0.5
-        self.policy_delay = 2
-
-    def training(
-        self,
-        *,
-        bc_alpha: float = NotProvided,
-        policy_noise: float = NotProvided,
-        noise_clip: float = NotProvided,
-        policy_delay: int = NotProvided,
-        **kwargs: Any,
-    ) -> TD3BCConfig:
-        """Sets TD3+BC's options (the paper's appendix, Table 3).
-
-        Args:
-            bc_alpha: α, the weight of the value against the distance from the data's actions; 0 clones the behaviour.
-            policy_noise: standard deviation of the noise on the target policy's unit actions.
-            noise_clip: bound of that noise.
-            policy_delay: gradient steps of the critics for each of the actor and the targets.
-            kwargs: the options in ``reads``, see ``DAMOConfig.training``; and RLlib's own.
-        """
-        super().training(**kwargs)
-        self._set(locals(), ("bc_alpha", "policy_noise", "noise_clip", "policy_delay"))
-        return self
-
-    def validate(self) -> None:
-        super().validate()
-        self._require_not_negative("bc_alpha", "policy_noise", "noise_clip")
-        if not is_count(self.policy_delay):
-            self._value_error(f"`policy_delay` must be a whole number >= 1; found {self.policy_delay!r}.")
-
-
-class TD3BC(DAMO):
-    """TD3+BC (arXiv 2106.06860), on DAMO's parts and without a model."""
+    option_groups: ClassVar[Mapping[str, type]] = {**OfflineConfig.option_groups, "training": TD3BCTraining}
+    network_options = ("hidden_dims", "twin_q", "critic_layer_norm")
+    default_module_class = TD3BCTorchRLModule
+    default_learner_class = TD3BCTorchLearner
 
     @classmethod
-    def get_default_config(cls) -> TD3BCConfig:
-        return TD3BCConfig()
+    def algorithm_class(cls) -> type:
+        return TD3BC
+
+    def training(self, **options: Unpack[TD3BCTraining]) -> TD3BCConfig:  # type: ignore[override]
+        """Sets the options of TD3+BC."""
+        return super().training(**options)
+
+
+class TD3BC(OfflineAlgorithm):
+    """TD3+BC (arXiv 2106.06860)."""
+
+    config_class: ClassVar[Any] = TD3BCConfig

@@ -1,7 +1,7 @@
 """The ``rllib-damo data`` commands: list, make, info, convert and check datasets.
 
-Exit codes: 0 well, 1 `check` found problems or making a dataset failed, 2 the command was wrong or the other commands
-cannot use the data, 130 interrupted.
+Exit codes: 0 success, 1 `check` found problems or making a dataset failed, 2 the command was wrong or the other
+commands cannot use the data, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from minari.serialization import deserialize_space
 from rllib_damo.data import info as info_
 from rllib_damo.data import sources
 from rllib_damo.data.convert import convert as convert_
-from rllib_damo.data.formats import minari_files
+from rllib_damo.data.formats import minari_files, registry
 from rllib_damo.data.formats.columns import ALIASES
 from rllib_damo.data.formats.reader import Conventions
 from rllib_damo.data.generate import datasets
-from rllib_damo.errors import DataError
+from rllib_damo.errors import DataError, UserError
 from rllib_damo.utils.environments import make_env
 
 app = typer.Typer(
@@ -38,24 +38,28 @@ data = typer.Typer(no_args_is_help=True, help="Make, look at, convert and check 
 app.add_typer(data, name="data")
 
 _BAR_WIDTH = 40
-Dataset = Annotated[str, typer.Argument(help="Short name, Minari id, or path to .hdf5 or .parquet.")]
-Env = Annotated[str | None, typer.Option("--env", "-e", help="Gymnasium id, where the dataset does not tell it.")]
+Dataset = Annotated[str, typer.Argument(help=f"Short name, Minari id, or path: {', '.join(registry.suffixes())}.")]
+Env = Annotated[str | None, typer.Option("--env", "-e", help="Gymnasium id, if the dataset does not name it.")]
 Columns = Annotated[
-    list[str] | None, typer.Option("--column", help="obs=NAME: how a column is called in HDF5 or Parquet; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--column",
+        help="obs=NAME: how a column is called in the files; obs=A,B: columns that make one vector; repeatable.",
+    ),
 ]
 Normalized = Annotated[
     bool | None,
     typer.Option(
         "--normalized-actions/--plain-actions",
-        help="Actions lie in -1 to 1, for the bounds of the environment's; or are in its units, as all are taken to be "
-        "but RLlib's own recordings.",
+        help="Whether actions lie in -1 to 1, or are in the environment's units. [default: in its units, except in "
+        "RLlib's own recordings]",
     ),
 ]
 
 
 @app.callback()
 def _root() -> None:
-    """Keeps ``data`` a group of its own, though it is the only one."""
+    """Keeps ``data`` a group, although it is the only one."""
 
 
 @data.command("list")
@@ -78,25 +82,35 @@ def list_() -> None:
         typer.echo("\nOther Minari datasets here: " + ", ".join(others))
 
 
+@data.command("formats")
+def formats_() -> None:
+    """The kinds of files that can be read, and those that `convert` writes."""
+    rows = [("FORMAT", "FILES", "WRITTEN", "")]
+    for form in registry.formats():
+        files = ", ".join(form.suffixes) or form.scheme or "-"
+        rows.append((form.name, files, "yes" if form.write else "no", form.help))
+    _table(rows)
+
+
 @data.command()
 def make(
     name: Annotated[str, typer.Argument(help="A name of `rllib-damo data list`, such as hopper-medium.")],
     transitions: Annotated[
         int | None, typer.Option(min=1, help="Rows; D4RL's sets have up to 1000000. [default: see list]")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the episodes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes.")] = 0,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes. [default: one a core]")] = None,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
     """Make a dataset with the shipped behaviour policies, as a local Minari dataset.
 
-    The result depends on the seed alone, not on the number of workers. After an interruption the same command goes on
-    where it was. A dataset of the same name but another size or seed is replaced.
+    The result depends on the seed alone, not on the number of workers. After an interruption the same command
+    continues where it stopped. A dataset of the same name but another size or seed is replaced.
     """
     try:
         dataset_id = datasets.make(name, transitions=transitions, seed=seed, progress=progress, workers=workers)
     except KeyboardInterrupt:
-        typer.echo("Stopped. The same command goes on where it was.", err=True)
+        typer.echo("Stopped. The same command continues where it stopped.", err=True)
         raise typer.Exit(130) from None
     metadata = _minari_metadata(dataset_id)
     returns = metadata["statistics"]["episode_returns"]
@@ -110,7 +124,7 @@ def make(
 def info(
     name: Dataset,
     png: Annotated[Path | None, typer.Option(help="Draw returns, lengths, states and actions into this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Every figure, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All figures, as JSON.")] = False,
     env: Env = None,
     column: Columns = None,
     normalized_actions: Normalized = None,
@@ -130,15 +144,18 @@ def info(
 @data.command()
 def convert(
     src: Dataset,
-    dst: Annotated[str, typer.Argument(help="Path in .hdf5 or .parquet, or Minari id (minari://name-v0).")],
+    dst: Annotated[
+        str,
+        typer.Argument(help=f"Path in {', '.join(registry.written_suffixes())}, or Minari id (minari://name-v0)."),
+    ],
     env: Env = None,
     column: Columns = None,
     normalized_actions: Normalized = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
 ) -> None:
-    """Convert between D4RL HDF5, Minari and Parquet; numbers are kept as float32, as they are read for training.
+    """Convert between the formats; numbers are kept as float32, as they are read for training.
 
-    What is written has the usual names of columns, and actions in the environment's units.
+    The result has the usual column names, and actions in the environment's units.
     """
     conventions = _conventions(None, column, normalized_actions)
     typer.echo(f"Written: {convert_(src, dst, env_id=env, overwrite=overwrite, conventions=conventions)}")
@@ -151,14 +168,14 @@ def check(
     column: Columns = None,
     normalized_actions: Normalized = None,
 ) -> None:
-    """Run every check on a dataset; exit code 1 where one fails."""
+    """Run every check on a dataset; exit code 1 if one fails."""
     _refuse_unmade(file)
     observation_space, action_space = _spaces(env)
     conventions = _conventions(action_space, column, normalized_actions)
     try:
         reader = sources.resolve(file, conventions=conventions)
     except DataError:
-        if not Path(file).expanduser().exists():  # the command's mistake, not the data's
+        if not Path(file).expanduser().exists():  # a mistake in the command, not in the data
             raise
     else:
         if not env:
@@ -177,19 +194,21 @@ def _minari_metadata(dataset_id: str) -> dict[str, Any]:
 
 
 def _refuse_unmade(name: str) -> None:
-    """Looking at a dataset must not start making it."""
+    """Looking at a dataset must not start to make it."""
     spec = datasets.NAMES.get(name)
     if spec is not None and minari_files.local_path(spec.dataset_id) is None:
         raise DataError(f"{name} is not on this machine yet: `rllib-damo data make {name}` makes it.")
 
 
 def _conventions(action_space: gym.Space | None, columns: list[str] | None, normalized: bool | None) -> Conventions:
-    schema, known = {}, [alias for aliases in ALIASES.values() for alias in aliases]
+    schema: dict[str, str | list[str]] = {}
+    known = [alias for aliases in ALIASES.values() for alias in aliases]
     for text in columns or ():
         alias, equals, name = text.partition("=")
         if not (alias in known and equals and name):
             raise DataError(f"--column {text}: write obs=NAME, with one of {', '.join(known)} before the sign.")
-        schema[alias] = name
+        columns_of = name.split(",")
+        schema[alias] = name if len(columns_of) == 1 else columns_of
     return Conventions(action_space, normalized, schema)
 
 
@@ -197,16 +216,16 @@ def _spaces(env_id: str | None) -> tuple[Any, Any]:
     """The spaces of an environment; None without one."""
     if env_id is None:
         return None, None
-    env = make_env(env_id, error_class=DataError)
+    env = make_env(env_id)
     env.close()
     return env.observation_space, env.action_space
 
 
 def _stored_spaces(reader: Any) -> tuple[Any, Any]:
-    """The spaces that a dataset tells of itself, None where it does not."""
+    """The spaces that a dataset stores, None for those that it does not."""
     try:
         facts = reader.metadata()
-    except DataError:  # the report tells it
+    except DataError:  # the report prints it
         return None, None
     first, second = (
         deserialize_space(facts[key]) if facts.get(key) else None for key in ("observation_space", "action_space")
@@ -247,16 +266,14 @@ def _readable(figures: dict[str, Any]) -> str:
 
 
 def invoke(arguments: list[str]) -> int:
-    """Runs the command and returns its exit code; mistakes are told in one message, without a traceback."""
+    """Runs the command and returns its exit code; mistakes give one message, without a traceback."""
     try:
         app(arguments, prog_name="rllib-damo")
-    except SystemExit as end:  # typer tells wrong options itself
+    except SystemExit as end:  # typer prints wrong options itself
         return int(end.code or 0)
-    except (ValueError, RuntimeError, OSError) as error:
-        if isinstance(error, ValueError) and not isinstance(error, DataError):
-            raise
+    except (UserError, RuntimeError, OSError) as error:
         typer.echo(f"Error: {error}", err=True)
-        return 2 if isinstance(error, DataError) else 1
+        return 2 if isinstance(error, UserError) else 1
     return 0
 
 

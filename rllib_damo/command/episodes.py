@@ -1,4 +1,4 @@
-"""What `rllib evaluate` says about played episodes, and the files it writes of them."""
+"""What `rllib evaluate` prints about played episodes, and the files it writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rllib_damo.errors import UsageError
-from rllib_damo.evaluation.scores import normalized_score, normalized_std
+from rllib_damo.tasks import normalized_score, normalized_std
 
 if TYPE_CHECKING:
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -22,7 +22,7 @@ _FORMATS = (".jsonl", ".npz")
 
 
 def check_out(out: Path | None) -> None:
-    """Refuses a file that could not be written after the episodes have been played."""
+    """Refuses a file that could not be written, before the episodes are played."""
     if out is None:
         return
     if out.suffix not in _FORMATS:
@@ -32,7 +32,7 @@ def check_out(out: Path | None) -> None:
 
 
 def check_display() -> None:
-    """Refuses to render where no window system answers: MuJoCo's window would end the process without a word."""
+    """Refuses to render if there is no display: MuJoCo's window would end the process without a message."""
     if not sys.platform.startswith("linux") or os.environ.get("SDL_VIDEODRIVER"):
         return
     import glfw  # what MuJoCo opens its window with
@@ -53,7 +53,7 @@ def check_display() -> None:
 def summary(episodes: Sequence[SingleAgentEpisode], env_id: Any) -> list[str]:
     """Lines with the number of episodes, return (mean ± standard deviation, range), length, and normalised score.
 
-    A last episode that was cut by `--steps` counts only where it is the only one.
+    A last episode that `--steps` cut counts only if it is the only one.
     """
     whole = [episode for episode in episodes if episode.is_done]
     lines = []

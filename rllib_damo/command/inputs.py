@@ -1,4 +1,4 @@
-"""What users type at the `rllib` command, turned into checked objects; every mistake is a `UsageError`."""
+"""Turns what users type at the `rllib` command into checked objects; every mistake is a `UsageError`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def load_file(path: Path) -> tuple[AlgorithmConfig, Any]:
 
 
 def run_file(path: Path) -> ModuleType:
-    """Runs a Python file as a module; what it registers with Tune stays."""
+    """Runs a Python file as a module; what it registers with Tune stays registered."""
     if not path.is_file():
         there = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise UsageError(f"no file {str(path)!r}.{near(path.name, there)}")
@@ -88,7 +88,7 @@ def run_file(path: Path) -> ModuleType:
         raise UsageError(f"{path} is no Python file; its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    # Workers cannot import the file by name: its functions and classes must travel by value.
+    # Workers cannot import the file by name: its functions and classes must be sent by value.
     cloudpickle.register_pickle_by_value(module)
     sys.path.insert(0, str(path.parent.absolute()))
     try:
@@ -105,7 +105,7 @@ def run_file(path: Path) -> ModuleType:
 
 
 def default_config(algo: str) -> AlgorithmConfig:
-    """The default config of an algorithm by name: DAMO, one of RLlib's, or one registered with Tune."""
+    """The default config of an algorithm by name: one of this package, of RLlib, or registered with Tune."""
     known = ray_internals.algorithm_names()
     if algo not in known and not ray_internals.is_trainable(algo):
         raise UsageError(f"unknown algorithm {algo!r}.{near_any_case(algo, known) or f' Known: {sorted(known)}.'}")

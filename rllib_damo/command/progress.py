@@ -1,4 +1,4 @@
-"""One line of a table per result, for any RLlib algorithm; columns appear as the results have them."""
+"""One line of a table per result, for any RLlib algorithm; columns appear when results have their numbers."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def cell(column: Column, flat: Result) -> str:
 
 
 class ProgressTable(Callback):
-    """Prints a row at each result, the header at first, every 30 rows, and when a column joins."""
+    """Prints a row at each result; the header at first, every 30 rows, and when a column is added."""
 
     def __init__(self) -> None:
         self.many_trials = False

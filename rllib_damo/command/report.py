@@ -1,4 +1,4 @@
-"""What the `rllib` command says when a run has ended: errors, a search's trials in order, and the checkpoints."""
+"""What the `rllib` command prints when a run has ended: errors, the trials of a search in order, the checkpoints."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def report(
 
     Args:
         results: of Tune.
-        metric: what checkpoints were kept by, "a/b", the higher the better.
-        searched: paths of those settings in a trial's config that a search varies.
+        metric: the metric "a/b" by which checkpoints were kept; higher is better.
+        searched: paths of the settings in a trial's config that a search varies.
         place: folder or URI of the results.
-        options: further ones of the `rllib evaluate` command.
-        verbose: whole errors.
+        options: more options for the `rllib evaluate` command that is printed.
+        verbose: print complete errors.
 
     Returns:
         The exit code.
@@ -47,29 +47,29 @@ def report(
     for trial in trials:
         if trial.error is not None:
             code = FAILED
-            _tell_error(trial, place, verbose)
+            _print_error(trial, place, verbose)
         elif not (trial.metrics or {}).get("done"):
             code = code or INTERRUPTED
     if code == INTERRUPTED:
-        console.print(f"\nInterrupted. Go on: the same command with --resume (looks in {place}).")
+        console.print(f"\nInterrupted. To continue, give the same command with --resume (it looks in {place}).")
     ranked = sorted(trials, key=lambda trial: _best(trial, metric)[0], reverse=True)
     if len(trials) > 1:
-        _tell_ranks(ranked, metric, searched)
+        _print_ranking(ranked, metric, searched)
     if ranked:
-        _tell_checkpoints(ranked[0], metric, place, options)
+        _print_checkpoints(ranked[0], metric, place, options)
     return code
 
 
-def _tell_error(trial: Result, place: str, verbose: bool) -> None:
+def _print_error(trial: Result, place: str, verbose: bool) -> None:
     lines = str(trial.error).strip().splitlines()
     err.print(f"\n[red]Failed:[/red] {lines[-1] if lines else type(trial.error).__name__}", markup=True)
-    err.print(f"The whole error: {address(f'{trial.path}/error.txt', place)}", markup=False)
+    err.print(f"The complete error: {address(f'{trial.path}/error.txt', place)}", markup=False)
     if verbose:
         err.print("\n".join(lines), markup=False)
 
 
-def _tell_ranks(ranked: list[Result], metric: str, searched: Sequence[tuple[str, ...]]) -> None:
-    """A table: what was varied, the best kept and the last checkpoint's score."""
+def _print_ranking(ranked: list[Result], metric: str, searched: Sequence[tuple[str, ...]]) -> None:
+    """A table: the settings that vary, and the scores of the best kept checkpoint and of the last."""
     console.print(f"\nTrials by {metric} of their best kept checkpoint, and of the last:")
     rows = [[*(path[-1] for path in searched), "best", "last", "trial"]]
     for trial in ranked:
@@ -84,7 +84,7 @@ def _tell_ranks(ranked: list[Result], metric: str, searched: Sequence[tuple[str,
         console.print("  ".join([*cells, row[-1]]), markup=False)
 
 
-def _tell_checkpoints(trial: Result, metric: str, place: str, options: str) -> None:
+def _print_checkpoints(trial: Result, metric: str, place: str, options: str) -> None:
     console.print(f"\nResults: {address(trial.path, place)}")
     if trial.checkpoint is None:
         return
@@ -97,7 +97,7 @@ def _tell_checkpoints(trial: Result, metric: str, place: str, options: str) -> N
 
 
 def _best(trial: Result, metric: str) -> tuple[float, Checkpoint | None]:
-    """The best kept checkpoint and its score; minus infinity where none has one."""
+    """The best kept checkpoint and its score; minus infinity if no checkpoint has a score."""
     return max(_scores(trial, metric), key=lambda pair: pair[0], default=(-float("inf"), None))
 
 

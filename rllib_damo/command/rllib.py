@@ -1,7 +1,7 @@
 """The `rllib` command: `rllib train file X.py`, `rllib train --algo A --env E`, `rllib evaluate CHECKPOINT`.
 
-Ray had a command of this name until 2.41; this one serves every RLlib algorithm, DAMO among them.
-Exit codes: 0 well, 1 the run failed, 2 the command was wrong, 130 interrupted.
+Ray had a command of this name until 2.41; this one works with every RLlib algorithm.
+Exit codes: 0 success, 1 the run failed, 2 the command was wrong, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from rllib_damo.command import episodes as playback
 from rllib_damo.command import inputs
 from rllib_damo.command.run import RunOptions, quieten, run
-from rllib_damo.errors import CheckpointError, DataError, UsageError
-from rllib_damo.evaluation.checkpoints import load_config, play
+from rllib_damo.errors import UsageError, UserError
+from rllib_damo.evaluation.checkpoints import load_config
+from rllib_damo.evaluation.play import play
 from rllib_damo.evaluation.storage import local_copy
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train and evaluate RLlib algorithms, DAMO among them.",
+    help="Train and evaluate RLlib algorithms, and those of rllib_damo.",
 )
 _RUN, _CHECKPOINTS, _RAY, _TRACK = "Run", "Checkpoints", "Ray", "Search and tracking"
 
@@ -35,17 +36,19 @@ _RUN, _CHECKPOINTS, _RAY, _TRACK = "Run", "Checkpoints", "Ray", "Search and trac
 def train(
     context: typer.Context,
     what: Annotated[
-        list[str] | None, typer.Argument(metavar="[file X.py]", help="A file with `config` and, if you like, `stop`.")
+        list[str] | None, typer.Argument(metavar="[file X.py]", help="A file with `config` and, optionally, `stop`.")
     ] = None,
-    algo: Annotated[str | None, typer.Option("--algo", "-a", help="Algorithm, where no file is given.")] = None,
-    env: Annotated[str | None, typer.Option("--env", "-e", help="Environment: Gymnasium id, or known to Tune.")] = None,
+    algo: Annotated[str | None, typer.Option("--algo", "-a", help="Algorithm, if no file is given.")] = None,
+    env: Annotated[
+        str | None, typer.Option("--env", "-e", help="Environment: a Gymnasium id, or one registered with Tune.")
+    ] = None,
     input_: Annotated[str | None, typer.Option("--input", "-i", help="Offline dataset (`input_`).")] = None,
     config: Annotated[
         str | None, typer.Option("--config", "-c", help="""JSON of settings to change: '{"eta": 1.0, "seed": 1}'.""")
     ] = None,
     stop: Annotated[
         str | None,
-        typer.Option("--stop", "-s", help="""JSON: '{"training_iteration": 100}'. Instead of the file's `stop`."""),
+        typer.Option("--stop", "-s", help="""JSON: '{"training_iteration": 100}'. Replaces the file's `stop`."""),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the run's folder; the time is added.", rich_help_panel=_RUN)
@@ -56,24 +59,31 @@ def train(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Go on with the latest run of that name, by its own config and stop.", rich_help_panel=_RUN
+            "--resume", help="Continue the latest run of that name, with its own config and stop.", rich_help_panel=_RUN
         ),
     ] = False,
     verbose: Annotated[
         int,
-        typer.Option("--verbose", "-v", count=True, help="Warnings and whole errors; -vv: all.", rich_help_panel=_RUN),
+        typer.Option(
+            "--verbose", "-v", count=True, help="Warnings and complete errors; -vv: everything.", rich_help_panel=_RUN
+        ),
     ] = 0,
     checkpoint_freq: Annotated[
         int | None,
-        typer.Option(min=0, help="Iterations between two. [default: at evaluations]", rich_help_panel=_CHECKPOINTS),
+        typer.Option(
+            min=0, help="Iterations between checkpoints. [default: at evaluations]", rich_help_panel=_CHECKPOINTS
+        ),
     ] = None,
     checkpoint_at_end: Annotated[bool, typer.Option(rich_help_panel=_CHECKPOINTS)] = True,
     keep_checkpoints_num: Annotated[
-        int, typer.Option(min=0, help="How many, the best ones; 0 keeps all.", rich_help_panel=_CHECKPOINTS)
+        int,
+        typer.Option(
+            min=0, help="Number of checkpoints to keep, the best ones; 0 keeps all.", rich_help_panel=_CHECKPOINTS
+        ),
     ] = 2,
     checkpoint_score_attr: Annotated[
         str | None,
-        typer.Option(help="Metric of the best. [default: the evaluation return]", rich_help_panel=_CHECKPOINTS),
+        typer.Option(help="Metric of the best one. [default: evaluation return]", rich_help_panel=_CHECKPOINTS),
     ] = None,
     ray_address: Annotated[str | None, typer.Option(help="Cluster to use.", rich_help_panel=_RAY)] = None,
     ray_num_cpus: Annotated[
@@ -92,8 +102,8 @@ def train(
 ) -> None:
     """Train with Tune: `rllib train file X.py`, or `rllib train --algo DAMO --env Hopper-v5 --input hopper-medium`.
 
-    Prints a line per result, and the checkpoints' paths at the end. Exit codes: 0 well, 1 the run failed, 2 the
-    command or the config was wrong, 130 interrupted.
+    Prints a line per result, and the checkpoints' paths at the end. Exit codes: 0 success, 1 the run failed, 2
+    the command or the config was wrong, 130 interrupted.
     """
     given_stop = inputs.check_stop(inputs.parse_json("--stop", stop), "--stop")
     changes = inputs.parse_json("--config", config) or {}
@@ -132,7 +142,7 @@ def _experiment(what: list[str], algo: str | None, preset: Any) -> tuple[Algorit
     """(config, stop, file or algorithm) of what `rllib train` was asked for; `preset` is what `run_config` passes."""
     if preset is not None:
         if what or algo is not None:
-            raise UsageError("this script has its own config: give it options only, and no --algo.")
+            raise UsageError("this script has its own config: give it only options, and no --algo.")
         config, stop = preset
         return config, inputs.check_stop(stop), Path(sys.argv[0])
     if what:
@@ -154,24 +164,22 @@ def evaluate(
         str, typer.Argument(help="Checkpoint folder, or its address (s3://...), as `rllib train` prints it.")
     ],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to play.")] = 10,
-    steps: Annotated[int | None, typer.Option(min=1, help="Environment steps to play, instead of --episodes.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Environment steps to play; replaces --episodes.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write episodes: .jsonl (a line each) or .npz (all transitions).")
+        Path | None, typer.Option(help="File for the episodes: .jsonl (one a line) or .npz (all steps).")
     ] = None,
     render: Annotated[bool, typer.Option("--render", help="Show the environment in a window.")] = False,
-    env: Annotated[str | None, typer.Option("--env", "-e", help="Environment instead of the checkpoint's.")] = None,
-    algo: Annotated[
-        str | None, typer.Option("--algo", "-a", help="Algorithm, if the checkpoint's is not to be used.")
-    ] = None,
+    env: Annotated[str | None, typer.Option("--env", "-e", help="Environment; replaces the checkpoint's.")] = None,
+    algo: Annotated[str | None, typer.Option("--algo", "-a", help="Algorithm; replaces the checkpoint's.")] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Python file to run first, which registers the environment.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the environment.")] = 0,
-    explore: Annotated[bool, typer.Option("--explore", help="Draw actions instead of taking the mean.")] = False,
+    explore: Annotated[bool, typer.Option("--explore", help="Sample actions instead of taking the mean.")] = False,
 ) -> None:
-    """Play a checkpoint's policy: mean and spread of its returns, and the normalised score where it is known.
+    """Play a checkpoint's policy: mean and standard deviation of its returns, and the normalised score if it is known.
 
-    Loading a checkpoint executes its pickles: only play those that you trust.
+    Loading a checkpoint executes its pickles: play only checkpoints that you trust.
     """
     quieten()
     playback.check_out(out)
@@ -183,7 +191,7 @@ def evaluate(
     with local_copy(checkpoint) as folder:
         played_env = inputs.check_env(env or load_config(folder, algorithm).env)
         if played_env is None:
-            raise UsageError(f"{checkpoint} was trained without an environment: name one by --env.")
+            raise UsageError(f"{checkpoint} was trained without an environment: name one with --env.")
         try:
             played = play(
                 folder,
@@ -205,7 +213,7 @@ def evaluate(
 
 
 def run_config(config: AlgorithmConfig, stop: Any = None) -> None:
-    """Makes an experiment file a script: `python X.py [options of rllib train]` does what `rllib train file X.py` does.
+    """Makes a script of an experiment file: `python X.py [options]` does what `rllib train file X.py [options]` does.
 
     Put `if __name__ == "__main__": run_config(config, stop)` at the end of the file. Does not return.
     """
@@ -213,14 +221,12 @@ def run_config(config: AlgorithmConfig, stop: Any = None) -> None:
 
 
 def invoke(arguments: list[str], preset: Any = None) -> int:
-    """Runs the command and returns its exit code. The user's mistakes are told in one message, without a traceback."""
+    """Runs the command and returns its exit code. A mistake of the user gives one message, without a traceback."""
     try:
         app(arguments, obj=preset, prog_name="rllib")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
-    except ValueError as error:
-        if not isinstance(error, CheckpointError | DataError | UsageError):
-            raise
+    except UserError as error:
         typer.echo(f"Error: {error}", err=True)
         return 2
     return 0

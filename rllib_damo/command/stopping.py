@@ -1,14 +1,20 @@
-"""Stop conditions that name a metric nobody reports are found out, and not waited for."""
+"""Stop conditions: a metric that no result has is an error, and a run that stops is evaluated first."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.rllib.utils.metrics import EVALUATION_RESULTS, LEARNER_RESULTS
+from ray.tune.result import TRAINING_ITERATION
 
 from rllib_damo.utils.names import flatten, near
+from rllib_damo.utils.ray_internals import evaluate_now
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 
 def reached(stop: Mapping[str, float], flat: Mapping[str, Any]) -> bool:
@@ -19,8 +25,11 @@ def reached(stop: Mapping[str, float], flat: Mapping[str, Any]) -> bool:
 class CheckedStopper(tune.Stopper):
     """Stops a trial when any metric reaches its value; stops everything if a metric does not exist.
 
-    Tune's own dict of stop conditions ignores a metric that no result has, and the run goes on for ever. Here the
+    Tune's own dict of stop conditions ignores a metric that no result has, and the run goes on forever. Here the
     names are checked at the first result that has training metrics and, if the run is evaluated, evaluation metrics.
+
+    Attributes:
+        error: the message about a metric that does not exist, or None.
     """
 
     def __init__(self, stop: Mapping[str, float], evaluated: bool) -> None:
@@ -48,3 +57,23 @@ class CheckedStopper(tune.Stopper):
 
     def stop_all(self) -> bool:
         return self.error is not None
+
+
+def with_last_evaluation(config: AlgorithmConfig, stop: Any) -> AlgorithmConfig:
+    """Evaluates also when the run is about to stop, whatever the interval, so that the last checkpoint has a score."""
+    if not (isinstance(stop, dict) and config.evaluation_interval):
+        return config
+    return add_to_results(config, partial(_evaluate_last, stop))
+
+
+def _evaluate_last(stop: dict[str, float], *, algorithm: Any, result: dict[str, Any], **kwargs: Any) -> None:
+    flat = flatten(result) | {TRAINING_ITERATION: algorithm.iteration + 1}  # which Tune counts later
+    if EVALUATION_RESULTS not in result and reached(stop, flat):
+        result.update(evaluate_now(algorithm))
+
+
+def add_to_results(config: AlgorithmConfig, callback: Any) -> AlgorithmConfig:
+    """A copy of the config with an `on_train_result` callback after those that it has."""
+    given = config.callbacks_on_train_result or []
+    given = [given] if callable(given) else list(given)
+    return config.copy(copy_frozen=False).callbacks(on_train_result=[*given, callback])

@@ -1,11 +1,12 @@
-"""DAMO as an RLlib Algorithm: first the dynamics model, then rollouts, gradient steps and weights in turn."""
+"""The RLlib Algorithms that all others extend: gradient steps on a dataset, and on rollouts of a learned model."""
 
 from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator, Mapping
 from operator import methodcaller
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,36 +27,41 @@ from ray.rllib.utils.metrics import (
 )
 from ray.rllib.utils.typing import StateDict
 
-from rllib_damo.core.config import DAMOConfig
-from rllib_damo.core.dataset_checks import examine
+from rllib_damo.core import dataset_checks
+from rllib_damo.core.config import OfflineConfig
+from rllib_damo.core.sealed_checkpoints import SealedCheckpoints
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.rollout_rounds import RolloutRounds
 from rllib_damo.dynamics.trained_model import DynamicsComponent
-from rllib_damo.utils.batch import Batch, Layout
+from rllib_damo.errors import UserError
+from rllib_damo.utils.batch import Batch, Layout, deal_buffers
 from rllib_damo.utils.spaces import to_unit
 
 logger = logging.getLogger(__name__)
 
+COMPONENT_TRAINING = "offline_training"
 COMPONENT_DYNAMICS = "dynamics"
 NUM_GRADIENT_STEPS = "num_gradient_steps_lifetime"
 PENDING_ROUND = "pending_round"
 DATA_WINDOW = "data_window"
 FINGERPRINT = "dataset_fingerprint"
-OTHER_BUFFERS = "other_model_buffers"
+MODEL_BUFFERS = "model_buffers"
 PHASE = "phase"
 
 
-class DAMO(Algorithm):
-    """Dual Alignment Maximin Optimization for offline model-based RL (arXiv 2502.00850).
+class OfflineAlgorithm(SealedCheckpoints, Algorithm):
+    """Gradient steps on a dataset: an iteration takes ``rollout_freq`` of them (``phase`` "policy").
 
-    An iteration is either an epoch of the dynamics model (``phase`` "dynamics", until it is trained or found in the
-    cache), or one round of rollouts and ``rollout_freq`` gradient steps (``phase`` "policy").
+    A subclass names its config in ``config_class``. Hooks, which do nothing by default: `extra_columns`,
+    `reward_scale`, `dataset_warnings`, `before_steps`.
     """
+
+    config_class: ClassVar[type[OfflineConfig]]
 
     @classmethod
     @override(Algorithm)
-    def get_default_config(cls) -> DAMOConfig:
-        return DAMOConfig()
+    def get_default_config(cls) -> OfflineConfig:
+        return cls.config_class()
 
     def __repr__(self) -> str:
         # RLlib's fails where `setup` did, and Ray then ends the process and reports that in place of the error.
@@ -69,107 +75,107 @@ class DAMO(Algorithm):
         super().setup(config)
         self._num_gradient_steps = 0
         self._is_module_current = False  # whether what `get_module` gave is still the policy
-        self._rounds = RolloutRounds(self.config, self.env_runner, self.env_runner_group)
         transitions = self.offline_data.transitions
-        for caution in examine(self.config, transitions, self.offline_data.is_capped, self._rollout_device()):
-            logger.warning(f"{transitions.name}: {caution}.")
-        columns = self._set_dataset(transitions, fit=True)
+        for warning in self.dataset_warnings(transitions):
+            logger.warning(f"{transitions.name}: {warning}.")
         self._dataset = transitions.name, transitions.fingerprint()
-        self.dynamics: DynamicsComponent | None = None
-        if self.config.uses_model:
-            self.dynamics = DynamicsComponent(self.config, columns, *self._dataset)
+        self._reward_scale = self.reward_scale(transitions)
+        self._take_columns(self._set_dataset(transitions, fit=True))
         del transitions
         self.offline_data.release()
 
-    def _rollout_device(self) -> torch.device | None:
-        """Where runners roll out, as seen from here; None: on a GPU, and there is none here."""
-        if self.config.uses_model and self.config.num_env_runners == 0:
-            return self.env_runner._device
-        if not self.config.num_gpus_per_env_runner:
-            return torch.device("cpu")
-        return torch.device("cuda") if torch.cuda.is_available() else None
+    # -- hooks -----------------------------------------------------------------------------------------------------
+
+    def dataset_warnings(self, transitions: Transitions) -> Iterator[str]:
+        """Yields what is to be said of the dataset before any work, a sentence each.
+
+        Raises:
+            ValueError: the dataset (or its first window) is not fit for the algorithm.
+        """
+        yield from dataset_checks.warnings_of_all(self.config, transitions)
+
+    def extra_columns(self, transitions: Transitions, unit_actions: np.ndarray) -> dict[str, np.ndarray]:
+        """Further columns of the dataset, ``(N, width)`` float32 each, for the rows of "update" (`StepBatch.extra`)."""
+        return {}
+
+    def reward_scale(self, transitions: Transitions) -> float:
+        """What the learner's rewards are multiplied by. Metrics of values are in the dataset's own rewards."""
+        return 1.0
+
+    def before_steps(self) -> bool:
+        """What an iteration does before its gradient steps; False: there can be none yet."""
+        return True
+
+    # -- data ------------------------------------------------------------------------------------------------------
 
     def _set_dataset(self, transitions: Transitions, fit: bool) -> Batch:
-        """Hands the dataset to the learners, and its states to the rollout runners.
+        """Hands the dataset to the learners.
 
         Returns:
-            The columns, as views of the learners' rows where these live in this machine's memory.
+            The columns, as views of the learners' rows where these are in this machine's memory.
         """
         unit_actions = to_unit(transitions.actions, self.config.action_space)
         layout = Layout(transitions.observations.shape[1], unit_actions.shape[1])
+        scale = self._reward_scale
         rows = layout.pack(
-            transitions.observations, unit_actions, transitions.next_observations, transitions.rewards,
-            transitions.terminations,
+            transitions.observations, unit_actions, transitions.next_observations,
+            transitions.rewards if scale == 1.0 else transitions.rewards * np.float32(scale), transitions.terminations,
         )  # fmt: skip
+        extra = self.extra_columns(transitions, unit_actions)
         starts = transitions.episode_bounds()[:, 0]
-        used = transitions.best_rows(self.config.data_fraction)
-        is_used = np.isin(starts, used)
+        selected = transitions.best_rows(self.config.data_fraction)
+        is_selected = np.isin(starts, selected)
         self._dataset_metrics = {
-            "episode_return_mean": float(transitions.episode_returns()[is_used].mean()),
-            "discounted_return_mean": float(transitions.episode_returns(self.config.gamma)[is_used].mean()),
+            "episode_return_mean": float(transitions.episode_returns()[is_selected].mean()),
+            "discounted_return_mean": float(transitions.episode_returns(self.config.gamma)[is_selected].mean()),
         }
+        if scale != 1.0:
+            self._dataset_metrics["reward_scale"] = scale
         if self.learner_group.is_remote:
             shared = ray.put(rows)
             rows = ray.get(shared)  # the same memory
-            self._foreach_learner("set_dataset", shared, ray.put(starts), ray.put(used), fit)
+            places = [ray.put(part) for part in (starts, selected)]
+            self._foreach_learner("set_dataset", shared, *places, fit, ray.put(extra), scale)
         else:
-            self._foreach_learner("set_dataset", rows, starts, used, fit)
-        columns = layout.unpack(rows)
-        # Kept here, and not only by the runners, since a runner that died comes back without them.
-        selected = used if len(used) < len(rows) else None
-        if self.config.num_env_runners > 0:
-            self._branching = {"start_states": ray.put(columns.obs if selected is None else columns.obs[selected])}
-        else:
-            self._branching = {"start_states": columns.obs, "start_rows": selected}
-        return columns
+            self._foreach_learner("set_dataset", rows, starts, selected, fit, extra, scale)
+        self._selected = selected
+        return layout.unpack(rows)
+
+    def _take_columns(self, columns: Batch) -> None:
+        """What else happens with the dataset's columns at setup."""
+
+    def _next_window(self, window: Transitions | None) -> None:
+        """Goes on to a window of a dataset that is larger than ``max_dataset_rows``."""
+        if window is not None:
+            self._set_dataset(window, fit=False)
+
+    # -- training --------------------------------------------------------------------------------------------------
 
     @override(Algorithm)
     def training_step(self) -> None:
-        if self.dynamics is not None and not self.dynamics.ready:
-            self.metrics.log_value(PHASE, "dynamics", reduce="item")
-            for key, value in self.dynamics.train_epoch().items():
-                self.metrics.log_value(("dynamics", key), value, window=1)
-        else:
-            self.metrics.log_value(PHASE, "policy", reduce="item")
-            self._train_policy()
-        self.metrics.log_value(NUM_GRADIENT_STEPS, self._num_gradient_steps, reduce="max", window=1)
-
-    def _train_policy(self) -> None:
-        """A round of rollouts, and ``rollout_freq`` gradient steps."""
-        window = self.offline_data.refresh()  # of a dataset larger than `max_dataset_rows`
-        if window is not None:
-            self._set_dataset(window, fit=False)
+        self.metrics.log_value(PHASE, "policy", reduce="item")
+        self._next_window(self.offline_data.refresh())
         for key, value in self._dataset_metrics.items():
             self.metrics.log_value(("dataset", key), value, window=1)
+        if self.before_steps():
+            with self.metrics.log_time((TIMERS, "learner_update")):
+                timesteps = {NUM_GRADIENT_STEPS: self._num_gradient_steps}
+                results = self._foreach_learner("update_many", self.config.rollout_freq, timesteps)
+            self.metrics.aggregate(results, key=LEARNER_RESULTS)
+            self._num_gradient_steps += self.config.rollout_freq
+            self._is_module_current = False
+        self._log_steps()
 
-        if self.dynamics is not None:
-            with self.metrics.log_time((TIMERS, "rollouts")):
-                parts = self._roll_out()
-            if not parts and not self._num_gradient_steps:
-                return
-            if parts:
-                with self.metrics.log_time((TIMERS, "model_buffer")):
-                    self._fill_model_buffers(parts)
-        with self.metrics.log_time((TIMERS, "learner_update")):
-            timesteps = {NUM_GRADIENT_STEPS: self._num_gradient_steps}
-            results = self._foreach_learner("update_many", self.config.rollout_freq, timesteps)
-        self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        self._num_gradient_steps += self.config.rollout_freq
-        self._is_module_current = False
+    def _log_steps(self) -> None:
+        self.metrics.log_value(NUM_GRADIENT_STEPS, self._num_gradient_steps, reduce="max", window=1)
 
-    def _roll_out(self) -> list[Any]:
-        """A round of rollouts for this iteration: Arrow tables, or tensors on the GPU that runner and learner share.
-
-        It is rolled out now, under the current policy; with ``overlap_rollouts`` it was asked for an iteration ago,
-        and the next one is asked for.
-        """
-        if not self._rounds.pending:
-            self._request_round(self._policy_weights(), self._num_gradient_steps)
-        parts, metrics = self._rounds.collect()
-        if self.config.overlap_rollouts and (parts or self._num_gradient_steps):
-            self._request_round(self._policy_weights(), self._num_gradient_steps + self.config.rollout_freq)
-        self.metrics.aggregate(metrics, key=ENV_RUNNER_RESULTS)
-        return parts
+    def _foreach_learner(self, method: str, *args: Any) -> list[Any]:
+        """Calls a method of every learner; errors of remote ones are raised here."""
+        results = list(self.learner_group.foreach_learner(methodcaller(method, *args)))
+        for result in results:
+            if not result.ok:
+                raise result.get()
+        return [result.get() for result in results]
 
     def _policy_weights(self) -> dict[str, Any]:
         """A copy: what a learner in this process hands out is its own memory, which the gradient steps change."""
@@ -177,9 +183,206 @@ class DAMO(Algorithm):
         state = self.learner_group.get_state(component, inference_only=True)
         return copy.deepcopy(state[COMPONENT_LEARNER][COMPONENT_RL_MODULE])
 
-    def _request_round(self, weights: dict[str, Any], iteration: int) -> None:
-        assert self.dynamics is not None  # what has no model asks for no rollouts
-        self._rounds.request(weights, iteration, dynamics_path=str(self.dynamics.file()), **self._branching)
+    @override(Algorithm)
+    def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule | None:
+        """The policy as it is now, to act with. (RLlib's is that of the last round of rollouts, if any.)"""
+        module = super().get_module(module_id)
+        if self.env_runner is not None and module is not None and not self._is_module_current:
+            module.set_state(self._policy_weights()[module_id])
+            self._is_module_current = True
+        return module
+
+    @override(Algorithm)
+    def compute_single_action(self, *args: Any, **kwargs: Any) -> Any:
+        """RLlib's old API.
+
+        Raises:
+            UserError: always; the message says how to act by the policy.
+        """
+        raise UserError(
+            "RLlib's old API (compute_single_action, compute_actions, get_policy) needs policies that this algorithm "
+            "does not have. Act by `policy = rllib_damo.load_policy(algo.save_to_path())` and `policy(observation)`."
+        )
+
+    compute_actions = get_policy = compute_single_action
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
+
+    @override(Algorithm)
+    def _run_one_evaluation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """No evaluation before the first gradient step: the policy is still the initial one.
+
+        Where no episode ended (all evaluation runners died, say), RLlib gives the last evaluation's numbers again.
+        """
+        if not self._num_gradient_steps:
+            return {}
+        before = self._num_evaluation_episodes()
+        results = super()._run_one_evaluation(*args, **kwargs)
+        if self._num_evaluation_episodes() == before and self.config.custom_evaluation_function is None:
+            results[EVALUATION_RESULTS].pop(ENV_RUNNER_RESULTS, None)
+        return results
+
+    def _num_evaluation_episodes(self) -> float:
+        return self.metrics.peek((EVALUATION_RESULTS, ENV_RUNNER_RESULTS, NUM_EPISODES_LIFETIME), default=0)
+
+    @override(Algorithm)
+    def cleanup(self) -> None:
+        super().cleanup()
+        self.offline_data.close()
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    @override(Algorithm)
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> StateDict:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(COMPONENT_TRAINING, components, not_components):
+            state[COMPONENT_TRAINING] = self._training_state()
+        return state
+
+    def _training_state(self) -> dict[str, Any]:
+        return {
+            FINGERPRINT: self._dataset[1],
+            NUM_GRADIENT_STEPS: self._num_gradient_steps,
+            DATA_WINDOW: self.offline_data.window,
+        }
+
+    @override(Algorithm)
+    def set_state(self, state: StateDict) -> None:
+        training = state.get(COMPONENT_TRAINING)
+        if training is not None:
+            self._check_fingerprint(training[FINGERPRINT])
+        super().set_state(state)
+        self._is_module_current = False
+        if training is not None:
+            self._set_training_state(training)
+
+    def _check_fingerprint(self, saved: str) -> None:
+        name, fingerprint = self._dataset
+        if saved != fingerprint:
+            raise ValueError(
+                f"The checkpoint was trained on other data than {name} (fingerprints {saved[:12]} and "
+                f"{fingerprint[:12]}): give it the dataset it was trained on."
+            )
+
+    def _set_training_state(self, state: Mapping[str, Any]) -> None:
+        self._num_gradient_steps = state[NUM_GRADIENT_STEPS]
+        window = state[DATA_WINDOW]
+        if self.offline_data.is_capped and window != self.offline_data.window:
+            self._set_dataset(self.offline_data.skip_to(window), fit=False)
+
+    @override(Algorithm)
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """Restores all components; the evaluation runners take the weights even if these are older than theirs."""
+        super().restore_from_path(path, *args, **kwargs)
+        if self.eval_env_runner_group is not None:
+            self.eval_env_runner_group.foreach_env_runner(_forget_weights_seq_no)
+            self.eval_env_runner_group.sync_weights(
+                from_worker_or_learner_group=self.learner_group, inference_only=True
+            )
+
+
+class ModelBasedAlgorithm(OfflineAlgorithm):
+    """First the dynamics model, then rollouts, gradient steps and weights in turn.
+
+    An iteration is either an epoch of the dynamics model (``phase`` "dynamics", until it is trained or found in the
+    cache), or one round of rollouts and ``rollout_freq`` gradient steps (``phase`` "policy").
+    """
+
+    @override(OfflineAlgorithm)
+    def setup(self, config: AlgorithmConfig) -> None:
+        super().setup(config)
+        self._rounds = RolloutRounds(self.config, self.env_runner, self.env_runner_group)
+
+    @override(OfflineAlgorithm)
+    def dataset_warnings(self, transitions: Transitions) -> Iterator[str]:
+        yield from super().dataset_warnings(transitions)
+        is_capped = self.offline_data.is_capped
+        yield from dataset_checks.warnings_of_model(self.config, transitions, is_capped, self._rollout_device())
+
+    def _rollout_device(self) -> torch.device | None:
+        """Where runners roll out, as seen from here; None: on a GPU, and there is none here."""
+        if self.config.num_env_runners == 0:
+            return self.env_runner._device
+        if not self.config.num_gpus_per_env_runner:
+            return torch.device("cpu")
+        return torch.device("cuda") if torch.cuda.is_available() else None
+
+    @override(OfflineAlgorithm)
+    def _set_dataset(self, transitions: Transitions, fit: bool) -> Batch:
+        """As the base's; and the states that rollouts start from are kept.
+
+        Here, and not only by the runners, since a runner that died comes back without them.
+        """
+        columns = super()._set_dataset(transitions, fit)
+        selected = self._selected if len(self._selected) < len(columns.obs) else None
+        if self.config.num_env_runners > 0:
+            self._starts = {"start_states": ray.put(columns.obs if selected is None else columns.obs[selected])}
+        else:
+            self._starts = {"start_states": columns.obs, "start_rows": selected}
+        return columns
+
+    @override(OfflineAlgorithm)
+    def _take_columns(self, columns: Batch) -> None:
+        self.dynamics = DynamicsComponent(self.config, columns, *self._dataset)
+
+    @override(OfflineAlgorithm)
+    def training_step(self) -> None:
+        if self.dynamics.ready:
+            super().training_step()
+            return
+        self.metrics.log_value(PHASE, "dynamics", reduce="item")
+        for key, value in self.dynamics.train_epoch().items():
+            self.metrics.log_value(("dynamics", key), value, window=1)
+        self._log_steps()
+
+    @override(OfflineAlgorithm)
+    def before_steps(self) -> bool:
+        """A round of rollouts. Where none came, the gradient steps go on with the rows that there are."""
+        self._hand_out_dynamics()
+        with self.metrics.log_time((TIMERS, "rollouts")):
+            parts = self.roll_out()
+        if parts:
+            with self.metrics.log_time((TIMERS, "model_buffer")):
+                self._fill_model_buffers(parts)
+        return bool(parts or self._num_gradient_steps)
+
+    def roll_out(self) -> list[Any]:
+        """A round of rollouts for this iteration: Arrow tables, or tensors on the GPU that runner and learner share.
+
+        It is rolled out now, with the current policy; with ``overlap_rollouts`` it was asked for an iteration ago, and
+        the next one is asked for.
+        """
+        if not self._rounds.pending:
+            self._request_round(self._num_gradient_steps)
+        parts, metrics = self._rounds.collect()
+        if self.config.overlap_rollouts and (parts or self._num_gradient_steps):
+            self._request_round(self._num_gradient_steps + self.config.rollout_freq)
+        self.metrics.aggregate(metrics, key=ENV_RUNNER_RESULTS)
+        return parts
+
+    def _request_round(self, iteration: int) -> None:
+        """Asks the runners for a round with the policy as it is now."""
+        saved = {"weights": self._policy_weights(), "iteration": iteration}
+        dynamics_state = self._dynamics_state()
+        if dynamics_state is not None:
+            saved["dynamics_state"] = dynamics_state
+        self._request(saved)
+
+    def _request(self, saved: Mapping[str, Any]) -> None:
+        """``saved`` determines the round (with the seed); the rest belongs to this run."""
+        self._rounds.request(**saved, dynamics_path=str(self.dynamics.file()), **self._starts)
+
+    def _dynamics_state(self) -> Mapping[str, Any] | None:
+        """The weights of a model that the learner goes on training; None: those of the file."""
+        return self._foreach_learner("dynamics_state")[0] if self._update_uses_dynamics() else None
+
+    def _hand_out_dynamics(self) -> None:
+        """Gives the learners the trained model, where their update reads it."""
+        if self._update_uses_dynamics():
+            self._foreach_learner("set_dynamics", str(self.dynamics.file()))
+
+    def _update_uses_dynamics(self) -> bool:
+        return self.config.learner_class.update_class.uses_dynamics
 
     def _fill_model_buffers(self, parts: list[Any]) -> None:
         """Adds a round to the learners' model buffers, tables as Ray Datasets; several learners get an equal part each.
@@ -199,100 +402,37 @@ class DAMO(Algorithm):
         parts = [ray.data.from_blocks([round_.slice(i * size, size)]) for i in range(len(workers))]
         ray.get([worker.add_rollouts.remote(part) for worker, part in zip(workers, parts, strict=True)])
 
-    def _foreach_learner(self, method: str, *args: Any) -> list[Any]:
-        """Calls a method of every learner; errors of remote ones are raised here."""
-        results = list(self.learner_group.foreach_learner(methodcaller(method, *args)))
-        for result in results:
-            if not result.ok:
-                raise result.get()
-        return [result.get() for result in results]
-
-    def _other_learners(self) -> list[Any]:
-        """The actors of all learners but the first."""
-        return list(self.learner_group._workers[1:]) if self.learner_group.is_remote else []
-
-    @override(Algorithm)
-    def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule | None:
-        """The policy as it is now, to act with. (RLlib's is that of the last round of rollouts here, if any.)"""
-        module = super().get_module(module_id)
-        if self.env_runner is not None and module is not None and not self._is_module_current:
-            module.set_state(self._policy_weights()[module_id])
-            self._is_module_current = True
-        return module
-
-    @override(Algorithm)
-    def _run_one_evaluation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """No evaluation while the dynamics model is being trained: the policy is still the initial one.
-
-        Where no episode ended (all evaluation runners died, say), RLlib gives the last evaluation's numbers again.
-        """
-        if not self._num_gradient_steps:
-            return {}
-        before = self._num_evaluation_episodes()
-        results = super()._run_one_evaluation(*args, **kwargs)
-        if self._num_evaluation_episodes() == before and self.config.custom_evaluation_function is None:
-            results[EVALUATION_RESULTS].pop(ENV_RUNNER_RESULTS, None)
-        return results
-
-    def _num_evaluation_episodes(self) -> float:
-        return self.metrics.peek((EVALUATION_RESULTS, ENV_RUNNER_RESULTS, NUM_EPISODES_LIFETIME), default=0)
-
-    @override(Algorithm)
+    @override(OfflineAlgorithm)
     def cleanup(self) -> None:
         super().cleanup()
-        self.offline_data.close()
-        if self.dynamics is not None:
-            self.dynamics.close()
+        self.dynamics.close()
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
-    @override(Algorithm)
-    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> StateDict:
-        state = super().get_state(components, not_components=not_components, **kwargs)
-        if self._check_component(COMPONENT_DYNAMICS, components, not_components):
-            state[COMPONENT_DYNAMICS] = self.dynamics.get_state() if self.dynamics is not None else None
-            state[FINGERPRINT] = self._dataset[1]
-            state[NUM_GRADIENT_STEPS] = self._num_gradient_steps
-            state[PENDING_ROUND] = self._rounds.pending
-            state[DATA_WINDOW] = self.offline_data.window
-            # Of several learners RLlib keeps the first one's state, and the model buffer is divided among them.
-            state[OTHER_BUFFERS] = ray.get([worker.get_model_buffer.remote() for worker in self._other_learners()])
-        return state
+    @override(OfflineAlgorithm)
+    def _training_state(self) -> dict[str, Any]:
+        return super()._training_state() | {
+            COMPONENT_DYNAMICS: self.dynamics.get_state(),
+            PENDING_ROUND: self._rounds.pending,
+            # Here, since RLlib keeps the first learner's state, and the model buffer is divided among all.
+            MODEL_BUFFERS: self._foreach_learner("get_model_buffer"),
+        }
 
-    @override(Algorithm)
-    def set_state(self, state: StateDict) -> None:
-        # It stood in the dynamics' state first, and so only where there is a model.
-        saved = state.get(FINGERPRINT) or (state.get(COMPONENT_DYNAMICS) or {}).get("fingerprint")
-        name, fingerprint = self._dataset
-        if saved not in (None, fingerprint):
-            raise ValueError(
-                f"The checkpoint was trained on other data than {name} (fingerprints {saved[:12]} and "
-                f"{fingerprint[:12]}): give it the dataset it was trained on."
-            )
-        super().set_state(state)
-        self._is_module_current = False
-        if COMPONENT_DYNAMICS in state:
-            if self.dynamics is not None:
-                self.dynamics.set_state(state[COMPONENT_DYNAMICS])
-            self._num_gradient_steps = state[NUM_GRADIENT_STEPS]
-            window = state.get(DATA_WINDOW, 1)
-            if self.offline_data.is_capped and window != self.offline_data.window:
-                self._set_dataset(self.offline_data.skip_to(window), fit=False)
-            buffers = zip(self._other_learners(), state.get(OTHER_BUFFERS, []), strict=False)
-            ray.get([worker.set_model_buffer.remote(buffer) for worker, buffer in buffers])
-            self._rounds.discard()  # not of the restored run
-            if state.get(PENDING_ROUND):  # the same request has the same answer
-                self._request_round(**state[PENDING_ROUND])
-
-    @override(Algorithm)
-    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        """Restores all components; the evaluation runners take the weights even if these are older than theirs."""
-        super().restore_from_path(path, *args, **kwargs)
-        if self.eval_env_runner_group is not None:
-            self.eval_env_runner_group.foreach_env_runner(_forget_weights_seq_no)
-            self.eval_env_runner_group.sync_weights(
-                from_worker_or_learner_group=self.learner_group, inference_only=True
-            )
+    @override(OfflineAlgorithm)
+    def _set_training_state(self, state: Mapping[str, Any]) -> None:
+        super()._set_training_state(state)
+        self.dynamics.set_state(state[COMPONENT_DYNAMICS])
+        if self.learner_group.is_remote:
+            workers = self.learner_group._workers
+            buffers = deal_buffers(state[MODEL_BUFFERS], len(workers))
+            ray.get([w.set_model_buffer.remote(buffer) for w, buffer in zip(workers, buffers, strict=True)])
+        else:
+            self.learner_group._learner.set_model_buffer(*deal_buffers(state[MODEL_BUFFERS], 1))
+        if self.dynamics.ready:
+            self._hand_out_dynamics()
+        self._rounds.discard()  # not of the restored run
+        if state[PENDING_ROUND]:  # the same request has the same answer
+            self._request(state[PENDING_ROUND])
 
 
 def _forget_weights_seq_no(runner: Any) -> None:

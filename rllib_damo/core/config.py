@@ -1,123 +1,76 @@
-"""DAMOConfig: every option of DAMO, its default, and the checks that precede any work."""
+"""Configs that all algorithms of the package share: options with their checks, and the wiring into RLlib."""
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.typing import LearningRateOrSchedule
+from typing_extensions import Self, Unpack
 
-from rllib_damo.core.learner import DAMOTorchLearner
-from rllib_damo.core.options import check_options, is_number
-from rllib_damo.damo.rl_module import DAMOTorchRLModule
+from rllib_damo.core.option_groups import (
+    DataOptions,
+    DynamicsOptions,
+    ModelBasedTraining,
+    OfflineTraining,
+)
+from rllib_damo.core.options import Option, is_number, options_of, unknown_option
+from rllib_damo.core.unused_options import check_unused
 from rllib_damo.data.offline_data import DAMOOfflineData
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.rollout_runner import ModelRolloutEnvRunner
-from rllib_damo.dynamics.termination import TerminationFn
 from rllib_damo.evaluation.runner import EvaluationEnvRunner
 from rllib_damo.evaluation.scores import DAMOCallbacks
 from rllib_damo.utils.environments import make_env
-from rllib_damo.utils.names import near
 from rllib_damo.utils.paths import absolute, absolute_input, cache_root
+from rllib_damo.utils.spaces import check_spaces
 
 
-class DAMOConfig(AlgorithmConfig):
-    """Configuration of DAMO, Dual Alignment Maximin Optimization (arXiv 2502.00850).
+def _document(method: Any, options: Mapping[str, Option]) -> None:
+    """Gives a method with ``**options`` the signature and the docstring of the options that it takes."""
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=NotProvided) for name in options]
+    parameters.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
+    method.__signature__ = inspect.Signature(parameters)
+    rows = "\n".join(f"    {name}: {option.meaning} Default: {option.default!r}." for name, option in options.items())
+    method.__doc__ = f"{inspect.getdoc(method)}\n\nArgs:\n{rows}\n    kwargs: RLlib's own options of this method."
 
-    .. code-block:: python
 
-        from rllib_damo import DAMOConfig
+class OfflineConfig(AlgorithmConfig):
+    """What the configs of all algorithms share: a dataset, gradient steps on it, and evaluation.
 
-        config = (
-            DAMOConfig()
-            .environment("Hopper-v5")  # spaces, termination rule and evaluation; never sampled from while training
-            .offline_data(input_="hopper-medium-expert")
-            .training(eta=3.0, rollout_length=5)
-        )
-        algo = config.build_algo()
-        algo.train()
+    A subclass says which options its methods take (``option_groups``), which defaults of its own they have
+    (``defaults``), and which classes do the work (``algorithm_class``, ``default_module_class``,
+    ``default_learner_class``).
     """
 
-    #: Whether the algorithm trains a dynamics model and rolls out in it: its nature, and not an option.
-    uses_model = True
+    #: Method -> `TypedDict` of the options that it takes, beside RLlib's.
+    option_groups: ClassVar[Mapping[str, type]] = {"training": OfflineTraining, "offline_data": DataOptions}
+    #: The algorithm's own defaults, where they differ from the options'.
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    #: Options that the networks are built from: the module gets them in its ``model_config``.
+    network_options: ClassVar[tuple[str, ...]] = ("hidden_dims",)
+    default_module_class: ClassVar[type]
+    default_learner_class: ClassVar[type]
+    rollout_runner_class: ClassVar[type] = ModelRolloutEnvRunner
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for method in cls.option_groups:
+            if method in vars(cls):
+                _document(vars(cls)[method], cls.own_options(method))
 
     def __init__(self, algo_class: type | None = None):
-        from rllib_damo.core.algorithm import DAMO
-
-        super().__init__(algo_class=algo_class or DAMO)
-
-        # The objective (docs/damo.md 1-12)
-        self.eta = 1.0
-        self.actor_eta: float | None = 1.0
-        self.f_divergence = "half_squared"
-        self.actor_f_divergence = "chi_squared"
-        self.max_actor_weight = 5.0
-        self.policy_improvement = "consistent"
-        self.data_alignment = True
-        self.behavior_alignment = True
-        self.target_networks = True
-        self.initial_states = "dataset"
-        self.bc_weight = 2.0
-        self.data_fraction = 0.5
-        self.actor_warmup_steps = 10_000
-        # Networks and optimisation
-        self.hidden_dims: tuple[int, ...] = (256, 256)
-        self.twin_q = True
-        self.critic_layer_norm = True
-        self.normalize_observations = True
-        self.actor_lr: LearningRateOrSchedule = 3e-4
-        self.critic_lr: LearningRateOrSchedule = 3e-4
-        self.alpha_lr: LearningRateOrSchedule = 3e-4
-        self.classifier_lr: LearningRateOrSchedule = 3e-4
+        super().__init__(algo_class=algo_class or self.algorithm_class())
         self.lr = None
-        self.tau = 0.02
-        self.policy_tau = 0.001
-        self.gamma = 0.99
-        self.target_entropy: float | str = "auto"
-        self.initial_alpha = 0.05
-        self.max_alpha = 0.05
-        self.grad_clip = None
-        self.train_batch_size_per_learner = 256
-        self.precision = "fp32"
-        self.cuda_graphs = False
-        # Classifier
-        self.label_smoothing = 0.1
-        self.classifier_gradient_penalty = 0.0
-        self.classifier_noise = 0.0
-        self.classifier_spectral_norm = False
-        self.max_logit = 10.0
-        # Rollouts and data
-        self.rollout_length = 5
-        self.rollout_batch_size = 50_000
-        self.rollout_freq = 1000
-        self.model_retain_epochs = 5
-        self.real_ratio = 0.5
-        self.overlap_rollouts = False
-        self.max_dataset_rows: int | None = None
-        self.actions_in_input_normalized = None
-        # Dynamics model
-        self.num_ensemble = 7
-        self.num_elites = 5
-        self.dynamics_hidden_dims: tuple[int, ...] = (200, 200, 200, 200)
-        self.dynamics_lr = 2e-3
-        self.dynamics_weight_decay: tuple[float, ...] = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
-        self.dynamics_batch_size = 256
-        self.dynamics_max_epochs: int | None = None
-        self.max_epochs_since_update = 5
-        self.holdout_size = 1000
-        self.logvar_loss_coef = 0.01
-        self.dynamics_precision = "fp32"
-        self.dynamics_path: str | None = None
-        self.dynamics_cache_dir: str | None = None
-        self.termination_fn: TerminationFn | None = None
-
-        # Wiring into RLlib: the training "environment" is the model; the real one is for evaluation alone.
-        self.env_runner_cls = ModelRolloutEnvRunner
+        self._set_defaults()
+        # Wiring into RLlib. The training "environment" is the dataset (and the model): the real one is for evaluation.
+        self.env_runner_cls = self.rollout_runner_class
         self.offline_data_class = DAMOOfflineData
         self.callbacks_class = DAMOCallbacks
         self.num_env_runners = 0
@@ -128,216 +81,76 @@ class DAMOConfig(AlgorithmConfig):
         self._dont_auto_sync_env_runner_states = True
 
     @classmethod
-    def paper(cls) -> DAMOConfig:
-        """The paper's settings (its Tables 3 and 4; η and rollout length are per task and still to be set).
+    def algorithm_class(cls) -> type:
+        """The algorithm of this config."""
+        raise NotImplementedError
 
-        3 M gradient steps; no anchor to the data, one divergence for critic and actor, raw observations. The classifier
-        keeps its regularisation (label smoothing, clipped logit, standardised inputs): without, it saturates.
-        """
-        config = cls().dynamics(dynamics_lr=1e-3)
-        return config.training(
-            f_divergence="half_squared",
-            actor_f_divergence="half_squared",
-            max_actor_weight=float("inf"),
-            normalize_observations=False,
-            critic_layer_norm=False,
-            bc_weight=0.0,
-            data_fraction=1.0,
-            tau=0.005,
-            policy_tau=1.0,
-            initial_alpha=1.0,
-            max_alpha=1.0,
-            actor_lr=1e-4,
-            alpha_lr=1e-4,
-            real_ratio=0.05,
-            rollout_batch_size=50_000,
-            rollout_freq=1000,
-            model_retain_epochs=5,
-        )
+    # -- options ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def own_options(cls, method: str | None = None) -> dict[str, Option]:
+        """The package's options of a method, or of all, with this algorithm's defaults."""
+        methods = cls.option_groups if method is None else [method]
+        found = {name: option for m in methods for name, option in options_of(cls.option_groups[m]).items()}
+        for name, default in cls.defaults.items():
+            if name in found:
+                found[name] = Option(default, found[name].check, found[name].meaning)
+        return found
+
+    def _set_defaults(self) -> None:
+        for name, option in self.own_options().items():
+            setattr(self, name, copy.deepcopy(option.default))
+
+    def training(self, **options: Any) -> Self:
+        """Sets the options of the algorithm, and RLlib's own of this method."""
+        return self._take("training", options)
 
     @override(AlgorithmConfig)
-    def training(
-        self,
-        *,
-        eta: float | None = NotProvided,
-        actor_eta: float | None = NotProvided,
-        f_divergence: str | None = NotProvided,
-        actor_f_divergence: str | None = NotProvided,
-        max_actor_weight: float | None = NotProvided,
-        policy_improvement: str | None = NotProvided,
-        data_alignment: bool | None = NotProvided,
-        behavior_alignment: bool | None = NotProvided,
-        target_networks: bool | None = NotProvided,
-        initial_states: str | None = NotProvided,
-        bc_weight: LearningRateOrSchedule | None = NotProvided,
-        data_fraction: float | None = NotProvided,
-        actor_warmup_steps: int | None = NotProvided,
-        hidden_dims: tuple[int, ...] | None = NotProvided,
-        twin_q: bool | None = NotProvided,
-        critic_layer_norm: bool | None = NotProvided,
-        normalize_observations: bool | None = NotProvided,
-        actor_lr: LearningRateOrSchedule | None = NotProvided,
-        critic_lr: LearningRateOrSchedule | None = NotProvided,
-        alpha_lr: LearningRateOrSchedule | None = NotProvided,
-        classifier_lr: LearningRateOrSchedule | None = NotProvided,
-        tau: float | None = NotProvided,
-        policy_tau: float | None = NotProvided,
-        target_entropy: float | str | None = NotProvided,
-        initial_alpha: float | None = NotProvided,
-        max_alpha: float | None = NotProvided,
-        precision: str | None = NotProvided,
-        cuda_graphs: bool | None = NotProvided,
-        label_smoothing: float | None = NotProvided,
-        classifier_gradient_penalty: float | None = NotProvided,
-        classifier_noise: float | None = NotProvided,
-        classifier_spectral_norm: bool | None = NotProvided,
-        max_logit: float | None = NotProvided,
-        rollout_length: int | None = NotProvided,
-        rollout_batch_size: int | None = NotProvided,
-        rollout_freq: int | None = NotProvided,
-        model_retain_epochs: int | None = NotProvided,
-        real_ratio: float | None = NotProvided,
-        overlap_rollouts: bool | None = NotProvided,
-        **kwargs: Any,
-    ) -> DAMOConfig:
-        """Sets the options of DAMO's objective, networks, classifier and model rollouts.
+    def offline_data(self, **options: Unpack[DataOptions]) -> Self:
+        """Sets the dataset: the package's options, and RLlib's own of this method."""
+        if "input_" in options:
+            options["input_"] = absolute_input(options["input_"])
+        return self._take("offline_data", options)
 
-        Args:
-            eta: η > 0, the one coefficient of the objective, in units of a step's reward; larger is more conservative.
-            actor_eta: the coefficient inside the actor's density ratio (paper C.2: 1.0); None takes ``eta``.
-            f_divergence: the critic's f, "half_squared", or without target networks "chi_squared" (docs/damo.md 7).
-            actor_f_divergence: the f whose f*' turns Bellman residuals into the actor's density ratio (step 10 there).
-            max_actor_weight: upper bound of that ratio; it is never below 0.
-            policy_improvement: "consistent", the actor ascends the critic's objective; "inconsistent", SAC's loss.
-            data_alignment: False trains on the plain reward (the paper's "w/o er"): no classifier.
-            behavior_alignment: False trains critics by plain TD and the actor by SAC ("w/o ir").
-            target_networks: False takes the critic's full residual gradient, without target networks.
-            initial_states: where s0 comes from: "dataset", any state of it (the paper's), or "episode_start", of all
-                episodes, whatever `data_fraction`.
-            bc_weight: weight of an anchor to the dataset's actions, the mean of (π(s) - a)² over the rows of s0 and the
-                action's coordinates, against a value term in units of (mean |r| + η) / (1-γ), about the largest a
-                modified return can be. 0 is the paper's, without units; TD3+BC's is 0.4 in units of mean |Q|. Or a
-                schedule in gradient steps, between whose points the weight is interpolated: ``[[0, 2.0], [10_000, 2.0],
-                [30_000, 0.0]]`` begins at the data and then leaves it.
-            data_fraction: share of the dataset that policy, critics and classifier learn from and rollouts branch from:
-                the episodes of highest return. The dynamics model learns from all of it. 1 is the paper's.
-            actor_warmup_steps: with ``bc_weight``, first gradient steps in which the policy follows its anchor (and its
-                entropy) alone, while critics and classifier learn what it is worth.
-            hidden_dims: widths of the hidden layers of actor, critics and classifier.
-            twin_q: two critics, of which the smaller counts; False: one.
-            critic_layer_norm: layer normalisation in the critics, which keeps their values from running away where
-                actions leave the data.
-            normalize_observations: standardise the inputs of actor and critics by the dataset's statistics.
-            actor_lr, critic_lr, alpha_lr, classifier_lr: Adam's learning rates (``lr`` stays None), or schedules in
-                gradient steps: [[0, 3e-4], [100_000, 0.0]] falls linearly to 0, set anew at each iteration's end.
-            tau: weight of the critics in the targets' moving average.
-            policy_tau: weight of the policy in its own moving average, which evaluation, inference and value estimates
-                use; 1 is the policy itself, as in the paper.
-            target_entropy: of the automatic entropy coefficient, in nats; "auto" is -dim(A).
-            initial_alpha, max_alpha: first value and upper bound of the entropy coefficient.
-            precision: "fp32", or "bf16": products between hidden layers of the policy phase's networks in bfloat16, and
-                all else (parameters, first and last layers, losses, Adam, targets) in float32; faster on CPUs with
-                bfloat16 instructions.
-            cuda_graphs: record gradient steps as CUDA graphs and replay these: the same operations, launched at once.
-                For one learner on a GPU. Off by default, since it has not been run on one so far.
-            label_smoothing: ε of the classifier's labels; its best logit then lies within ± log((1-ε)/ε).
-            classifier_gradient_penalty: weight of a one-sided penalty on the classifier's input gradient.
-            classifier_noise: standard deviation of the noise on the classifier's standardised training inputs.
-            classifier_spectral_norm: spectral normalisation of the classifier's layers.
-            max_logit: the logit is clipped to ± this in the modified reward.
-            rollout_length: h, steps of each model rollout.
-            rollout_batch_size: start states of each round of rollouts.
-            rollout_freq: gradient steps between rounds, which are also the gradient steps of one iteration.
-            model_retain_epochs: rounds of rollouts that the model buffer keeps.
-            real_ratio: share of dataset rows in the critics' and actor's batches.
-            overlap_rollouts: runners roll out the next iteration's round during this one's gradient steps, under the
-                policy at its start, one iteration old when it is used; needs ``num_env_runners`` >= 1.
-            kwargs: RLlib's own training options (``gamma``, ``train_batch_size_per_learner``, ``grad_clip``, ...).
+    def _take(self, method: str, given: Mapping[str, Any]) -> Self:
+        """Sets the options that a method was given: the package's here, RLlib's by RLlib's own method.
+
+        Raises:
+            TypeError: the method takes no such option; the message says which one does, or what is meant.
         """
-        known = TRAINING_OPTIONS | set(inspect.signature(super().training).parameters)
-        for name in kwargs:
-            if name not in known:
-                raise TypeError(f"`{type(self).__name__}.training()` has no option {name!r}.{near(name, known)}")
-        super().training(**kwargs)
-        self._set(locals(), TRAINING_OPTIONS)
+        rllibs = getattr(AlgorithmConfig, method, None)
+        theirs = set(inspect.signature(rllibs).parameters) - {"self"} if rllibs else set()
+        own = self.own_options(method)
+        for name in given:
+            if name not in own and name not in theirs:
+                raise TypeError(unknown_option(type(self).__name__, method, name, self._methods()))
+        given = {name: value for name, value in given.items() if value is not NotProvided}
+        if rllibs:
+            rllibs(self, **{name: value for name, value in given.items() if name in theirs})
+        for name, value in given.items():
+            if name not in theirs:
+                setattr(self, name, value)
         return self
 
-    def dynamics(
-        self,
-        *,
-        num_ensemble: int | None = NotProvided,
-        num_elites: int | None = NotProvided,
-        dynamics_hidden_dims: tuple[int, ...] | None = NotProvided,
-        dynamics_lr: float | None = NotProvided,
-        dynamics_weight_decay: tuple[float, ...] | None = NotProvided,
-        dynamics_batch_size: int | None = NotProvided,
-        dynamics_max_epochs: int | None = NotProvided,
-        max_epochs_since_update: int | None = NotProvided,
-        holdout_size: int | None = NotProvided,
-        logvar_loss_coef: float | None = NotProvided,
-        dynamics_precision: str | None = NotProvided,
-        dynamics_path: str | None = NotProvided,
-        dynamics_cache_dir: str | None = NotProvided,
-        termination_fn: TerminationFn | None = NotProvided,
-    ) -> DAMOConfig:
-        """Sets the options of the dynamics ensemble (paper C.3, Table 3).
-
-        Args:
-            num_ensemble: networks in the ensemble.
-            num_elites: how many of them, the best on the hold-out rows, generate rollouts.
-            dynamics_hidden_dims: widths of their hidden layers.
-            dynamics_lr: Adam's learning rate.
-            dynamics_weight_decay: one value for each layer, hidden ones and output.
-            dynamics_batch_size: rows of a minibatch, drawn for each member by itself.
-            dynamics_max_epochs: stop after so many epochs at the latest; None: when no member improves.
-            max_epochs_since_update: stop when no member improved by 1 % for so many epochs.
-            holdout_size: rows that are held out of training.
-            logvar_loss_coef: weight of the loss that tightens the bounds of the log-variance.
-            dynamics_precision: "fp32", or "bf16": in training, products between hidden layers in bfloat16, all else in
-                float32; faster on CPUs with bfloat16 instructions. The trained model is one of float32.
-            dynamics_path: a trained model's file, which is then used as it is.
-            dynamics_cache_dir: where trained models are kept, for all runs on the same data and settings with the same
-                seed; runs without one share that of seed 0. Of both, relative ones are made absolute: trials of Tune
-                work in folders of their own.
-            termination_fn: (obs, env actions, next_obs) → bool ``(B,)``; None: known for MuJoCo's environments by
-                their exact id, learned from the dataset's terminals for all others.
-        """
-        dynamics_path, dynamics_cache_dir = absolute(dynamics_path), absolute(dynamics_cache_dir)
-        self._set(locals(), DYNAMICS_OPTIONS)
-        return self
+    def _methods(self) -> dict[str, set[str]]:
+        """The options that each of the config's methods takes, RLlib's methods included."""
+        methods = {
+            name: set(inspect.signature(method).parameters) - {"self", "kwargs", "options"}
+            for name, method in inspect.getmembers(AlgorithmConfig, inspect.isfunction)
+            if not name.startswith("_") and "NotProvided" in str(inspect.signature(method))
+        }
+        for name in self.option_groups:
+            methods[name] = methods.get(name, set()) | set(self.own_options(name))
+        return methods
 
     @override(AlgorithmConfig)
-    def environment(self, env: Any = NotProvided, *, env_config: Any = NotProvided, **kwargs: Any) -> DAMOConfig:
+    def environment(self, env: Any = NotProvided, *, env_config: Any = NotProvided, **kwargs: Any) -> Self:
         """As RLlib's. Spaces that belong to the environment before are forgotten when another one is set."""
         changed = (env is not NotProvided and env != self.env) or env_config is not NotProvided
         if self.env is not None and changed and not self.in_evaluation:
             kwargs = {"observation_space": None, "action_space": None, **kwargs}
         super().environment(env, env_config=env_config, **kwargs)
         return self
-
-    @override(AlgorithmConfig)
-    def offline_data(self, *, max_dataset_rows: int | None = NotProvided, **kwargs: Any) -> DAMOConfig:
-        """Sets the dataset.
-
-        Args:
-            max_dataset_rows: at most so many rows are held in memory; a larger dataset streams through in windows. The
-                dynamics model and the networks' input statistics are those of the first window.
-            kwargs: RLlib's own options; above all ``input_``: a short name ("hopper-medium"), ``minari://ID``, an
-                HDF5 file in D4RL's format, Parquet files, or a folder of episodes recorded by RLlib. Relative paths
-                are made absolute. ``input_read_schema`` names columns, {"obs": "o_t"}; ``actions_in_input_normalized``
-                says that actions lie in [-1, 1] (None: in RLlib's recordings, and in nothing else).
-        """
-        if "input_" in kwargs:
-            kwargs["input_"] = absolute_input(kwargs["input_"])
-        super().offline_data(**kwargs)
-        self._set(locals(), ["max_dataset_rows"])
-        return self
-
-    def _set(self, arguments: Mapping[str, Any], names: Iterable[str]) -> None:
-        """Sets the options of these names that a method was given, whose arguments these are."""
-        for name in names:
-            if arguments[name] is not NotProvided:
-                setattr(self, name, arguments[name])
 
     # -- what RLlib asks for ---------------------------------------------------------------------------------------
 
@@ -349,17 +162,16 @@ class DAMOConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        return RLModuleSpec(module_class=DAMOTorchRLModule)
+        return RLModuleSpec(module_class=self.default_module_class)
 
     @override(AlgorithmConfig)
     def get_default_learner_class(self) -> type:
-        return DAMOTorchLearner
+        return self.default_learner_class
 
     @property
     @override(AlgorithmConfig)
     def _model_config_auto_includes(self) -> dict[str, Any]:
-        names = ("hidden_dims", "twin_q", "critic_layer_norm", "classifier_spectral_norm", "initial_alpha")
-        return super()._model_config_auto_includes | {name: getattr(self, name) for name in names}
+        return super()._model_config_auto_includes | {name: getattr(self, name) for name in self.network_options}
 
     @override(AlgorithmConfig)
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
@@ -379,29 +191,82 @@ class DAMOConfig(AlgorithmConfig):
         meant = {name: value for name, value in vars(self).items() if is_number(value) and value == -1}
         return super().get_state() | {name: value for name, value in meant.items() if defaults.get(name, -1) != -1}
 
-    def resolve_target_entropy(self, action_space: gym.spaces.Box) -> float:
-        """-dim(A) nats for "auto"."""
-        return -float(action_space.shape[0]) if self.target_entropy == "auto" else float(self.target_entropy)
-
     # -- checks ----------------------------------------------------------------------------------------------------
 
     @override(AlgorithmConfig)
     def validate(self) -> None:
         if self.framework_str != "torch":  # before RLlib looks for another one's installation
-            self._value_error(f"{self._name} runs on torch: found `framework`={self.framework_str!r}.")
+            self._value_error(f"{self.algorithm_name} runs on torch: found `framework`={self.framework_str!r}.")
         if self._is_frozen:  # the checks fill in what follows from other options
             self.copy(copy_frozen=False).validate()
             return
         self._resolve()
-        if self.uses_model and not (self.dynamics_path or self.dynamics_cache_dir):
-            cache_root()  # raises for an address
         super().validate()
         if self.in_evaluation:
             return
-        check_options(self)
+        for name, option in self.own_options().items():
+            value = getattr(self, name)
+            if not option.check.holds(value):
+                hint = option.check.hint(value)
+                self._value_error(f"`{name}` must be {option.check.expected}; found {value!r}.{hint}")
+        check_unused(self)
+        self.check()
+
+    def check(self) -> None:
+        """Checks what options have to do with each other; a subclass adds its own.
+
+        Raises:
+            ValueError: at the first wrong combination.
+        """
+        if self.is_multi_agent:
+            self._value_error(
+                f"{self.algorithm_name} is a single-agent algorithm: remove the `.multi_agent()` settings."
+            )
+        if self.lr is not None:
+            rates = ", ".join(f"`{name}`" for name in self.own_options("training") if name.endswith("_lr"))
+            self._value_error(f"{self.algorithm_name} has {rates}: leave `lr` None; found {self.lr!r}.")
+        if self.grad_clip_by != "global_norm":
+            self._value_error(
+                f"`grad_clip_by` must be 'global_norm' (of each network's gradient); found {self.grad_clip_by!r}."
+            )
+        if self.max_dataset_rows is not None and self.max_dataset_rows < self.train_batch_size_per_learner:
+            self._value_error(
+                f"`max_dataset_rows` must hold a batch, `train_batch_size_per_learner`="
+                f"{self.train_batch_size_per_learner}, and better many; found {self.max_dataset_rows!r}."
+            )
+        if self.num_learners > 1 and 0 < self.num_gpus_per_learner < 1:
+            self._value_error(
+                "`num_gpus_per_learner` must be 0 or a whole number for several learners, which can't share a GPU: "
+                f"found num_gpus_per_learner={self.num_gpus_per_learner} with num_learners={self.num_learners}."
+            )
+        self._check_runners()
+        self._check_spaces()
+
+    def _check_runners(self) -> None:
+        if self.num_env_runners:
+            self._value_error(
+                f"{self.algorithm_name} has no rollouts: leave `num_env_runners` 0; found {self.num_env_runners}."
+            )
+
+    def _check_spaces(self) -> None:
+        if self.observation_space is None or self.action_space is None:
+            self._value_error(
+                f"{self.algorithm_name} needs the spaces: set `config.environment('Hopper-v5')`, or, without a "
+                "simulator, `config.environment(observation_space=..., action_space=...)`."
+            )
+        try:
+            check_spaces(self.observation_space, self.action_space)
+        except ValueError as error:
+            self._value_error(str(error))
+        if self.env is None and self.evaluation_interval and self.custom_evaluation_function is None:
+            self._value_error(
+                "Evaluation needs an environment: set `config.environment(env=...)`, give a "
+                "`custom_evaluation_function`, or switch it off by `config.evaluation(evaluation_interval=None)`."
+            )
 
     @property
-    def _name(self) -> str:
+    def algorithm_name(self) -> str:
+        """The algorithm's name, for messages."""
         return str(self.algo_class.__name__)
 
     def _resolve(self) -> None:
@@ -411,15 +276,71 @@ class DAMOConfig(AlgorithmConfig):
         if not any(isinstance(c, type) and issubclass(c, DAMOCallbacks) for c in callbacks):
             self.callbacks([DAMOCallbacks, *callbacks])
         # Tune's `param_space` may be a dictionary, which has passed no method of this class.
-        for name, find in (("dynamics_path", absolute), ("dynamics_cache_dir", absolute), ("input_", absolute_input)):
-            given, place = getattr(self, name), find(getattr(self, name))
-            if place != given:
-                setattr(self, name, place)
+        self._make_absolute("input_", absolute_input)
         if self.observation_space is None and self.env is not None and not self.in_evaluation:
             env = make_env(self.env, self.env_config)
             self.environment(observation_space=env.observation_space, action_space=env.action_space)
             env.close()
 
+    def _make_absolute(self, name: str, find: Any) -> None:
+        given = getattr(self, name)
+        place = find(given)
+        if place != given:
+            setattr(self, name, place)
 
-TRAINING_OPTIONS = frozenset(inspect.signature(DAMOConfig.training).parameters) - {"self", "kwargs"}
-DYNAMICS_OPTIONS = frozenset(inspect.signature(DAMOConfig.dynamics).parameters) - {"self"}
+
+class ModelBasedConfig(OfflineConfig):
+    """The config of an algorithm that learns a dynamics model and rolls out in it."""
+
+    option_groups: ClassVar[Mapping[str, type]] = {
+        **OfflineConfig.option_groups,
+        "training": ModelBasedTraining,
+        "dynamics": DynamicsOptions,
+    }
+
+    def dynamics(self, **options: Unpack[DynamicsOptions]) -> Self:
+        """Sets the options of the dynamics ensemble."""
+        for name in ("dynamics_path", "dynamics_cache_dir"):
+            if name in options:
+                options[name] = absolute(options[name])
+        return self._take("dynamics", options)
+
+    @override(OfflineConfig)
+    def _resolve(self) -> None:
+        super()._resolve()
+        self._make_absolute("dynamics_path", absolute)
+        self._make_absolute("dynamics_cache_dir", absolute)
+        if not (self.dynamics_path or self.dynamics_cache_dir):
+            cache_root()  # raises for an address
+
+    @override(OfflineConfig)
+    def check(self) -> None:
+        super().check()
+        if self.num_elites > self.num_ensemble:
+            self._value_error(f"`num_elites` ({self.num_elites}) must not exceed `num_ensemble` ({self.num_ensemble}).")
+        if len(self.dynamics_weight_decay) != len(self.dynamics_hidden_dims) + 1:
+            self._value_error(
+                f"`dynamics_weight_decay` needs one value for each of the {len(self.dynamics_hidden_dims) + 1} layers "
+                f"(hidden and output); found {len(self.dynamics_weight_decay)}."
+            )
+
+    @override(OfflineConfig)
+    def _check_runners(self) -> None:
+        if self.overlap_rollouts and not self.num_env_runners:
+            self._value_error(
+                "`overlap_rollouts` needs runners beside the learner: set `.env_runners(num_env_runners=1)` or more, "
+                f"or overlap_rollouts=False; found num_env_runners={self.num_env_runners!r}."
+            )
+        if self.rollout_batch_size < self.num_env_runners:
+            self._value_error(
+                f"`rollout_batch_size` must give each of num_env_runners={self.num_env_runners} runners a start; "
+                f"found {self.rollout_batch_size!r}."
+            )
+
+
+def resolve_target_entropy(target_entropy: float | str, action_space: gym.spaces.Box) -> float:
+    """-dim(A) nats for "auto"."""
+    return -float(action_space.shape[0]) if target_entropy == "auto" else float(target_entropy)
+
+
+_document(OfflineConfig.offline_data, OfflineConfig.own_options("offline_data"))

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from rllib_damo.core.config import DAMOConfig
+from rllib_damo.core.config import ModelBasedConfig, OfflineConfig
 from rllib_damo.data.schema import Transitions
-from rllib_damo.data.warnings import cautions, cautions_of_choice
+from rllib_damo.data.warnings import dataset_warnings, selection_warnings
 from rllib_damo.dynamics.rollout import as_terminated
 from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
 from rllib_damo.dynamics.training import MIN_TRANSITIONS
@@ -22,10 +22,35 @@ _ROWS = 256  # tried of those that are terminal, and of the others
 _TOLERANCE = 0.05  # share of these
 
 
-def examine(
-    config: DAMOConfig, transitions: Transitions, is_capped: bool, device: torch.device | None
+def warnings_of_all(config: OfflineConfig, transitions: Transitions) -> Iterator[str]:
+    """Yields warnings about the dataset (or its first window) that concern every algorithm, a sentence each."""
+    yield from dataset_warnings(transitions)
+    yield from selection_warnings(transitions, transitions.best_rows(config.data_fraction))
+    if config._env_to_module_connector is not None:
+        yield (
+            "`env_to_module_connector` changes the observations that the policy sees where it plays, and none of the "
+            "dataset: if it changes values, the dataset's must have gone through it before"
+        )
+    yield from warnings_of_values(config, transitions)
+
+
+def warnings_of_values(config: OfflineConfig, transitions: Transitions) -> Iterator[str]:
+    """Critics with layer normalisation reach a value at a pace that does not depend on it, 37 in 1,000 steps."""
+    typical = transitions.reward_size()
+    value = typical / (1 - config.gamma)
+    if getattr(config, "critic_layer_norm", False) and value > _FAR_VALUE:
+        divisor = 10 ** math.ceil(math.log10(value / 1000))
+        yield (
+            f"rewards are {typical:.3g} in the mean of absolute values, which over 1-gamma is a value of {value:.3g}, "
+            "and Q moves by some 4,000 in 100,000 gradient steps, so that it stays far from it: divide the rewards by "
+            f"{divisor:,}"
+        )
+
+
+def warnings_of_model(
+    config: ModelBasedConfig, transitions: Transitions, is_capped: bool, device: torch.device | None
 ) -> Iterator[str]:
-    """Yields cautions, a sentence each.
+    """Yields warnings about the dataset that concern a dynamics model, a sentence each.
 
     Args:
         config: the algorithm's.
@@ -37,16 +62,6 @@ def examine(
         DataError: there are too few rows for a dynamics model.
         ValueError: the termination rule fails, or returns something else than a flag a row.
     """
-    yield from cautions(transitions)
-    yield from cautions_of_choice(transitions, transitions.best_rows(config.data_fraction))
-    if config._env_to_module_connector is not None:
-        yield (
-            "`env_to_module_connector` changes the observations that the policy sees where it plays, and none of the "
-            "dataset: if it changes values, the dataset's must have gone through it before"
-        )
-    yield from reward_cautions(config, transitions)
-    if not config.uses_model:
-        return
     if config.dynamics_path is None:
         check_enough_rows(transitions)
         if is_capped:
@@ -58,29 +73,6 @@ def examine(
     rule = resolve_termination(config.env, config.termination_fn, config.env_config)
     if rule is not None and device is not None:
         yield from try_rule(rule, transitions, device)
-
-
-def reward_cautions(config: DAMOConfig, transitions: Transitions) -> Iterator[str]:
-    """Critics with layer normalisation reach a value at a pace that does not depend on it, 37 in 1,000 steps.
-
-    And η is in units of a step's reward: where the classifier's part of r + η logit is the larger, Q says little.
-    """
-    typical = transitions.reward_size()
-    value = typical / (1 - config.gamma)
-    if config.critic_layer_norm and value > _FAR_VALUE:
-        divisor = 10 ** math.ceil(math.log10(value / 1000))
-        mend = f", and set eta to a third of what they are then ({typical / divisor / 3:.2g})"
-        yield (
-            f"rewards are {typical:.3g} in the mean of absolute values, which over 1-gamma is a value of {value:.3g}, "
-            "and Q moves by some 4,000 in 100,000 gradient steps, so that it stays far from it: divide the rewards by "
-            f"{divisor:,}{mend if config.data_alignment else ''}"
-        )
-    if config.data_alignment and config.eta > typical > 0:
-        yield (
-            f"eta={config.eta:g} is larger than the rewards ({typical:.3g} in the mean of absolute values), and the "
-            "classifier's logit that it multiplies is about -1 to 1, so that the policy will learn little of the "
-            f"reward: set eta to a third of that ({typical / 3:.2g}), or scale the rewards"
-        )
 
 
 def check_enough_rows(transitions: Transitions) -> None:

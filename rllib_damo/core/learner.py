@@ -1,15 +1,14 @@
-"""DAMO's Learner: holds the data on its device and takes many gradient steps in one call."""
+"""The Learners that all algorithms share: they hold the data on their device and take many gradient steps in a call."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import gc
 import math
 import os
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import ray
@@ -22,40 +21,40 @@ from ray.rllib.utils.typing import StateDict
 from torch import Tensor
 
 from rllib_damo.core.cuda_graph import RecordedSteps
-from rllib_damo.damo.fast_update import fastest_update
-from rllib_damo.damo.update import CLASSIFIER_METRICS, METRICS, StepBatch, Update, UpdateOptions
+from rllib_damo.core.update import DatasetFacts, RowGroup, StepBatch, Update
+from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.nn.adam import FusedAdam
 from rllib_damo.nn.flat_parameters import flatten
 from rllib_damo.utils.arrow import from_arrow
-from rllib_damo.utils.batch import Layout, RingBuffer, as_constant, unknown_successors
+from rllib_damo.utils.batch import Batch, Layout, RingBuffer, as_constant, unknown_successors
 from rllib_damo.utils.seeds import fresh_seed
 
-COMPONENT_DAMO = "damo"
+COMPONENT_TRAINING = "damo"
 #: Gradient steps between those whose metrics are taken, which costs up to a tenth of a step.
 METRICS_INTERVAL = 10
 
 ArrayOrRef: TypeAlias = "np.ndarray | ray.ObjectRef"
 
 
-class DAMOTorchLearner(TorchLearner):
-    """Gradient steps on minibatches that are drawn, by index, from device-resident stores.
+class OfflineTorchLearner(TorchLearner):
+    """Gradient steps on minibatches that are drawn, by index, from a store on the learner's device.
 
     RLlib's per-minibatch update path is left aside: ``update_many`` takes all gradient steps of an iteration, and every
     random number in it derives from (seed, learner index, number of steps taken), so that a restored learner goes on
     exactly as if it had not been interrupted.
 
-    A subclass for another algorithm chooses its rule in ``make_update`` and names its metrics in ``metric_names``.
+    A subclass for another algorithm names its rule in ``update_class``.
     """
 
-    #: What the update's ``step`` returns, in order.
-    metric_names: tuple[str, ...] = METRICS
-    divergence_hint = "smaller learning rates, a larger label_smoothing or a smaller eta"
+    update_class: ClassVar[type[Update]]
+    #: What to change where training diverged.
+    divergence_hint: ClassVar[str] = "smaller learning rates"
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if self.config.num_learners > 1 and not self.config.num_gpus_per_learner and hasattr(os, "SCHED_BATCH"):
             # Linux then lets a thread that computes go on when another wakes up. The threads that exchange gradients
-            # come to be after this one, and inherit it: else an all-reduce waits for a time slice now and then.
+            # are made after this one, and inherit it: else an all-reduce waits for a time slice now and then.
             with contextlib.suppress(OSError):  # refused in some containers
                 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
@@ -65,11 +64,11 @@ class DAMOTorchLearner(TorchLearner):
         # RLlib makes a seeded CPU run deterministic; filling every fresh tensor is not needed for that, and costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         cfg, module = self.config, self.module[DEFAULT_MODULE_ID]
-        self._layout = Layout(module.observation_space.shape[0], module.action_space.shape[0])
+        self._layout = Layout(*module.sizes)
         self._offline: Tensor | None = None
-        self._episode_starts = self._used = self._known = torch.empty(0, dtype=torch.int64)
-        capacity = cfg.rollout_batch_size * cfg.rollout_length * cfg.model_retain_epochs if cfg.uses_model else 0
-        self._synthetic = RingBuffer(self._layout, math.ceil(capacity / max(1, cfg.num_learners)), self._device)
+        self._extra: dict[str, Tensor] = {}
+        self._rows_of: dict[str, Tensor] = {}  # indices of the dataset's rows that a group may be drawn of
+        self._facts = DatasetFacts()
         self._generator = torch.Generator(self._device)
         self._base_seed = cfg.seed if cfg.seed is not None else fresh_seed()
         self._num_steps = 0
@@ -79,28 +78,34 @@ class DAMOTorchLearner(TorchLearner):
             generator=self._generator,
             reduce_gradients=self._average_gradients if cfg.num_learners > 1 else None,
         )
-        self._recorded = RecordedSteps(self._update) if cfg.cuda_graphs else None
-        # A step's rows lie here, always: [initial states | classifier, offline | update | classifier, synthetic]
-        num_update = cfg.train_batch_size_per_learner
-        half = num_update if cfg.data_alignment else 0
-        self._rows = torch.empty((2 * (num_update + half), self._layout.width), device=self._device)
-        initial, classifier_offline, update, classifier_synthetic = self._rows.split((num_update, half) * 2)
-        groups = (update, initial, classifier_offline, classifier_synthetic)
-        self._batch = StepBatch(*map(self._layout.unpack, groups))
+        self._recorded = RecordedSteps(self._update) if getattr(cfg, "cuda_graphs", False) else None
+        self._place_rows()
         self._schedule_rates()
         if cfg.num_learners > 1:
             for tensor in module.state_dict().values():
                 torch.distributed.broadcast(tensor, src=0)
 
     def make_update(self, module: Any, **parts: Any) -> Update:
-        """The update rule. ``parts`` are the other arguments of `Update`, but for ``grad_clip``."""
-        cfg = self.config
-        options = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(UpdateOptions)}
-        options["actor_eta"] = cfg.eta if cfg.actor_eta is None else cfg.actor_eta
-        if not cfg.behavior_alignment:
-            options["policy_improvement"] = "inconsistent"
-        options["target_entropy"] = cfg.resolve_target_entropy(module.action_space)
-        return fastest_update(module, options=UpdateOptions(**options), precision=cfg.precision, **parts)
+        """The update rule; ``parts`` are the arguments of `Update` after ``config``."""
+        return self.update_class(module, self.config, **parts)
+
+    def _place_rows(self) -> None:
+        """Makes the memory of a step's rows: [groups of the dataset | the group of both | groups of the model]."""
+        groups = self._update.row_groups()
+        order = sorted(groups, key=lambda name: (groups[name].num_model > 0, groups[name].num_real == 0))
+        if sum(group.num_real > 0 and group.num_model > 0 for group in groups.values()) > 1:
+            raise ValueError(f"{type(self._update).__name__}.row_groups(): at most one group may have rows of both.")
+        self._groups = {name: groups[name] for name in order}
+        self._num_real = sum(group.num_real for group in groups.values())
+        self._num_model = sum(group.num_model for group in groups.values())
+        self._rows = torch.empty((self._num_real + self._num_model, self._layout.width), device=self._device)
+        parts = self._rows.split([group.num_real + group.num_model for group in self._groups.values()])
+        start = sum(groups[name].num_real for name in order[: order.index("update")])
+        self._update_columns = slice(start, start + groups["update"].num_real)
+        self._batch = StepBatch(
+            {name: self._layout.unpack(part) for name, part in zip(self._groups, parts, strict=True)},
+            groups["update"].num_real,
+        )
 
     @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
@@ -126,55 +131,56 @@ class DAMOTorchLearner(TorchLearner):
         together.div_(self.config.num_learners)
         torch._foreach_copy_(list(gradients), list(together.split([len(gradient) for gradient in gradients])))
 
-    # -- data ----------------------------------------------------------------------------------------------------
+    # -- data ------------------------------------------------------------------------------------------------------
 
-    def set_dataset(self, rows: ArrayOrRef, starts: ArrayOrRef, used: ArrayOrRef, fit: bool) -> None:
+    def set_dataset(
+        self,
+        rows: ArrayOrRef,
+        starts: ArrayOrRef,
+        selected: ArrayOrRef,
+        fit: bool,
+        extra: Mapping[str, np.ndarray] | ray.ObjectRef | None = None,
+        reward_scale: float = 1.0,
+    ) -> None:
         """Replaces the offline store.
 
         Args:
             rows: ``(N, Layout.width)`` packed transitions, with unit actions.
             starts: indices of the rows that start an episode.
-            used: indices of the rows that batches are drawn from.
+            selected: indices of the rows that batches are drawn from.
             fit: also set the networks' input statistics from these rows (not when they come from a checkpoint).
+            extra: extra columns of the dataset, ``(N, width)`` each, by name.
+            reward_scale: what the rewards have been multiplied by.
         """
         if isinstance(rows, ray.ObjectRef):
-            rows, starts, used = ray.get([rows, starts, used])
+            rows, starts, selected, extra = ray.get([rows, starts, selected, extra])
         self._offline = as_constant(rows).to(self._device)
-        self._episode_starts = torch.from_numpy(np.array(starts)).to(self._device)
-        self._used = torch.from_numpy(np.array(used)).to(self._device)
+        self._extra = {name: as_constant(values).to(self._device) for name, values in (extra or {}).items()}
+        self._batch.extra = {
+            name: values.new_empty(self._batch.num_real, values.shape[1]) for name, values in self._extra.items()
+        }
+        chosen = torch.from_numpy(np.array(selected)).to(self._device)
+        self._rows_of = {
+            "selected": chosen,
+            "known": chosen,
+            "starts": torch.from_numpy(np.array(starts)).to(self._device),
+        }
         batch = self._layout.unpack(self._offline)
-        unknown = unknown_successors(batch.obs, batch.next_obs, batch.terminated)[self._used]
-        self._known, self._update.knows_terminals = self._used, True
+        unknown = unknown_successors(batch.obs, batch.next_obs, batch.terminated)[chosen]
+        knows_terminals = True
         if unknown.any() and not unknown.all():
-            self._known = self._used[~unknown]
-            self._update.knows_terminals = bool(batch.terminated[self._known].any())
-        reward_size = float(batch.rewards[self._used].abs().mean())
-        self._update.return_size = (reward_size + self.config.eta) / (1 - self.config.gamma)
+            known = self._rows_of["known"] = chosen[~unknown]
+            knows_terminals = bool(batch.terminated[known].any())
+        self._facts = DatasetFacts(float(batch.rewards[chosen].abs().mean()), knows_terminals, reward_scale)
+        self._update.fit(self._facts)
         if fit:
             self.module[DEFAULT_MODULE_ID].fit_standardizers(batch, self.config.normalize_observations)
 
-    def add_rollouts(self, dataset: ray.data.Dataset) -> int:
-        """Appends a Ray Dataset of rollouts (columns of ``dynamics.rollout``) to the model buffer; returns its rows."""
-        count = 0
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            rows = self._layout.pack(**from_arrow(table))
-            self._synthetic.add(torch.from_numpy(rows).to(self._device))
-            count += len(rows)
-        return count
+    def _model_rows(self) -> Tensor:
+        """The rows of the model buffer, ``(M, Layout.width)``."""
+        return self._rows[:0]
 
-    def add_tensors(self, batch: dict[str, Tensor]) -> None:
-        """As `add_rollouts`, for a round on this learner's own device."""
-        self._synthetic.add(self._layout.pack(**batch))
-
-    def get_model_buffer(self) -> dict[str, Any]:
-        """The state of this learner's part of the model buffer."""
-        return self._synthetic.get_state()
-
-    def set_model_buffer(self, state: dict[str, Any]) -> None:
-        """Sets what `get_model_buffer` returned."""
-        self._synthetic.set_state(state)
-
-    # -- gradient steps ------------------------------------------------------------------------------------------
+    # -- gradient steps --------------------------------------------------------------------------------------------
 
     def update_many(self, num_steps: int, timesteps: dict[str, Any] | None = None) -> dict[str, Any]:
         """Takes ``num_steps`` gradient steps of every network.
@@ -184,55 +190,68 @@ class DAMOTorchLearner(TorchLearner):
             under the module's id.
 
         Raises:
-            RuntimeError: a loss became infinite or NaN; the message names it.
+            RuntimeError: a loss or a network became infinite or NaN; the message names it. No checkpoint can hold that.
         """
-        offline = self._offline
-        if offline is None or (self.config.uses_model and not len(self._synthetic)):
+        if self._offline is None or (self._num_model and not len(self._model_rows())):
             raise RuntimeError("update_many needs set_dataset and add_rollouts to be called first.")
         # A Ray Dataset that was read leaves reference cycles, which keep its blocks in the object store for many
         # rounds. Just after `add_rollouts` they are young, and to look at the young takes a millisecond.
         gc.collect(1)
-        cfg = self.config
-        num_update = cfg.train_batch_size_per_learner
-        num_real = int(num_update * cfg.real_ratio)
-        num_model = num_update - num_real
-        half = num_update if cfg.data_alignment else 0
         seed = np.random.SeedSequence((self._base_seed, self._learner_index, self._num_steps)).generate_state(1)[0]
         self._generator.manual_seed(int(seed))
+        single = {} if self._num_steps else self._update.pretrain(self._draw)
+        metrics = self._take_steps(num_steps)
+        single |= self._update.after_iteration(self._draw)
+        self._num_steps += num_steps
+        self._weights_seq_no += 1
+        return self._report({**metrics, **{k: float(v) for k, v in single.items()}}, num_steps, timesteps or {})
 
+    def _take_steps(self, num_steps: int) -> dict[str, float]:
+        """The gradient steps of a call, with the policy's moving average; returns the means of their metrics."""
         # All indices of the call at once
-        initial_rows = self._episode_starts if cfg.initial_states == "episode_start" else self._used
-        per_step_initial = self._draw(initial_rows, num_steps, num_update)
-        per_step_classified = self._draw(self._known, num_steps, half)
-        per_step_real = self._draw(self._used, num_steps, num_real)
-        per_step_offline = torch.cat((per_step_initial, per_step_classified, per_step_real), dim=1)
-        per_step_synthetic = self._randint(len(self._synthetic), num_steps, num_model + half)
+        of_dataset = torch.cat(
+            [self._pick(self._rows_of[group.of], num_steps, group.num_real) for group in self._groups.values()], dim=1
+        )
+        offline, model_rows = self._offline, self._model_rows()
+        of_model = self._randint(len(model_rows), num_steps, self._num_model)
+        from_dataset, from_model = self._rows.split((self._num_real, self._num_model))
+        of_update = of_dataset[:, self._update_columns]
 
-        from_offline, from_synthetic = self._rows.split((num_update + half + num_real, num_model + half))
         take_step = (self._recorded or self._update).step
         module = self.module[DEFAULT_MODULE_ID]
         actor, averaged = ([p.data for p in net.parameters()] for net in (module.actor, module.averaged_actor))
-        totals, measured = torch.zeros(len(self.metric_names), device=self._device), 0
+        totals, names, measured = torch.zeros((), device=self._device), [], 0
         for step in range(num_steps):
-            self._update.num_steps = self._num_steps + step
-            torch.index_select(offline, 0, per_step_offline[step], out=from_offline)
-            torch.index_select(self._synthetic.rows, 0, per_step_synthetic[step], out=from_synthetic)
-            self._update.measures = (num_steps - 1 - step) % METRICS_INTERVAL == 0  # the last step's among them
-            metrics = take_step(self._batch)
-            if self._update.measures:
-                totals, measured = totals + metrics, measured + 1
+            torch.index_select(offline, 0, of_dataset[step], out=from_dataset)  # type: ignore[arg-type]
+            if self._num_model:
+                torch.index_select(model_rows, 0, of_model[step], out=from_model)
+            for name, values in self._extra.items():
+                torch.index_select(values, 0, of_update[step], out=self._batch.extra[name])
+            measure = (num_steps - 1 - step) % METRICS_INTERVAL == 0  # the last step's among them
+            metrics = take_step(self._batch, self._num_steps + step, measure)
+            if measure:
+                names = list(metrics)
+                totals, measured = totals + torch.stack(tuple(metrics.values())), measured + 1
             # An ordinary mean at first: nothing of the untrained policy stays in it.
-            torch._foreach_lerp_(averaged, actor, max(cfg.policy_tau, 1 / (self._num_steps + step + 1)))
-        self._num_steps += num_steps
-        self._weights_seq_no += 1
-        return self._report(totals / measured, num_steps, timesteps or {})
+            weight = max(self.config.policy_tau, 1 / (self._num_steps + step + 1))
+            torch._foreach_lerp_(averaged, actor, weight)
+        return dict(zip(names, (totals / measured).tolist(), strict=True))
 
     @override(TorchLearner)
     def compute_loss_for_module(self, **kwargs: Any) -> Any:
         """Not RLlib's path: losses with separate gradients do not add up to one (see ``update.py``)."""
         raise NotImplementedError(f"{type(self).__name__} is trained by `update_many`, not by `update`.")
 
-    def _draw(self, rows: Tensor, *shape: int) -> Tensor:
+    def _draw(self, group: RowGroup) -> Batch:
+        """Random rows, for an update's phases outside the gradient steps."""
+        assert self._offline is not None
+        rows = [self._offline[self._pick(self._rows_of[group.of], group.num_real)]]
+        if group.num_model:
+            model_rows = self._model_rows()
+            rows.append(model_rows[self._randint(len(model_rows), group.num_model)])
+        return self._layout.unpack(torch.cat(rows))
+
+    def _pick(self, rows: Tensor, *shape: int) -> Tensor:
         """Random entries of ``rows``."""
         return rows[self._randint(len(rows), *shape)]
 
@@ -241,43 +260,53 @@ class DAMOTorchLearner(TorchLearner):
             return torch.empty(shape, dtype=torch.int64, device=self._device)
         return torch.randint(high, shape, generator=self._generator, device=self._device)
 
-    def _report(self, means: Tensor, num_steps: int, timesteps: dict[str, Any]) -> dict[str, Any]:
-        values = dict(zip(self.metric_names, means.tolist(), strict=True))
-        if not self.config.data_alignment:
-            values = {name: value for name, value in values.items() if name not in CLASSIFIER_METRICS}
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
+    def _report(self, values: dict[str, float], num_steps: int, timesteps: dict[str, Any]) -> dict[str, Any]:
+        bad = [name for name, value in values.items() if not math.isfinite(value)] or self._non_finite_tensors()
         if bad:
             raise RuntimeError(
                 f"Training diverged within the last {num_steps} gradient steps: {', '.join(bad)} not finite. Restore "
                 f"the last checkpoint with {self.divergence_hint}."
             )
+        if hasattr(self.module[DEFAULT_MODULE_ID], "critics"):
+            values["initial_value_mean"] = self.initial_value()
         for name, value in values.items():
             self.metrics.log_value((DEFAULT_MODULE_ID, name), value, window=1)
-        if hasattr(self.module[DEFAULT_MODULE_ID], "critics"):
-            self.metrics.log_value((DEFAULT_MODULE_ID, "initial_value_mean"), self.initial_value(), window=1)
         self._log_trainable_parameters()  # RLlib's numbers, which it logs once, and which are NaN after that
         self.after_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._num_steps} | timesteps)
         return self.metrics.reduce()
 
+    def _non_finite_tensors(self) -> list[str]:
+        """Names of the module's tensors that are not finite: the last step's, whose loss was still finite."""
+        tensors = self.module[DEFAULT_MODULE_ID].state_dict()
+        are_finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+        return [name for name, is_finite in zip(tensors, are_finite, strict=True) if not is_finite][:3]
+
     @torch.no_grad()
     def initial_value(self, max_states: int = 1000) -> float:
-        """E[min_i Q_i(s0, π(s0))] over the dataset's episode starts (π's mean action): the paper's value estimate."""
+        """E[min_i Q_i(s0, π(s0))] over the dataset's episode starts (π's mean action), in the dataset's rewards."""
         module = self.module[DEFAULT_MODULE_ID]
-        obs = self._layout.unpack(self._offline[self._episode_starts[:max_states]]).obs  # type: ignore[index]
-        return float(module.critics(obs, module.mean_actions(obs)).min(0).values.mean())
+        obs = self._layout.unpack(self._offline[self._rows_of["starts"][:max_states]]).obs  # type: ignore[index]
+        value = module.critics(obs, module.mean_actions(obs)).min(0).values.mean()
+        return float(value) / self._facts.reward_scale
 
-    # -- checkpoints ---------------------------------------------------------------------------------------------
+    # -- checkpoints -----------------------------------------------------------------------------------------------
 
     @override(TorchLearner)
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> StateDict:
         state = super().get_state(components, not_components=not_components, **kwargs)
-        if self._check_component(COMPONENT_DAMO, components, not_components):
-            state[COMPONENT_DAMO] = {
-                "synthetic": self._synthetic.get_state(),
-                "num_steps": self._num_steps,
-                "base_seed": self._base_seed,
-            }
+        if self._check_component(COMPONENT_TRAINING, components, not_components):
+            state[COMPONENT_TRAINING] = self._training_state()
         return state
+
+    def _training_state(self) -> dict[str, Any]:
+        return {"num_steps": self._num_steps, "base_seed": self._base_seed, "update": self._update.get_state()}
+
+    def _set_training_state(self, state: dict[str, Any]) -> None:
+        self._num_steps, self._base_seed = state["num_steps"], state["base_seed"]
+        self._set_update_state(state["update"])
+
+    def _set_update_state(self, state: dict[str, Any]) -> None:
+        self._update.set_state(state)
 
     @override(TorchLearner)
     def _set_optimizer_state(self, state: StateDict) -> None:
@@ -294,10 +323,8 @@ class DAMOTorchLearner(TorchLearner):
         # RLlib ignores module states that are older than its own; a restore means what it says.
         self._weights_seq_no = 0
         super().set_state(state)
-        if COMPONENT_DAMO in state:
-            damo = state[COMPONENT_DAMO]
-            self._synthetic.set_state(damo["synthetic"])
-            self._num_steps, self._base_seed = damo["num_steps"], damo["base_seed"]
+        if COMPONENT_TRAINING in state:
+            self._set_training_state(state[COMPONENT_TRAINING])
         self._schedule_rates()  # the configuration's, not the checkpoint's
         if self._recorded is not None:  # the optimisers' states are new tensors
             self._recorded = RecordedSteps(self._update)
@@ -305,3 +332,66 @@ class DAMOTorchLearner(TorchLearner):
     def _schedule_rates(self) -> None:
         for optimizer, schedule in self._optimizer_lr_schedules.items():
             self._set_optimizer_lr(optimizer, lr=schedule.update(timestep=self._num_steps))
+
+
+class ModelBasedTorchLearner(OfflineTorchLearner):
+    """A learner with a model buffer: the newest rows of the rollouts, beside those of the dataset."""
+
+    @override(OfflineTorchLearner)
+    def build(self) -> None:
+        cfg = self.config
+        capacity = cfg.rollout_batch_size * cfg.rollout_length * cfg.model_retain_epochs
+        self._capacity = math.ceil(capacity / max(1, cfg.num_learners))
+        self._has_dynamics = False
+        self._update_state: dict[str, Any] | None = None  # a restored one that waits for the dynamics
+        super().build()
+        self.model_buffer = RingBuffer(self._layout, self._capacity, self._device)
+
+    @override(OfflineTorchLearner)
+    def _model_rows(self) -> Tensor:
+        return self.model_buffer.rows[: len(self.model_buffer)]
+
+    def add_rollouts(self, dataset: ray.data.Dataset) -> int:
+        """Appends a Ray Dataset of rollouts (columns of ``dynamics.rollout``) to the model buffer; returns its rows."""
+        count = 0
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            rows = self._layout.pack(**from_arrow(table))
+            self.model_buffer.add(torch.from_numpy(rows).to(self._device))
+            count += len(rows)
+        return count
+
+    def add_tensors(self, batch: dict[str, Tensor]) -> None:
+        """As `add_rollouts`, for a round on this learner's own device."""
+        self.model_buffer.add(self._layout.pack(**batch))
+
+    def get_model_buffer(self) -> dict[str, Any]:
+        """The state of this learner's part of the model buffer. The algorithm saves all parts."""
+        return self.model_buffer.get_state()
+
+    def set_model_buffer(self, state: dict[str, Any]) -> None:
+        """Sets what `get_model_buffer` returned."""
+        self.model_buffer.set_state(state)
+
+    # -- the model in the update -----------------------------------------------------------------------------------
+
+    def set_dynamics(self, path: str) -> None:
+        """Hands a copy of the trained model to an update that reads it; once."""
+        if not self._has_dynamics:
+            self._has_dynamics = True
+            self._update.set_dynamics(DynamicsEnsemble.load(path, self._device))
+            if self._update_state is not None:
+                self._update.set_state(self._update_state)
+
+    def dynamics_state(self) -> Mapping[str, Any] | None:
+        """`Update.dynamics_state`, on the CPU."""
+        state = self._update.dynamics_state()
+        return None if state is None else {name: value.cpu() for name, value in state.items()}
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    @override(OfflineTorchLearner)
+    def _set_update_state(self, state: dict[str, Any]) -> None:
+        if self._update.uses_dynamics and not self._has_dynamics:
+            self._update_state = state
+        else:
+            self._update.set_state(state)

@@ -15,74 +15,75 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rllib_damo.core.networks import LOG_STD_MAX, LOG_STD_MIN, PRODUCT_DTYPES, Standardize
+from rllib_damo.core.losses import alpha_loss, bellman_target, td_loss
+from rllib_damo.core.networks import LOG_STD_MAX, LOG_STD_MIN
+from rllib_damo.core.update import Metrics, StepBatch
 from rllib_damo.damo import losses
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
-from rllib_damo.damo.update import DAMOUpdate, StepBatch, UpdateOptions
+from rllib_damo.damo.update import DAMOUpdate
+from rllib_damo.nn.batched_matmul import PRODUCT_DTYPES
 from rllib_damo.nn.flat_parameters import gradient_of
 from rllib_damo.nn.stacked_mlp import FastMLP
+from rllib_damo.nn.standardize import Standardize
 from rllib_damo.utils.batch import Batch
 
 
-def unsupported(module: DAMOTorchRLModule, options: UpdateOptions) -> list[str]:
+def unsupported(module: DAMOTorchRLModule, config: Any) -> list[str]:
     """The options that `FastUpdate` leaves to `DAMOUpdate`, as ``name=value``; empty where it can be used."""
     found = {
-        "target_networks=False": not options.target_networks,
+        "target_networks=False": not config.target_networks,
         "classifier_spectral_norm=True": any(map(nn.utils.parametrize.is_parametrized, module.classifier.net)),
-        f"classifier_gradient_penalty={options.classifier_gradient_penalty}": options.classifier_gradient_penalty > 0,
+        f"classifier_gradient_penalty={config.classifier_gradient_penalty}": config.classifier_gradient_penalty > 0,
     }
     return [name for name, is_set in found.items() if is_set]
 
 
-def fastest_update(
-    module: DAMOTorchRLModule, *, options: UpdateOptions, precision: str = "fp32", **parts: Any
-) -> DAMOUpdate:
+def fastest_update(module: DAMOTorchRLModule, config: Any, **parts: Any) -> DAMOUpdate:
     """A `FastUpdate` where the options allow it, a `DAMOUpdate` otherwise; arguments as there.
 
     Raises:
         ValueError: ``precision`` is not "fp32", and the options are not for `FastUpdate`.
     """
-    names = unsupported(module, options)
+    names = unsupported(module, config)
     if not names:
-        return FastUpdate(module, options=options, precision=precision, **parts)
-    if precision != "fp32":
-        raise ValueError(f"precision={precision!r} does not go with {', '.join(names)}.")
-    return DAMOUpdate(module, options=options, **parts)
+        return FastUpdate(module, config, **parts)
+    if config.precision != "fp32":
+        raise ValueError(f"precision={config.precision!r} does not go with {', '.join(names)}.")
+    return DAMOUpdate(module, config, **parts)
 
 
 class FastUpdate(DAMOUpdate):
     """Takes `DAMOUpdate`'s step faster.
 
     Args:
-        module, options: within what `unsupported` leaves.
-        precision: "fp32", or "bf16" for products between hidden layers in bfloat16.
+        module, config: within what `unsupported` leaves. ``precision`` "bf16" takes products between hidden layers
+            in bfloat16.
         parts: the other arguments of `DAMOUpdate`. ``reduce_gradients`` gets all gradients in one call.
     """
 
-    def __init__(self, module: DAMOTorchRLModule, *, options: UpdateOptions, precision: str = "fp32", **parts: Any):
-        super().__init__(module, options=options, **parts)
-        dtype = PRODUCT_DTYPES[precision]
+    def __init__(self, module: DAMOTorchRLModule, config: Any, **parts: Any):
+        super().__init__(module, config, **parts)
+        dtype = PRODUCT_DTYPES[config.precision]
         self._actor = FastMLP(module.actor.net, dtype)
         self._critics = FastMLP(module.critics.net, dtype)
         self._targets = FastMLP(module.target_critics.net, dtype)
-        if options.data_alignment:
+        if config.data_alignment:
             self._classifier = FastMLP(module.classifier.net, dtype)
         self._alpha_gradient = gradient_of(module.log_alpha)
         self._inputs: dict[tuple[int, int], _Inputs] = {}
         self._classifier_inputs: dict[int, Tensor] = {}
-        self._unmeasured = torch.empty(0, device=module.log_alpha.device)
 
-    def constants(self) -> Hashable:
+    def constants(self, step: int) -> Hashable:
         rates = [group["lr"] for optimizer in self.optimizers.values() for group in optimizer.param_groups]
-        return self.value_weight, self.return_size if self.is_anchored else None, self.knows_terminals, *rates
+        return self.value_weight(step), self.return_size if self.is_anchored else None, self.knows_terminals, *rates
 
     @torch.no_grad()
-    def step(self, batch: StepBatch) -> Tensor:
-        o, m, update, initial = self.opt, self.module, batch.update, batch.initial
+    def step(self, batch: StepBatch, step: int, measure: bool) -> Metrics:
+        o, m, update, initial = self.config, self.module, batch["update"], batch["initial"]
         num, num_initial = sizes = len(update.obs), len(initial.obs)
-        inconsistent = o.policy_improvement == "inconsistent"
+        inconsistent, value_weight = not self.is_consistent, self.value_weight(step)
         alpha = m.log_alpha.exp()
-        rewards, classifier_metrics = self.classifier_step(batch) if o.data_alignment else (update.rewards, None)
+        rewards, classifier_metrics = self.classifier_step(batch, measure) if o.data_alignment else (update.rewards, {})
 
         # a' ~ π(s'), a0 ~ π(s0), and for the ordinary actor loss also π(s)
         if sizes not in self._inputs:
@@ -100,7 +101,7 @@ class FastUpdate(DAMOUpdate):
         values = self._critics.forward(inputs.critics)[..., 0]
         _, q_initial, q_data = values.split((num, num_initial, num), dim=1)
         next_q = self._targets.forward(inputs.targets)[..., 0].amin(0)
-        target = losses.bellman_target(rewards, update.terminated, next_q, next_log_prob, alpha, o.gamma)
+        target = bellman_target(rewards, update.terminated, next_q, next_log_prob, alpha, o.gamma)
 
         # The critic loss's gradient at the data; that at (s0,a0) is the same for all rows
         delta = torch.ones_like(values)
@@ -121,7 +122,7 @@ class FastUpdate(DAMOUpdate):
             log_prob_delta[num : 2 * num] = alpha / num
         else:
             residual = target - q_data.amin(0)
-            weight = losses.density_ratio(residual, o.actor_eta, self.actor_divergence, o.max_actor_weight)
+            weight = losses.density_ratio(residual, self.actor_eta, self.actor_divergence, o.max_actor_weight)
             discount = weight * o.gamma * (1 - update.terminated)
             torch.mul(discount, -1 / num, out=value_delta[:num])
             value_delta[num:] = -(1 - o.gamma) / num_initial
@@ -133,11 +134,11 @@ class FastUpdate(DAMOUpdate):
         if initial_delta:
             delta[:, num : num + num_initial] = initial_delta
             value_delta[num:] /= initial_delta
-        rows = slice(None) if self.value_weight else trained
+        rows = slice(None) if value_weight else trained
         critics.backward(delta[:, rows, None], rows)
         critics.parameter_gradients(delta[:, trained, None], trained)
         action_delta = torch.zeros_like(policy.actions)
-        if self.value_weight:
+        if value_weight:
             by_action = critics.input_gradients(slice(num + num_initial), slice(update.obs.shape[1], None))
             chosen = torch.zeros_like(values[:, : num + num_initial]).scatter_(0, index[None], value_delta[None])
             torch.sum(by_action * chosen[..., None], 0, out=action_delta[inputs.improved])
@@ -146,21 +147,21 @@ class FastUpdate(DAMOUpdate):
         if self.is_anchored:
             action_delta /= self.return_size
             log_prob_delta /= self.return_size
-            action_delta[inputs.initial].add_(error, alpha=self.bc_weight * 2 / error.numel())
+            action_delta[inputs.initial].add_(error, alpha=self.bc_weight(step) * 2 / error.numel())
         actor_delta = policy.backward(action_delta, log_prob_delta)[None]
         self._actor.backward(actor_delta)
         self._actor.parameter_gradients(actor_delta)
 
-        alpha_loss = losses.alpha_loss(m.log_alpha, next_log_prob, o.target_entropy)
-        self._alpha_gradient.copy_(alpha_loss)  # the exponential is its own derivative
+        entropy_coefficient_loss = alpha_loss(m.log_alpha, next_log_prob, self.target_entropy)
+        self._alpha_gradient.copy_(entropy_coefficient_loss)  # the exponential is its own derivative
         self._apply_gradients([name for name in self.params if name != "classifier" or o.data_alignment])
         self._conclude()
-        if not self.measures:
-            return self._unmeasured
+        if not measure:
+            return {}
         if o.behavior_alignment:
             critic_loss = losses.critic_loss(q_data, target, q_initial, o.eta, o.gamma, self.divergence)
         else:
-            critic_loss = losses.td_loss(q_data, target)
+            critic_loss = td_loss(q_data, target)
         if inconsistent:
             value_loss = -smallest[:num].mean()
             entropy_loss = alpha * policy.log_prob[num : 2 * num].mean()
@@ -170,23 +171,25 @@ class FastUpdate(DAMOUpdate):
             )
             entropy_loss = alpha * (discount * next_log_prob).mean()
         bc_loss = error.square().mean() if self.is_anchored else torch.zeros_like(alpha)
-        metrics = (
-            value_loss + entropy_loss, critic_loss, alpha_loss, alpha, q_data.mean(), q_initial.mean(),
-            (target - q_data).abs().mean(), weight.mean(), -next_log_prob.mean(), bc_loss, rewards.mean(),
+        return self._metrics(
+            policy_loss=value_loss + entropy_loss, qf_loss=critic_loss, alpha_loss=entropy_coefficient_loss,
+            alpha_value=alpha, qf_mean=q_data.mean(), qf_initial_mean=q_initial.mean(),
+            td_error_abs=(target - q_data).abs().mean(), density_ratio_mean=weight.mean(),
+            entropy=-next_log_prob.mean(), bc_loss=bc_loss, modified_reward_mean=rewards.mean(), **classifier_metrics,
         )  # fmt: skip
-        return self._metrics(metrics, classifier_metrics)
 
     @torch.no_grad()
-    def classifier_step(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
+    def classifier_step(self, batch: StepBatch, measure: bool = True) -> tuple[Tensor, Metrics]:
         """As `DAMOUpdate`'s, but gradients are left for the step's end, and metrics out where they are not wanted."""
-        o, standardize, net = self.opt, self.module.classifier.standardize, self._classifier
-        groups = batch.offline, batch.synthetic, batch.update
+        o, standardize, net = self.config, self.module.classifier.standardize, self._classifier
+        update = batch["update"]
+        groups = batch["classifier_offline"], batch["classifier_synthetic"], update
         sizes = [len(group.obs) for group in groups]
         num, total = sizes[0] + sizes[1], sum(sizes)
         if total not in self._classifier_inputs:
             self._classifier_inputs[total] = standardize.mean.new_zeros(total, len(standardize.mean))
         inputs = self._classifier_inputs[total]
-        obs_dim, act_dim = batch.update.obs.shape[1], batch.update.actions.shape[1]
+        obs_dim, act_dim = update.obs.shape[1], update.actions.shape[1]
         obs, actions, change = inputs.split((obs_dim, act_dim, obs_dim), dim=1)
         torch.cat([group.obs for group in groups], out=obs)
         torch.cat([group.actions for group in groups], out=actions)
@@ -198,13 +201,16 @@ class FastUpdate(DAMOUpdate):
             inputs[:num] += o.classifier_noise * noise
         logits = net.forward(inputs)[0, :, 0]
         offline, synthetic, of_update = logits.split(sizes)
-        of_update = of_update.clamp(-o.max_logit, o.max_logit).masked_fill_(self.is_plain(batch.update), 0.0)
-        rewards = losses.modified_reward(batch.update.rewards, of_update, o.eta)
-        metrics = self._unmeasured
-        if self.measures:
+        of_update = of_update.clamp(-o.max_logit, o.max_logit).masked_fill_(self.is_plain(update), 0.0)
+        rewards = losses.modified_reward(update.rewards, of_update, o.eta)
+        metrics = {}
+        if measure:
             loss = losses.classifier_loss(offline, synthetic, o.label_smoothing)
             accuracy = ((offline > 0).float().mean() + (synthetic < 0).float().mean()) / 2
-            metrics = torch.stack((loss, accuracy, offline.mean(), synthetic.mean()))
+            metrics = {
+                "classifier_loss": loss, "classifier_accuracy": accuracy,
+                "logit_offline_mean": offline.mean(), "logit_synthetic_mean": synthetic.mean(),
+            }  # fmt: skip
         # The cross-entropy's gradient: sigmoid minus label, over the rows of a group and the two groups
         delta = logits[:num].sigmoid()
         delta[: sizes[0]].sub_(1 - o.label_smoothing).mul_(0.5 / sizes[0])
@@ -238,7 +244,7 @@ class _Inputs:
 
     def set_obs(self, batch: StepBatch, standardize: Standardize) -> None:
         """Sets all but the actor's actions. Actor, critics and targets standardise alike (`fit_standardizers`)."""
-        update, initial = batch.update, batch.initial
+        update, initial = batch["update"], batch["initial"]
         own = [update.obs] if self._inconsistent else []
         torch.cat([update.next_obs, *own, initial.obs, update.obs], out=self._obs)
         self._obs.sub_(standardize.mean).div_(standardize.std)

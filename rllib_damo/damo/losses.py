@@ -2,7 +2,8 @@
 
 A batch has B transitions (s, a, r, s', terminated) and B0 initial states s0; a' ~ π(s') and a0 ~ π(s0) are
 re-parameterised samples. ``(C, B)`` marks tensors with one row for each of the C critics. Everything here is a pure
-function of tensors; ``update.py`` says which networks produce them and who receives which gradient.
+function of tensors; ``update.py`` says which networks produce them and who receives which gradient. TD's and SAC's
+losses are in ``core/losses.py``.
 """
 
 from __future__ import annotations
@@ -32,13 +33,6 @@ def modified_reward(rewards: Tensor, logits: Tensor, eta: float) -> Tensor:
     return rewards + eta * logits
 
 
-def bellman_target(
-    rewards: Tensor, terminated: Tensor, next_q: Tensor, next_log_prob: Tensor, alpha: Tensor, gamma: float
-) -> Tensor:
-    """r̃ + γ (1 - terminated) (Q(s',a') - α log π(a'|s')) [9]. ``next_q`` may be ``(B,)`` or ``(C, B)``."""
-    return rewards + gamma * (1 - terminated) * (next_q - alpha * next_log_prob)
-
-
 def critic_loss(
     q: Tensor,
     target: Tensor,
@@ -64,11 +58,6 @@ def critic_loss(
     return (dual.mean(-1) + eta * (1 - gamma) * initial_q.mean(-1)).sum()
 
 
-def td_loss(q: Tensor, target: Tensor) -> Tensor:
-    """½ (target - Q(s,a))², summed over the critics: the critic without behaviour alignment [12]."""
-    return 0.5 * (target - q).square().mean(-1).sum()
-
-
 def density_ratio(residual: Tensor, actor_eta: float, divergence: FDivergence, max_weight: float) -> Tensor:
     """w = f*'(x/actor_eta), an estimate of ρ*/ρ^π_M, clamped to [0, max_weight], without gradient [10]. ``(B,)``."""
     return divergence.conjugate_prime(residual.detach() / actor_eta).clamp(0, max_weight)
@@ -89,16 +78,6 @@ def consistent_actor_loss(
         gamma: discount factor.
     """
     return -((1 - gamma) * initial_q.mean() + (weight * gamma * (1 - terminated) * next_q).mean())
-
-
-def sac_actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
-    """E[α log π(a|s) - Q(s,a)], a ~ π(s): the "inconsistent" policy improvement of the ablation [10]. ``(B,)``."""
-    return (alpha * log_prob - q).mean()
-
-
-def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
-    """-α (log π + target entropy), the usual automatic entropy coefficient [11]."""
-    return -(log_alpha.exp() * (log_prob.detach().mean() + target_entropy))
 
 
 def gradient_penalty(logits: Tensor, inputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Convert datasets between D4RL HDF5, Minari and Parquet without loss: what is read back equals what was read."""
+"""Convert datasets between the formats without loss: what is read back equals what was read."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gymnasium.envs.registration import EnvSpec
 from minari.serialization import deserialize_space, serialize_space
 
-from rllib_damo.data.formats.d4rl_hdf5 import write_d4rl
-from rllib_damo.data.formats.minari_files import write_minari
-from rllib_damo.data.formats.parquet import write_parquet
-from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, HDF5_SUFFIXES, PARQUET_SUFFIXES, Conventions
+from rllib_damo.data.formats.minari_files import SCHEME
+from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions
+from rllib_damo.data.formats.registry import find_writer
 from rllib_damo.data.schema import check
-from rllib_damo.data.sources import MINARI_SCHEME, resolve
-from rllib_damo.errors import DataError
+from rllib_damo.data.sources import resolve
 from rllib_damo.utils.environments import make_env
 
 # Facts that every format carries along (the rest of Minari's metadata describes its own files).
@@ -38,7 +35,7 @@ def convert(
 
     Args:
         src: any name that `sources.resolve` knows.
-        dst: a path in `.hdf5` or `.parquet`, or a Minari id (`minari://<id>`, or `name-vN`).
+        dst: a path whose suffix a format with a writer has, or a Minari id (`minari://<id>`, or `name-vN`).
         env_id: the environment, whose spaces Minari needs where the source does not carry them.
         overwrite: replace what is at `dst`.
         conventions: what the source does not say of itself; the action space of `env_id` goes before its own.
@@ -50,10 +47,10 @@ def convert(
         DataError: for unsound data, a destination that exists or whose kind is not known, or missing spaces.
     """
     target = os.fspath(dst)
-    is_minari = target.startswith(MINARI_SCHEME) or not target.endswith((*HDF5_SUFFIXES, *PARQUET_SUFFIXES))
-    is_address = "://" in target.removeprefix(MINARI_SCHEME)
-    if is_address or (is_minari and (Path(target).suffix or target.startswith(("/", ".", "~")))):
-        raise DataError(f"{target}: write to a path in .hdf5 or .parquet, or to a Minari id such as hopper/mine-v0.")
+    if "://" not in target and not Path(target).suffix and not target.startswith(("/", ".", "~")):
+        target = SCHEME + target  # a Minari id
+    form = find_writer(target)
+    assert form.write is not None
     facts = _spaces_of_env(env_id) if env_id else {}
     if env_id:
         conventions = replace(conventions, action_space=deserialize_space(facts["action_space"]))
@@ -64,25 +61,12 @@ def convert(
         deserialize_space(facts[key]) if key in facts else None for key in ("observation_space", "action_space")
     )
     check(transitions, observation_space, action_space)
-    if not is_minari:
-        write = write_d4rl if target.endswith(HDF5_SUFFIXES) else write_parquet
-        return str(write(transitions, Path(target).expanduser(), metadata=facts, overwrite=overwrite))
-    dataset_id = target.removeprefix(MINARI_SCHEME)
-    if observation_space is None or action_space is None:
-        raise DataError(
-            f"{os.fspath(src)} does not say which spaces it has, and Minari needs them; name the environment (env_id, "
-            "or --env)."
-        )
-    spec = EnvSpec.from_json(facts.pop("env_spec")) if "env_spec" in facts else None
-    write_minari(
-        transitions, dataset_id, env_spec=spec, observation_space=observation_space, action_space=action_space,
-        metadata=facts, overwrite=overwrite,
-    )  # fmt: skip
-    return dataset_id
+    target = target if "://" in target else os.path.expanduser(target)
+    return str(form.write(transitions, target, metadata=facts, overwrite=overwrite))
 
 
 def _spaces_of_env(env_id: str) -> dict[str, Any]:
-    env = make_env(env_id, error_class=DataError)
+    env = make_env(env_id)
     spec = env.spec
     facts = {
         "env_spec": spec.to_json() if spec is not None else None,

@@ -12,7 +12,7 @@ import numpy as np
 from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions
 from rllib_damo.data.schema import Transitions, problems
 from rllib_damo.data.sources import resolve
-from rllib_damo.data.warnings import cautions
+from rllib_damo.data.warnings import dataset_warnings
 from rllib_damo.errors import DataError
 
 _CELLS_PER_AXIS = 32
@@ -125,7 +125,7 @@ def report(
         f"ok    episode return {returns['mean']:.1f} ± {returns['std']:.1f}, length {lengths['mean']:.1f}",
         f"ok    fingerprint {transitions.fingerprint()}",
     ]  # fmt: skip
-    return lines + [f"warn  {caution}" for caution in cautions(transitions)]
+    return lines + [f"warn  {warning}" for warning in dataset_warnings(transitions)]
 
 
 def _widths(transitions: Transitions) -> str:

@@ -33,7 +33,8 @@ class DAMOOfflineData(OfflineData):
 
     Reads from the config: `input_` (a name, a list of names, or `Transitions`), `observation_space` and `action_space`
     (may be None), `actions_in_input_normalized`, `input_read_schema`, `input_filesystem` with
-    `input_filesystem_kwargs`, and, if there, `max_dataset_rows` (the cap; None: everything is held in memory).
+    `input_filesystem_kwargs`, `input_read_method` (where it is not RLlib's default), and, if there, `max_dataset_rows`
+    (the cap; None: everything is held in memory).
 
     Raises:
         DataError: on first use, as `sources.load` does.
@@ -66,6 +67,7 @@ class DAMOOfflineData(OfflineData):
                 observation_space=self.config.observation_space,
                 conventions=self._conventions(),
                 filesystem=self._filesystem(),
+                read_method=self._read_method(),
             )
         return self._transitions
 
@@ -159,7 +161,7 @@ class DAMOOfflineData(OfflineData):
                     yield Transitions(**from_arrow(batch), name=name)
         except RayError as error:
             raise DataError(
-                f"{name}: reading stopped: {read_error(error)} Once that is fixed, `rllib train --resume` goes on from "
+                f"{name}: reading stopped: {read_error(error)} With that fixed, `rllib train --resume` goes on from "
                 "the last checkpoint."
             ) from error
 
@@ -169,12 +171,17 @@ class DAMOOfflineData(OfflineData):
                 self.config.input_,
                 conventions=self._conventions(),
                 filesystem=self._filesystem(),
+                read_method=self._read_method(),
             )
         return self._readers
 
     def _conventions(self) -> Conventions:
         c = self.config
         return Conventions(c.action_space, c.actions_in_input_normalized, c.input_read_schema or {})
+
+    def _read_method(self) -> str:
+        method = self.config.input_read_method
+        return "" if method == "read_parquet" else method  # RLlib's default, for whatever the files are
 
     def _filesystem(self) -> pa.fs.FileSystem | None:
         """RLlib's `input_filesystem`: None, a pyarrow filesystem, or "s3", "gcs" or "abs" with its arguments.

@@ -19,7 +19,7 @@ _HUGE_REWARD = 5000
 _CLEARLY = 0.1
 
 
-def cautions(transitions: Transitions) -> list[str]:
+def dataset_warnings(transitions: Transitions) -> list[str]:
     """What to look at before training on sound data (`schema.problems` finds none), one sentence each.
 
     Looks for: a few rows only, rewards that say nothing, states that never change, values far off the rest, and columns
@@ -36,12 +36,12 @@ def cautions(transitions: Transitions) -> list[str]:
     if unfinished.any() and not (changes & unfinished).any():
         found.append("every next observation equals the observation; is it the observation after the step?")
     keys = ("observations", "next_observations", "rewards")
-    outliers = [caution for key in keys for caution in _outliers(key, getattr(transitions, key))]
+    outliers = [warning for key in keys for warning in _outliers(key, getattr(transitions, key))]
     return found + (outliers or _coarse_columns(transitions))  # one outlier has coarse neighbours
 
 
-def cautions_of_choice(transitions: Transitions, used: np.ndarray) -> list[str]:
-    """What to look at where a policy learns from the rows `used` alone (`Transitions.best_rows`), as `cautions` tells.
+def selection_warnings(transitions: Transitions, used: np.ndarray) -> list[str]:
+    """What to look at where a policy learns from the rows `used` alone (`Transitions.best_rows`), one sentence each.
 
     Where rewards are costs, an episode that was cut early has a high return for its shortness.
     """

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_damo.dynamics.termination_head import LearnedTermination
-from rllib_damo.nn import batched_matmul
+from rllib_damo.nn.gaussian_mlp import bounded_gaussian, mlp
 from rllib_damo.utils.paths import atomic_write
 
 _FORMAT = "rllib_damo.dynamics/1"
@@ -195,17 +194,3 @@ class DynamicsEnsemble(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"{source} holds weights that do not fit its own sizes: {error}. {mend}") from error
         return model
-
-
-def mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], inplace: bool = False) -> Tensor:
-    """G SiLU networks side by side: ``x (G, B, in)`` → ``(G, B, out)``; one batched matmul a layer."""
-    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x = F.silu(batched_matmul.baddbmm(bias, x, weight), inplace=inplace)
-    return batched_matmul.baddbmm(biases[-1], x, weights[-1])
-
-
-def bounded_gaussian(raw: Tensor, max_logvar: Tensor, min_logvar: Tensor) -> tuple[Tensor, Tensor]:
-    """Splits ``raw (G, B, 2D)`` into a mean and a log variance that is softly kept between two bounds ``(G, 1, D)``."""
-    mean, logvar = raw.chunk(2, dim=-1)
-    logvar = max_logvar - F.softplus(max_logvar - logvar)
-    return mean, min_logvar + F.softplus(logvar - min_logvar)

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rllib_damo.core.networks import input_scales
-from rllib_damo.nn.adam import FusedAdam
-from rllib_damo.nn.adam_state import load_optimizer_state, optimizer_state
+from rllib_damo.nn.adam import FusedAdam, load_optimizer_state, optimizer_state
+from rllib_damo.nn.standardize import input_scales
 from rllib_damo.utils.batch import unknown_successors
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rllib_damo.core.networks import PRODUCT_DTYPES, input_scales, mean_and_std
-from rllib_damo.dynamics.ensemble import DynamicsEnsemble, bounded_gaussian, mlp
+from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.termination_head import TerminationTrainer
-from rllib_damo.nn.adam import FusedAdam
-from rllib_damo.nn.adam_state import load_optimizer_state, optimizer_state
-from rllib_damo.nn.gaussian_mlp import Gradients
+from rllib_damo.nn.adam import FusedAdam, load_optimizer_state, optimizer_state
+from rllib_damo.nn.batched_matmul import PRODUCT_DTYPES
+from rllib_damo.nn.gaussian_mlp import Gradients, bounded_gaussian, mlp
+from rllib_damo.nn.standardize import input_scales, mean_and_std
 from rllib_damo.utils.batch import unknown_successors
 
 #: A member counts as improved when its hold-out error falls by this fraction.

@@ -1,30 +1,40 @@
-"""What RLlib's checkpoint folders hold: the algorithm's config, its module, and how to play the policy again."""
+"""RLlib's checkpoint folders: where the parts are, whether they are whole, and reading them with clear errors.
+
+A checkpoint that this package writes has a manifest: the size and SHA-256 of each file. `seal` writes it as the last
+file, and `verify` compares. The metadata, which RLlib writes first, announce the manifest (`ANNOUNCEMENT`), so that a
+half-written checkpoint is known from one of another algorithm, which has none.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
-from ray.rllib.core import (
-    COMPONENT_ENV_RUNNER,
-    COMPONENT_ENV_TO_MODULE_CONNECTOR,
-    COMPONENT_LEARNER,
-    COMPONENT_LEARNER_GROUP,
-    COMPONENT_RL_MODULE,
-)
-from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from pyarrow import fs
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_LEARNER_GROUP, COMPONENT_RL_MODULE
 
 from rllib_damo.errors import CheckpointError
-from rllib_damo.utils.ray_internals import env_to_module
+from rllib_damo.utils.names import flatten
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 CONSTRUCTOR = "class_and_ctor_args.pkl"
+METADATA = "rllib_checkpoint.json"
+MODULE_STATE = "module_state.pkl"
+STATES = ("algorithm_state.pkl", "algorithm_state.msgpack")  # RLlib writes one of them, as its last file
+MANIFEST = "manifest.json"
+#: What an algorithm adds to its metadata (`Algorithm.get_metadata`) if it seals its checkpoints.
+ANNOUNCEMENT = {"manifest": MANIFEST}
+
+_NAME = re.compile(r"checkpoint_(\d+)")
+_CHUNK = 1 << 20  # bytes
 
 
 def checkpoint_dir(path: str | Path) -> Path:
@@ -45,10 +55,10 @@ def checkpoint_dir(path: str | Path) -> Path:
 
 
 def no_checkpoint(place: str | Path, inner: Sequence[str]) -> CheckpointError:
-    """The error for a folder or address that is no checkpoint, but may hold some."""
+    """The error for a folder or address that is not a checkpoint, but may hold some."""
     if inner:
         shown = "\n  ".join(inner[-10:])
-        return CheckpointError(f"{place} is no checkpoint itself, but holds some; pass one of them:\n  {shown}")
+        return CheckpointError(f"{place} is not a checkpoint, but holds some; pass one of them:\n  {shown}")
     return CheckpointError(
         f"{place} holds no RLlib checkpoint (no {COMPONENT_LEARNER_GROUP}/ and {CONSTRUCTOR}). Pass a folder written "
         "by `rllib train` or `algo.save_to_path()`."
@@ -56,13 +66,13 @@ def no_checkpoint(place: str | Path, inner: Sequence[str]) -> CheckpointError:
 
 
 def module_dir(checkpoint: str | Path, module_id: str = "default_policy") -> Path:
-    """The folder of one RLModule inside an Algorithm's checkpoint; a module's own checkpoint folder is taken as it is.
+    """The folder of an RLModule in an Algorithm's checkpoint; a module's own checkpoint folder is returned as it is.
 
     Raises:
         CheckpointError: no checkpoint, or no module of that name in it.
     """
     given = Path(checkpoint).expanduser().absolute()
-    if (given / "module_state.pkl").is_file() and (given / CONSTRUCTOR).is_file():
+    if (given / MODULE_STATE).is_file() and (given / CONSTRUCTOR).is_file():
         return given
     modules = checkpoint_dir(given) / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE
     if not (modules / module_id).is_dir():
@@ -78,77 +88,156 @@ def load_config(checkpoint: str | Path, algorithm: type[Algorithm] | None = None
 
     Args:
         checkpoint: an Algorithm's checkpoint folder.
-        algorithm: the Algorithm's class, if it isn't to be taken from the checkpoint.
+        algorithm: the Algorithm's class, if it shall replace the checkpoint's.
     """
     file = checkpoint_dir(checkpoint) / CONSTRUCTOR
+    stored = read_pickle(file)
     try:
-        with file.open("rb") as stream:
-            stored = pickle.load(stream)
         args, kwargs = stored["ctor_args_and_kwargs"]
         config = args[0] if args else kwargs["config"]
-    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, ImportError, AttributeError) as error:
-        raise CheckpointError(f"{file} cannot be read ({type(error).__name__}: {error}).") from error
+    except (TypeError, ValueError, LookupError) as error:
+        raise CheckpointError(f"{file} holds no algorithm's config ({type(error).__name__}: {error}).") from error
     if isinstance(config, dict):
         config = (algorithm or stored["class"]).get_default_config().update_from_dict(config)
     return config
 
 
-def play(
-    checkpoint: str | Path,
-    *,
-    episodes: int = 10,
-    steps: int | None = None,
-    env: str | None = None,
-    seed: int | None = None,
-    render: bool = False,
-    explore: bool = False,
-    algorithm: type[Algorithm] | None = None,
-) -> list[SingleAgentEpisode]:
-    """Plays a checkpoint's policy in its evaluation environment, in this process and without starting Ray.
+def read_pickle(file: Path) -> Any:
+    """What a file of a checkpoint holds. Pickles are executed: read only checkpoints that you trust.
 
-    RLlib's own EnvRunner does the playing, so its connectors (filters, unsquashing of actions) apply as in training.
+    Raises:
+        CheckpointError: if the file is damaged, or refers to code that this version or this machine does not have.
+    """
+    try:
+        with file.open("rb") as stream:
+            return pickle.load(stream)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {missing_code(error)}") from error
+    except Exception as error:  # a damaged pickle may raise any
+        raise CheckpointError(
+            f"{file} cannot be read ({type(error).__name__}: {error}). The file is damaged: take another checkpoint."
+        ) from error
+
+
+def missing_code(error: ImportError | AttributeError) -> str:
+    """The meaning of an error that unpickling raises where a class or module is missing, and the fix."""
+    if "rllib_damo" in str(error):  # the modules of 0.1 have moved
+        return "it was written by rllib_damo 0.1. Install that version to use it, or train anew."
+    return f"{error}. Install what is missing, or give the file that defines it (--file)."
+
+
+def seal(folder: str | Path, filesystem: fs.FileSystem | None = None, metrics: Mapping[str, Any] | None = None) -> None:
+    """Writes the manifest of a checkpoint, as its last file.
 
     Args:
-        checkpoint: an Algorithm's checkpoint folder.
-        episodes: number of episodes; ignored if `steps` is given.
-        steps: number of environment steps; the last episode may be cut.
-        env: environment instead of the checkpoint's own.
-        seed: seed of the environment.
-        render: show the environment in a window.
-        explore: draw actions from the policy instead of its mean.
-        algorithm: class of the checkpoint's Algorithm, if it isn't to be taken from the checkpoint.
+        folder: the checkpoint, an absolute path on `filesystem`.
+        filesystem: of this machine by default.
+        metrics: the result that belongs to the checkpoint. Its numbers are kept, so that a run can be resumed from
+            here if Tune's own record is lost.
+    """
+    filesystem, root = filesystem or fs.LocalFileSystem(), str(folder).rstrip("/")
+    numbers_ = {key: value for key, value in flatten(metrics or {}).items() if _is_plain_number(value)}
+    files = {
+        name: {"size": size, "sha256": _digest(filesystem, f"{root}/{name}")}
+        for name, size in _files(filesystem, root)
+        if name != MANIFEST
+    }
+    with filesystem.open_output_stream(f"{root}/{MANIFEST}") as stream:
+        stream.write(json.dumps({"metrics": numbers_, "files": files}, indent=1).encode())
+
+
+def verify(folder: str | Path, filesystem: fs.FileSystem | None = None, *, contents: bool = True) -> dict[str, Any]:
+    """Compares a checkpoint with its manifest.
+
+    A checkpoint of another algorithm has no manifest; it only has to have RLlib's last file.
+
+    Args:
+        folder: an Algorithm's checkpoint or a folder inside it, an absolute path on `filesystem`.
+        filesystem: of this machine by default.
+        contents: False compares the sizes only, without reading the files.
 
     Returns:
-        The episodes, with their actions as the policy gave them (unit actions, for DAMO).
+        The metrics of the manifest; empty without a manifest.
+
+    Raises:
+        CheckpointError: for a missing, truncated or changed file; the message names it.
     """
-    folder = checkpoint_dir(checkpoint)
-    config = load_config(folder, algorithm)
-    if config.is_multi_agent:
-        raise CheckpointError(f"{folder} is of a multi-agent algorithm, which can't be played here.")
-    config = (config.get_evaluation_config_object() or config).copy(copy_frozen=False)
-    config.env_runners(num_env_runners=0, num_envs_per_env_runner=1, num_gpus_per_env_runner=0, explore=explore)
-    config.environment(
-        env=env or config.env,
-        env_config={**config.env_config, **({"render_mode": "human"} if render else {})},
-    )
-    if seed is not None:
-        config.debugging(seed=seed)
-    runner = SingleAgentEnvRunner(config=config)
-    try:
-        assert runner.module is not None
+    filesystem, given = filesystem or fs.LocalFileSystem(), PurePosixPath(str(folder).rstrip("/"))
+    marks = (METADATA, MANIFEST, COMPONENT_LEARNER_GROUP)
+    places = (given, *given.parents[:4])
+    root = next((place for place in places if any(_exists(filesystem, place / mark) for mark in marks)), None)
+    if root is None:  # a module's own checkpoint
+        return {}
+    if not _exists(filesystem, root / MANIFEST):
+        if any(_read_json(filesystem, root, METADATA).get(key) == value for key, value in ANNOUNCEMENT.items()):
+            raise _damaged(root, f"{MANIFEST} is missing, since writing it was interrupted")
+        if not any(filesystem.get_file_info(str(root / state)).size for state in STATES):
+            raise _damaged(root, f"{STATES[0]} is missing or empty, since writing it was interrupted")
+        return {}
+    manifest = _read_json(filesystem, root, MANIFEST)
+    inside = "" if given == root else f"{given.relative_to(root)}/"
+    sizes = dict(_files(filesystem, str(root)))
+    for name, facts in manifest["files"].items():
+        if not name.startswith(inside):
+            continue
+        if name not in sizes:
+            raise _damaged(root, f"{name} is missing")
+        if sizes[name] != facts["size"]:
+            raise _damaged(root, f"{name} has {sizes[name]} bytes instead of {facts['size']}")
+        if contents and _digest(filesystem, str(root / name)) != facts["sha256"]:
+            raise _damaged(root, f"the content of {name} has changed")
+    return manifest["metrics"]
+
+
+def newest_whole(trial: str, filesystem: fs.FileSystem) -> tuple[str, dict[str, Any]] | None:
+    """The newest checkpoint in a trial's folder that is whole, and the metrics of its manifest; None if there is none.
+
+    On another filesystem than this machine's only the sizes of the files are compared.
+    """
+    entries = filesystem.get_file_info(fs.FileSelector(trial, allow_not_found=True))
+    found = [(int(match[1]), entry.path) for entry in entries if (match := _NAME.fullmatch(entry.base_name))]
+    for _, path in sorted(found, reverse=True):
         try:
-            runner.module.restore_from_path(module_dir(folder))
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"the policy in {folder} doesn't fit the environment {config.env} (observations "
-                f"{runner.module.observation_space}, actions {runner.module.action_space}). Name the one that it was "
-                "trained for."
-            ) from error
-        connectors = folder / COMPONENT_ENV_RUNNER / COMPONENT_ENV_TO_MODULE_CONNECTOR
-        if connectors.is_dir():
-            env_to_module(runner).restore_from_path(connectors)
-        if steps is not None:
-            return runner.sample(num_timesteps=steps, explore=explore)
-        return runner.sample(num_episodes=episodes, explore=explore)
-    finally:
-        runner.stop()
+            return path, verify(path, filesystem, contents=isinstance(filesystem, fs.LocalFileSystem))
+        except CheckpointError:
+            continue
+    return None
+
+
+def _damaged(place: PurePosixPath, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {place} is damaged: {what}. Take another checkpoint of the run, such as the one before."
+    )
+
+
+def _files(filesystem: fs.FileSystem, root: str) -> Iterator[tuple[str, int]]:
+    """Names below `root` and sizes in bytes."""
+    for info in sorted(filesystem.get_file_info(fs.FileSelector(root, recursive=True)), key=lambda info: info.path):
+        if info.is_file:
+            yield str(PurePosixPath(info.path).relative_to(PurePosixPath(root))), info.size
+
+
+def _digest(filesystem: fs.FileSystem, file: str) -> str:
+    digest = hashlib.sha256()
+    with filesystem.open_input_stream(file) as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _exists(filesystem: fs.FileSystem, path: PurePosixPath) -> bool:
+    return filesystem.get_file_info(str(path)).type != fs.FileType.NotFound
+
+
+def _read_json(filesystem: fs.FileSystem, root: PurePosixPath, name: str) -> dict[str, Any]:
+    try:
+        with filesystem.open_input_stream(str(root / name)) as stream:
+            return dict(json.loads(stream.read()))
+    except FileNotFoundError as error:
+        raise _damaged(root, f"{name} is missing") from error
+    except (ValueError, TypeError) as error:
+        raise _damaged(root, f"{name} cannot be read ({error})") from error
+
+
+def _is_plain_number(value: Any) -> bool:
+    return type(value) in (int, float)

@@ -1,8 +1,7 @@
-"""A trained policy as a plain callable: raw observations in, actions in the environment's own units out."""
+"""A trained policy as a plain function: it takes raw observations and returns actions in the environment's units."""
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import gymnasium as gym
@@ -13,7 +12,7 @@ from ray.rllib.core.rl_module import RLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
 from rllib_damo.errors import CheckpointError
-from rllib_damo.evaluation.checkpoints import module_dir
+from rllib_damo.evaluation.checkpoints import CONSTRUCTOR, MODULE_STATE, module_dir, read_pickle, verify
 from rllib_damo.evaluation.storage import local_copy
 from rllib_damo.utils.spaces import from_unit
 
@@ -87,11 +86,14 @@ def load_policy(checkpoint: str | Path, *, module_id: str = "default_policy", de
     """
     with local_copy(checkpoint) as place:
         folder = module_dir(place, module_id)
+        verify(folder)
+        for name in (CONSTRUCTOR, MODULE_STATE):
+            read_pickle(folder / name)  # names the file if it cannot be read
         try:
             module = RLModule.from_checkpoint(str(folder))
-        except (pickle.UnpicklingError, EOFError, ImportError, AttributeError, KeyError, OSError) as error:
+        except Exception as error:
             raise CheckpointError(
-                f"the module in {folder} cannot be read ({type(error).__name__}: {error})."
+                f"the module in {folder} cannot be loaded ({type(error).__name__}: {error})."
             ) from error
     assert isinstance(module, TorchRLModule)
     return Policy(module, device)

@@ -1,4 +1,4 @@
-"""An EnvRunner that evaluates in copies of the environment side by side, without favouring short episodes."""
+"""An EnvRunner that evaluates in several copies of the environment, without favouring short episodes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class EvaluationEnvRunner(SingleAgentEnvRunner):
     """Plays as many episodes as asked for in ``num_envs_per_env_runner`` copies of the environment.
 
     RLlib's runner stops when so many have ended anywhere. Short episodes end first and make room for others, so that a
-    policy that sometimes falls gets too low a mean. Here each copy plays its share, and what it does after it is left
-    out of all results (its steps are in ``num_env_steps_sampled``).
+    policy that sometimes falls gets too low a mean. Here each copy plays its share, and later episodes are
+    left out of all results (their steps are in ``num_env_steps_sampled``).
     """
 
     env: Any
@@ -47,15 +47,15 @@ class EvaluationEnvRunner(SingleAgentEnvRunner):
         if self.env is not None:
             self.env.set_total(num_episodes)
         config = self.config
-        if force_reset is None and config.custom_evaluation_function is None:  # RLlib does not tell a local runner
+        if force_reset is None and config.custom_evaluation_function is None:  # RLlib passes it to remote runners alone
             force_reset = config.evaluation_force_reset_envs_before_iteration
-        if force_reset:  # with the seed, unlike RLlib's
+        if force_reset:  # with the seed, which RLlib's reset leaves out
             require_reset(self)
         return super().sample(num_episodes=num_episodes, **kwargs)
 
 
 class _Shares(gym.vector.VectorWrapper):
-    """Copies of an environment that report the ends of their shares of episodes, and no further ones."""
+    """Copies of an environment that report the ends of their own share of the episodes, and of no others."""
 
     def __init__(self, env: gym.vector.VectorEnv):
         super().__init__(env)
@@ -63,7 +63,7 @@ class _Shares(gym.vector.VectorWrapper):
         self._steps = 0  # since an episode ended
 
     def set_total(self, num_episodes: int | None) -> None:
-        """Shares so many episodes among the copies, the first ones getting the rest; None: no limit."""
+        """Divides so many episodes among the copies; the first ones get the rest. None: no limit."""
         self._steps = 0
         if num_episodes is None:
             self._left[:] = np.inf

@@ -1,4 +1,4 @@
-"""Where runs and checkpoints lie: a folder, or an address (``s3://...``) of a storage that pyarrow knows."""
+"""Where runs and checkpoints are: a folder, or an address (``s3://...``) of a storage that pyarrow knows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INSIDE = f"/{COMPONENT_LEARNER_GROUP}/"
 
 
 def check(path: str | None) -> str:
-    """The storage of a run: an address as it is given, or the absolute path of a folder; there is a folder then.
+    """The storage of a run: an address as it is given, or the absolute path of a folder, which is made if needed.
 
     Raises:
         UsageError: if pyarrow has no such storage, or the folder can't be made.
@@ -32,13 +32,15 @@ def check(path: str | None) -> str:
             filesystem, folder = connect(path)
             filesystem.create_dir(folder)
         except Exception as error:
-            raise UsageError(f"--storage-path {without_password(path)}: cannot be written: {why(error)}") from error
+            raise UsageError(
+                f"storage_path (--storage-path) {without_password(path)}: cannot be written: {why(error)}"
+            ) from error
         return path
     local = Path(path).expanduser().absolute()
     try:
         local.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--storage-path: {local} can't be made ({error.strerror}).") from error
+        raise UsageError(f"storage_path (--storage-path): {local} can't be made ({error.strerror}).") from error
     return str(local)
 
 
@@ -48,21 +50,22 @@ def latest_run(storage: str, name: str) -> str:
     Raises:
         UsageError: if there is none, or the storage can't be read.
     """
+    shown = without_password(storage)
     try:
         filesystem, path = connect(storage)
         found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
         folders = sorted(info.path for info in found if re.fullmatch(rf"{re.escape(name)}_\d[\d_-]*", info.base_name))
         runs = [run for run in folders if filesystem.get_file_info(f"{run}/tuner.pkl").is_file]
     except Exception as error:
-        raise UsageError(f"--resume: {without_password(storage)} cannot be read: {why(error)}") from error
+        raise UsageError(f"no run to resume (--resume): {shown} cannot be read: {why(error)}") from error
     if not runs:
-        raise UsageError(f"--resume: {without_password(storage)} has no run of the name {name!r}.")
+        raise UsageError(f"no run to resume (--resume): {shown} has no run of the name {name!r}.")
     return address(runs[-1], storage)
 
 
 @contextmanager
 def local_copy(checkpoint: str | Path) -> Iterator[Path]:
-    """The folder of a checkpoint; one with an address (``s3://...``) is downloaded, and deleted again after the block.
+    """The folder of a checkpoint. One with an address (``s3://...``) is copied, and the copy deleted after the block.
 
     Raises:
         CheckpointError: if there is none at that address, or it can't be reached.

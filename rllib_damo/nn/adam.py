@@ -1,4 +1,4 @@
-"""Adam for many small steps."""
+"""Adam for many small steps, and its state as plain arrays."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -48,3 +49,16 @@ class FusedAdam(torch.optim.Adam):
     state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
     load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
     zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
+
+
+def optimizer_state(optimizer: torch.optim.Adam) -> list[dict[str, np.ndarray]]:
+    """Adam's moments and step counts as plain arrays, one dictionary a parameter (empty before the first step)."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return [{k: v.detach().cpu().numpy().copy() for k, v in optimizer.state[p].items()} for p in params]
+
+
+def load_optimizer_state(optimizer: torch.optim.Adam, state: list[dict[str, np.ndarray]]) -> None:
+    """The reverse of `optimizer_state`."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for param, saved in zip(params, state, strict=True):
+        optimizer.state[param] = {k: torch.as_tensor(v).to(param.device, copy=True) for k, v in saved.items()}

@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: Precision -> dtype of the products between hidden layers; None: the parameters' own.
+PRODUCT_DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+
 
 def bmm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """``torch.bmm``; in float32, on a CPU with fewer threads than products, these all end together."""

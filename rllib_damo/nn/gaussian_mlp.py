@@ -8,9 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rllib_damo.dynamics.ensemble import bounded_gaussian, mlp
 from rllib_damo.nn import batched_matmul
 from rllib_damo.nn.flat_parameters import gradient_of
+
+
+def mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], inplace: bool = False) -> Tensor:
+    """G SiLU networks side by side: ``x (G, B, in)`` → ``(G, B, out)``; one batched matmul a layer."""
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        x = F.silu(batched_matmul.baddbmm(bias, x, weight), inplace=inplace)
+    return batched_matmul.baddbmm(biases[-1], x, weights[-1])
+
+
+def bounded_gaussian(raw: Tensor, max_logvar: Tensor, min_logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits ``raw (G, B, 2D)`` into a mean and a log variance that is softly kept between two bounds ``(G, 1, D)``."""
+    mean, logvar = raw.chunk(2, dim=-1)
+    logvar = max_logvar - F.softplus(max_logvar - logvar)
+    return mean, min_logvar + F.softplus(logvar - min_logvar)
 
 
 def reference_loss(

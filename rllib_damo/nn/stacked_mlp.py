@@ -10,15 +10,57 @@ dz = (dy - mean(dy) - y mean(dy y)) / std; its mean is zero, so the centring of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rllib_damo.core.networks import StackedMLP
 from rllib_damo.nn.flat_parameters import gradient_of
 
 _EPSILON = 1e-5  # of `torch.nn.functional.layer_norm`
+
+
+class StackedMLP(nn.Module):
+    """C networks of one shape, evaluated together: ``(B, in)`` → ``(C, B, out)``, one batched matmul a layer.
+
+    Args:
+        num: C.
+        dims: widths from the input to the output.
+        layer_norm: normalise each hidden layer before its ReLU.
+    """
+
+    def __init__(self, num: int, dims: Sequence[int], layer_norm: bool = False):
+        super().__init__()
+        self.layer_norm = layer_norm
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for fan_in, fan_out in zip(dims[:-1], dims[1:], strict=True):
+            bound = 1 / math.sqrt(fan_in)  # as in torch.nn.Linear
+            self.weights.append(nn.Parameter(torch.empty(num, fan_in, fan_out).uniform_(-bound, bound)))
+            self.biases.append(nn.Parameter(torch.empty(num, 1, fan_out).uniform_(-bound, bound)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.expand(self.weights[0].shape[0], *x.shape)
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            if i < last:
+                if self.layer_norm:
+                    x = F.layer_norm(x, x.shape[-1:])
+                x = F.relu(x)
+        return x
+
+
+def mlp(dims: Sequence[int], spectral_norm: bool = False) -> nn.Sequential:
+    """A ReLU network with the given widths."""
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        linear: nn.Module = nn.Linear(fan_in, fan_out)
+        layers.append(nn.utils.parametrizations.spectral_norm(linear) if spectral_norm else linear)
+        if i < len(dims) - 2:
+            layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
 
 
 class FastMLP:

@@ -92,11 +92,31 @@ class RingBuffer:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Takes the rows of a buffer of this capacity as they lay; of one of another capacity the newest."""
-        rows = torch.from_numpy(np.array(state["rows"]))
-        self.size, self._next = len(rows), state["next"]
+        rows, self._next = np.array(state["rows"]), state["next"]
         if state["capacity"] != self.capacity:
-            oldest_first = rows.roll(-self._next, 0) if self.size == state["capacity"] else rows
-            rows = oldest_first[-self.capacity :]
-            self.size = len(rows)
-            self._next = self.size % self.capacity
-        self.rows[: self.size].copy_(rows)
+            rows = oldest_first(state)[-self.capacity :]
+            self._next = len(rows) % self.capacity
+        self.size = len(rows)
+        self.rows[: self.size].copy_(torch.from_numpy(rows))
+
+
+def oldest_first(state: dict[str, Any]) -> np.ndarray:
+    """The rows ``(N, width)`` of a buffer's state, in the order in which they came."""
+    rows = np.array(state["rows"])
+    return np.roll(rows, -state["next"], 0) if len(rows) == state["capacity"] else rows
+
+
+def deal_buffers(states: list[dict[str, Any]], num: int) -> list[dict[str, Any]]:
+    """The states of ``num`` buffers with the rows of others, so that a row is in one of them, and each has all ages.
+
+    Args:
+        states: of the buffers of several learners, which were filled with equal parts of each round.
+        num: how many learners there are now; as many get the same states.
+    """
+    if len(states) == num:
+        return states
+    parts = [oldest_first(state) for state in states]
+    longest = max(map(len, parts))
+    ages = np.concatenate([np.arange(longest - len(part), longest) for part in parts])
+    rows = np.concatenate(parts)[np.argsort(ages, kind="stable")]
+    return [{"rows": rows[i::num], "next": 0, "capacity": None} for i in range(num)]

@@ -8,23 +8,24 @@ from typing import Any
 import gymnasium as gym
 from ray.rllib.env.env_context import EnvContext
 
+from rllib_damo.errors import UserError
 from rllib_damo.utils.ray_internals import env_creator, is_env
 
 
 def is_registered(env: Any) -> bool:
-    """Whether the user registered an own environment under this id, which RLlib then prefers to Gymnasium's."""
+    """Whether the user registered an environment with Ray under this id; RLlib then prefers it to Gymnasium's."""
     return isinstance(env, str) and is_env(env)
 
 
-def make_env(
-    env: Any, env_config: Mapping[str, Any] | None = None, error_class: type[ValueError] = ValueError
-) -> gym.Env:
+def make_env(env: Any, env_config: Mapping[str, Any] | None = None) -> gym.Env:
     """Makes an environment.
 
     Args:
         env: a name registered with Ray, a Gymnasium id, or a class.
         env_config: the constructor's arguments.
-        error_class: of the error where Gymnasium makes no such environment.
+
+    Raises:
+        UserError: if Gymnasium makes no such environment.
     """
     env_config = dict(env_config or {})
     if not isinstance(env, str) or is_env(env):
@@ -34,4 +35,4 @@ def make_env(
         return gym.make(env, **env_config)
     except (gym.error.Error, ImportError, TypeError) as error:
         given = f", env_config={env_config!r}" if env_config else ""
-        raise error_class(f"env={env!r}{given} (--env): no such environment can be made ({error}).") from error
+        raise UserError(f"env={env!r}{given} (--env): no such environment can be made ({error}).") from error

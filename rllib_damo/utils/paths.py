@@ -19,7 +19,9 @@ def cache_root() -> Path:
 
 
 def absolute(place: Any) -> Any:
-    """A path as absolute text; what is none as it is. In a trial's own folder, relative ones are of the search's.
+    """A path as absolute text; other values are returned as they are.
+
+    In a trial's own folder, relative paths start at the folder where the search was started.
 
     Raises:
         DataError: for an address; ``file://`` is taken off.
@@ -32,7 +34,7 @@ def absolute(place: Any) -> Any:
 
 
 def _on_this_machine(address: str) -> str:
-    # Here, since it needs pyarrow, which the processes that play episodes do without.
+    # Imported here, since the processes that play episodes do not need pyarrow.
     from rllib_damo.utils.uris import connect, why, without_password
 
     try:

@@ -1,4 +1,4 @@
-"""Addresses (``s3://...``) of what is elsewhere: opened through pyarrow, and told of without their passwords."""
+"""Addresses (``s3://...``) of what is elsewhere: opened through pyarrow, and shown without their passwords."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def connect(address: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of an address (or of an absolute path), and the path on it.
 
     Raises:
-        Exception: of a class that depends on the filesystem, which may also fail later; `why` tells of it.
+        Exception: its class depends on the filesystem, which may also fail later; `why` describes it.
     """
     scheme, remote, rest = address.partition("://")
     if remote and "#" in rest:
@@ -23,14 +23,14 @@ def connect(address: str) -> tuple[fs.FileSystem, str]:
 
 
 def why(error: Exception) -> str:
-    """What an error at an address says, its first line, and the mend."""
+    """The first line of an error at an address, and the fix."""
     text = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-    mend = "Check the address, the network and the credentials."
+    fix = "Check the address, the network and the credentials."
     if "Unrecognized filesystem type" in text:
-        mend = "There are s3://, gs://, abfs://, hdfs:// and file://, and for Minari's datasets minari://."
+        fix = "There are s3://, gs://, abfs://, hdfs:// and file://, and for Minari's datasets minari://."
     elif " URI: " in text or text.startswith("a #"):
-        mend = "In an address write %20 for a space, %23 for #, %3F for ?; of globs only * and ** work."
-    return f"{without_password(text)}. {mend}"
+        fix = "In an address write %20 for a space, %23 for #, %3F for ?; of globs only * and ** work."
+    return f"{without_password(text)}. {fix}"
 
 
 def address(path: str, place: str) -> str:

@@ -1,85 +1,124 @@
-"""Flat columns, as files hold them, made into `Transitions`: names, types, episode ends, missing next observations."""
+"""Which columns of a file hold which part of the schema: their usual names, and those that the user gives."""
 
 from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
-import numpy as np
-
-from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 # The schema's name, then the names that D4RL, RLlib and others give the same column.
 ALIASES: dict[str, tuple[str, ...]] = {
-    "observations": ("observations", "obs"),
+    "observations": ("observations", "obs", "observation"),
     "actions": ("actions", "action"),
     "rewards": ("rewards", "reward"),
-    "next_observations": ("next_observations", "next_obs", "new_obs"),
+    "next_observations": ("next_observations", "next_obs", "new_obs", "next_observation"),
     "terminations": ("terminations", "terminals", "terminateds", "terminated"),
     "truncations": ("truncations", "timeouts", "truncateds", "truncated"),
     "episode_ids": ("episode_id", "eps_id"),
 }
 _KEYS = {alias: key for key, aliases in ALIASES.items() for alias in aliases}
+VECTORS = ("observations", "actions", "next_observations")
 FLAGS = ("terminations", "truncations")
 END_COLUMNS = (*FLAGS, "episode_ids")
 _REQUIRED = ("observations", "actions", "rewards")
 warn_once = functools.cache(logger.warning)  # a file is opened more than once
 
+# {schema name: the file's column, or the columns that make up its vectors}
+Names: TypeAlias = dict[str, "str | tuple[str, ...]"]
 
-def find_names(name: str, present: Sequence[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
+
+def find_names(name: str, present: Sequence[str], given: Mapping[str, str | Sequence[str]] | None = None) -> Names:
     """The columns of a file that the schema knows, as `match_names` tells them, whether or not they are enough.
 
     Raises:
-        DataError: if a column that is given is not there, or one is there twice.
+        DataError: if a column that is given is not there, one is there twice, or one of `obs_0, obs_1, …` is missing.
     """
     names = set(present)
-    found = {
-        key: next(alias for alias in aliases if alias in names)
-        for key, aliases in ALIASES.items()
-        if names & set(aliases)
-    }
+    found: Names = {}
+    for key, aliases in ALIASES.items():
+        if names & set(aliases):
+            found[key] = next(alias for alias in aliases if alias in names)
+        elif key in VECTORS and (numbered := _numbered(name, present, aliases)):
+            found[key] = numbered
     for alias, column in (given or {}).items():
-        if alias not in _KEYS:
-            continue
-        if column not in names:
-            raise DataError(
-                f"{name}: no column {column!r}, which input_read_schema has for {alias!r}; found "
-                f"{sorted(names) or 'none'}."
-            )
-        found[_KEYS[alias]] = column
-    twice = [column for column in found.values() if present.count(column) > 1]
+        if alias in _KEYS:
+            found[_KEYS[alias]] = _given(name, names, alias, column)
+    twice = [column for part in found.values() for column in each_column(part) if present.count(column) > 1]
     if twice:
         raise DataError(f"{name}: there is more than one column {twice[0]!r}; leave one of this name.")
     return found
 
 
-def match_names(name: str, present: Iterable[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
+def _numbered(name: str, present: Sequence[str], aliases: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns `obs_0, obs_1, …` (or from 1 on) in the order of their numbers, of the first alias that has any."""
+    for alias in aliases:
+        found = [column for column in present if re.fullmatch(rf"{alias}_[0-9]+", column)]
+        found.sort(key=lambda column: int(column.rpartition("_")[2]))
+        numbers = [int(column.rpartition("_")[2]) for column in found]
+        if not found:
+            continue
+        if numbers[0] > 1 or numbers != list(range(numbers[0], numbers[0] + len(found))):
+            raise DataError(
+                f"{name}: columns {', '.join(found)} are one vector, whose numbers must go on by 1, from 0 or 1. Add "
+                f'what is missing, or name the columns in their order, input_read_schema={{"{alias}": [...]}} '
+                f"(--column {alias}=A,B)."
+            )
+        return tuple(found)
+    return ()
+
+
+def _given(name: str, present: set[str], alias: str, column: str | Sequence[str]) -> str | tuple[str, ...]:
+    columns = (column,) if isinstance(column, str) else tuple(column)
+    if not columns:
+        raise DataError(f"{name}: input_read_schema has an empty list for {alias!r}; name its columns.")
+    for each in columns:
+        if each not in present:
+            raise DataError(
+                f"{name}: no column {each!r}, which input_read_schema has for {alias!r}; found "
+                f"{sorted(present) or 'none'}."
+            )
+    if len(columns) > 1 and _KEYS[alias] not in VECTORS:
+        raise DataError(
+            f"{name}: input_read_schema has {len(columns)} columns for {alias!r}, which is one value a row; name one."
+        )
+    return columns[0] if isinstance(column, str) else columns
+
+
+def each_column(column: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The columns of one part of the schema."""
+    return (column,) if isinstance(column, str) else column
+
+
+def match_names(name: str, present: Iterable[str], given: Mapping[str, str | Sequence[str]] | None = None) -> Names:
     """Which column of a file holds which part of the schema: {schema name: column name}, absent ones left out.
+
+    A vector may have one column a dimension, `obs_0, obs_1, …`; its value is a tuple of their names then.
 
     Args:
         name: of the dataset, for messages.
         present: the file's columns.
-        given: the user's {alias: column name}, RLlib's `input_read_schema`; what it names of columns that the schema
-            does not know is left alone.
+        given: the user's {alias: column name, or a list of names}, RLlib's `input_read_schema`; what it names of
+            columns that the schema does not know is left alone.
 
     Raises:
-        DataError: as `find_names` does, if a required one is missing, or all of those that tell where episodes end.
+        DataError: as `find_names` does, if a required one is missing, or all of those that tell where episodes end
+            (next observations do, too).
     """
     names = list(present)
     found = find_names(name, names, given)
     missing = [key for key in _REQUIRED if key not in found]
     if missing:
+        raise DataError(f"{name}: no column for {', '.join(missing)}; found {_shown(names)}. " + _naming(missing))
+    if not {*END_COLUMNS, "next_observations"} & set(found):
         raise DataError(
-            f"{name}: no column for {', '.join(missing)}; found {sorted(names) or 'none'}. " + _naming(missing)
-        )
-    if not set(END_COLUMNS) & set(found):
-        raise DataError(
-            f"{name}: there are neither terminations nor truncations nor episode ids, so episodes have no end; found "
-            f"{sorted(names)}. " + _naming([*END_COLUMNS])
+            f"{name}: there are neither terminations nor truncations nor episode ids, so episodes have no end (nor "
+            f"next observations, which tell it); found {_shown(names)}. " + _naming([*END_COLUMNS])
         )
     if "terminations" not in found:
         warn_once(
@@ -95,188 +134,11 @@ def match_names(name: str, present: Iterable[str], given: Mapping[str, str] | No
     return found
 
 
+def _shown(names: list[str]) -> str:
+    return str(sorted(names) or "none")
+
+
 def _naming(keys: list[str]) -> str:
     names = "; ".join(f"{key}: {' or '.join(ALIASES[key])}" for key in keys)
-    return f"Name them {names}; or say what they are in input_read_schema (--column)."
-
-
-def as_float_matrix(name: str, key: str, values: np.ndarray, dims: int) -> np.ndarray:
-    """A column as float32 of 1 (rewards) or 2 (observations, actions) dimensions; (N, 1) and (N,) are the same thing.
-
-    Raises:
-        DataError: if the values are no numbers, or have other dimensions.
-    """
-    if key == "actions" and values.dtype.kind in "biu":
-        raise DataError(f"{name}: actions have type {values.dtype}; DAMO needs continuous actions (a Box), as floats.")
-    if values.dtype.kind not in "fiu":
-        mend = " Write them with .astype(float)." if values.dtype.kind == "b" else ""
-        raise DataError(f"{name}: {key} have type {values.dtype}; they must be floating point numbers.{mend}")
-    if dims == 2 and values.ndim == 1:
-        values = values[:, None]
-    elif dims == 1 and values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != dims:
-        shape = "one vector" if dims == 2 else "one number"
-        raise DataError(f"{name}: {key} have shape {values.shape}; every row must be {shape}. Flatten them first.")
-    with np.errstate(over="ignore"):  # values beyond float32 become infinite, which the schema's check reports
-        return np.ascontiguousarray(values, dtype=np.float32)
-
-
-def as_flags(name: str, key: str, values: np.ndarray) -> np.ndarray:
-    """A column of flags as (N,) bool.
-
-    Raises:
-        DataError: if it holds anything but true and false (0 and 1).
-    """
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 1 or values.dtype.kind not in "biuf":
-        raise DataError(
-            f"{name}: {key} have shape {values.shape} and type {values.dtype}; they must be one flag a row."
-        )
-    if values.dtype.kind != "b" and not np.isin(values, (0, 1)).all():
-        raise DataError(f"{name}: {key} hold values other than 0 and 1; they must be flags.")
-    return values.astype(bool)
-
-
-def as_ids(name: str, values: np.ndarray) -> np.ndarray:
-    """A column of episode ids as (N,); numbers in the widest type of their kind, so that files may differ in it.
-
-    Raises:
-        DataError: if a row has more than one.
-    """
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 1:
-        raise DataError(f"{name}: episode ids have shape {values.shape}; they must be one number or text a row.")
-    return values.astype(f"{values.dtype.kind}8") if values.dtype.kind in "iuf" else values
-
-
-def as_column(name: str, key: str, values: np.ndarray) -> np.ndarray:
-    """A raw column in the type and dimensions that its part of the schema has, by `as_float_matrix` and the others."""
-    if key == "episode_ids":
-        return as_ids(name, values)
-    if key in FLAGS:
-        return as_flags(name, key, values)
-    return as_float_matrix(name, key, values, 1 if key == "rewards" else 2)
-
-
-def assemble(
-    name: str, columns: dict[str, np.ndarray], *, lookahead: bool = False, partial: bool = False
-) -> Transitions:
-    """Make `Transitions` of raw columns by schema name (`match_names`); `terminations` or `truncations` may be missing.
-
-    With next observations, a row whose next observation is not the next row's observation ends an episode, flagged or
-    not, so that unmarked cuts are not stitched together. Without them, the next observation is the next row's
-    observation inside the episode; the last row of a truncated or unfinished episode is dropped (its successor is
-    unknown) and the row before becomes the truncated one; a terminated row is kept and repeats its own observation.
-
-    Args:
-        name: for messages.
-        columns: raw arrays of N rows.
-        lookahead: the last row only serves as the successor of the row before it, and is dropped.
-        partial: the rows are a window of a larger dataset, so a window without any end is no error.
-
-    Raises:
-        DataError: for lengths that differ, types or shapes that do not fit, or when no row ends an episode.
-    """
-    check_lengths(name, {key: len(values) for key, values in columns.items()})
-    observations = as_float_matrix(name, "observations", columns["observations"], 2)
-    actions = as_float_matrix(name, "actions", columns["actions"], 2)
-    rewards = as_float_matrix(name, "rewards", columns["rewards"], 1)
-    terminations = _flags_or_false(name, columns, "terminations", len(rewards))
-    truncations = _flags_or_false(name, columns, "truncations", len(rewards))
-    if "episode_ids" in columns:
-        ids = as_ids(name, columns["episode_ids"])
-        ends = _last_of_ids(ids)
-        truncations |= ends & ~terminations
-        runs, episodes = int(ends.sum()), len(set(ids[ends].tolist()))
-        if runs > episodes:
-            warn_once(
-                "%s: %d episode ids occur in %d runs of rows, and each run is taken as an episode. If episodes are "
-                "interleaved, sort the rows by episode.",
-                name, episodes, runs,
-            )  # fmt: skip
-    if not partial and len(rewards) and not (terminations | truncations).any():
-        raise DataError(
-            f"{name}: none of the {len(rewards)} rows is a termination or a truncation, so episodes have no end. "
-            "Mark the last row of each episode in `timeouts` (or `truncations`)."
-        )
-    if "next_observations" in columns:
-        next_observations = as_float_matrix(name, "next_observations", columns["next_observations"], 2)
-        if next_observations.shape[1] != observations.shape[1]:
-            raise DataError(
-                f"{name}: observations have width {observations.shape[1]}, but next_observations "
-                f"{next_observations.shape[1]}."
-            )
-        _mark_seams(name, observations, next_observations, terminations, truncations)
-        keep = np.ones(len(rewards), bool)
-    else:
-        next_observations, keep = _next_from_rows(observations, terminations, truncations)
-    if lookahead:
-        keep[-1:] = False
-    if not keep.all():
-        last_kept = np.flatnonzero(keep[:-1] & ~keep[1:])
-        truncations[last_kept] |= ~terminations[last_kept]
-        if not keep.any() and not partial:
-            raise DataError(f"{name}: no transition is left: every episode is a single row without a next observation.")
-        observations, actions, rewards, next_observations, terminations, truncations = (
-            array[keep] for array in (observations, actions, rewards, next_observations, terminations, truncations)
-        )
-    if len(rewards):
-        truncations[-1] |= not terminations[-1]
-    return Transitions(observations, actions, rewards, next_observations, terminations, truncations, name)
-
-
-def episode_ends(marks: dict[str, np.ndarray], rows: int) -> np.ndarray:
-    """Where episodes end by the raw columns of `END_COLUMNS` that there are: (rows,) bool."""
-    ends = np.zeros(rows, bool)
-    for key, values in marks.items():
-        flat = values.reshape(-1)[:rows]
-        ends[: len(flat)] |= _last_of_ids(flat) if key == "episode_ids" else flat.astype(bool)
-    return ends
-
-
-def _last_of_ids(ids: np.ndarray) -> np.ndarray:
-    """The rows after which the id changes, and the last one: (N,) bool."""
-    return np.append(ids[1:] != ids[:-1], True)[: len(ids)]
-
-
-def check_lengths(name: str, lengths: dict[str, int]) -> None:
-    """Refuse columns that don't all have the same number of rows."""
-    if len(set(lengths.values())) > 1:
-        listing = ", ".join(f"{key} {length}" for key, length in lengths.items())
-        raise DataError(f"{name}: the columns have different lengths ({listing}); every transition needs all of them.")
-
-
-def _flags_or_false(name: str, columns: dict[str, np.ndarray], key: str, length: int) -> np.ndarray:
-    return as_flags(name, key, columns[key]) if key in columns else np.zeros(length, bool)
-
-
-def _mark_seams(
-    name: str,
-    observations: np.ndarray,
-    next_observations: np.ndarray,
-    terminations: np.ndarray,
-    truncations: np.ndarray,
-) -> None:
-    seams = (next_observations[:-1] != observations[1:]).any(axis=1) & ~(terminations | truncations)[:-1]
-    if seams.any():
-        logger.warning(
-            "%s: %d of %d rows lead to an observation that is not the next row's and carry no end flag; "
-            "an episode is taken to end (truncated) at each, first row %d.",
-            name, int(seams.sum()), len(observations), int(np.flatnonzero(seams)[0]),
-        )  # fmt: skip
-        truncations[:-1] |= seams
-
-
-def _next_from_rows(
-    observations: np.ndarray, terminations: np.ndarray, truncations: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    next_observations = np.empty_like(observations)
-    next_observations[:-1] = observations[1:]
-    next_observations[terminations] = observations[terminations]
-    keep = terminations | ~truncations
-    if len(keep):
-        keep[-1] = terminations[-1]
-    return next_observations, keep
+    numbered = " A vector may have one column a dimension, obs_0, obs_1, ...;" if set(keys) & set(VECTORS) else ""
+    return f"Name them {names};{numbered} or say what they are in input_read_schema (--column)."

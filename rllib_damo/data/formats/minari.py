@@ -1,4 +1,4 @@
-"""Minari datasets read in bulk, in each of Minari's formats (see `minari_io` for how they lie on disk)."""
+"""Minari datasets read in bulk, in each of Minari's formats (`minari_files` says how they lie on disk)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 from filelock import FileLock
+from gymnasium.envs.registration import EnvSpec
 from h5py import h5d, h5g, h5s
 from minari.dataset.minari_storage import MinariStorage
 from minari.serialization import deserialize_space
 
 from rllib_damo.data.formats import flat_cache
-from rllib_damo.data.formats.columns import as_flags, as_float_matrix
+from rllib_damo.data.formats.arrow_columns import column_to_numpy
+from rllib_damo.data.formats.assemble import as_flags, as_float_matrix
+from rllib_damo.data.formats.files import Place, in_natural_order
 from rllib_damo.data.formats.minari_files import (
     CACHE_ABOVE_EPISODES,
     MAIN_FILE,
     METADATA_FILE,
+    SCHEME,
     dataset_place,
     local_path,
+    write_minari,
 )
-from rllib_damo.data.formats.parquet import column_to_numpy
-from rllib_damo.data.formats.reader import Reader
+from rllib_damo.data.formats.reader import Conventions, Format, Reader
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import DataError
 
@@ -118,7 +122,7 @@ class MinariReader(Reader):
         for index in range(start, stop):
             folder = self.path / str(index)
             try:
-                files = sorted(str(path) for path in folder.iterdir() if path.suffix == f".{data_format}")
+                files = in_natural_order([str(path) for path in folder.iterdir() if path.suffix == f".{data_format}"])
                 table = pa.dataset.dataset(files, format=data_format).to_table(columns=list(_COLUMNS))
             except (OSError, pa.ArrowInvalid) as error:
                 raise DataError(f"{self.name}: {folder} cannot be read ({error}); download it again.") from error
@@ -205,3 +209,45 @@ def download(dataset_id: str, hint: str = "") -> Path:
     if path is None:
         raise DataError(f"Minari dataset {dataset_id!r} was downloaded but is not at its place; download it again.")
     return path
+
+
+def _folder(place: Place) -> Path | None:
+    """The folder with a dataset's files, where a path names it or the one around it."""
+    folders = (place.path, place.path / "data") if place.is_folder else ()
+    return next((folder for folder in folders if (folder / METADATA_FILE).exists()), None)
+
+
+def _open(place: Place, conventions: Conventions) -> MinariReader:
+    conventions.refuse(place.name)
+    folder = _folder(place)
+    assert folder is not None  # it was recognised by it
+    return MinariReader(folder, place.name)
+
+
+def _write(
+    transitions: Transitions, target: str, /, *, metadata: dict[str, Any] | None = None, overwrite: bool = False
+) -> str:
+    """As `write_minari`, to `minari://<id>`; the spaces, and the environment if it is known, are in the metadata."""
+    facts = dict(metadata or {})
+    if not {"observation_space", "action_space"} <= facts.keys():
+        raise DataError(
+            f"{transitions.name} does not say which spaces it has, and Minari needs them; name the environment "
+            "(env_id, or --env)."
+        )
+    dataset_id = target.removeprefix(SCHEME)
+    spec = EnvSpec.from_json(facts.pop("env_spec")) if "env_spec" in facts else None
+    write_minari(
+        transitions, dataset_id, env_spec=spec, observation_space=deserialize_space(facts["observation_space"]),
+        action_space=deserialize_space(facts["action_space"]), metadata=facts, overwrite=overwrite,
+    )  # fmt: skip
+    return dataset_id
+
+
+FORMAT = Format(
+    "minari",
+    f"Minari datasets by id or folder ({SCHEME}D4RL/door/human-v2)",
+    _open,
+    scheme=SCHEME,
+    recognises=lambda place: _folder(place) is not None,
+    write=_write,
+)

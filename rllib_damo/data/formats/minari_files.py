@@ -29,6 +29,7 @@ from rllib_damo.data.formats import flat_cache
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import DataError
 
+SCHEME = "minari://"
 MAIN_FILE = "main_data.hdf5"
 METADATA_FILE = "metadata.json"
 # Above this many episodes a flat copy is kept: opening five arrays an episode then takes longer than reading them.

@@ -1,19 +1,26 @@
-"""What every data format offers to the rest of the package: its rows at once, or in pieces that fit in memory."""
+"""What a data format is: a `Format` says how its files are recognised, read and written; a `Reader` reads one dataset.
+
+A new format is one file with a `Reader` and a `Format`, and one line in `registry.py` (or, from outside the package,
+a call of `registry.register_format`). Most formats hold flat columns, a row a step; these inherit from
+`flat.FlatReader`, or from `flat.ArraysReader`, whose subclasses only have to return the columns as numpy arrays.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gymnasium as gym
 import numpy as np
 
 from rllib_damo.data.schema import Transitions
+from rllib_damo.errors import DataError
 
-HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf")
-PARQUET_SUFFIXES = (".parquet", ".pq")
+if TYPE_CHECKING:
+    from rllib_damo.data.formats.files import Place
 
 
 @dataclass(frozen=True)
@@ -24,17 +31,35 @@ class Conventions:
         action_space: the environment's, to map normalised actions by.
         actions_in_input_normalized: actions lie in [-1, 1] and stand for the bounds of the space; None: in RLlib's own
             recordings, and in nothing else.
-        input_read_schema: {one of the names that a column is known by: the name that it has in HDF5 or Parquet}.
+        input_read_schema: {one of the names that a column is known by: the name that it has in the files}. A list of
+            names makes one vector of several columns.
     """
 
     action_space: gym.Space | None = None
     actions_in_input_normalized: bool | None = None
-    input_read_schema: Mapping[str, str] = field(default_factory=dict)
+    input_read_schema: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
 
     def are_normalized(self, is_recording: bool) -> bool:
         """Whether actions are to be mapped to the environment's units; of RLlib's own recordings, or of others."""
         given = self.actions_in_input_normalized
         return is_recording if given is None else given
+
+    def refuse_schema(self, name: str) -> None:
+        """Raises DataError if `input_read_schema` is given, for a format that has no columns to name."""
+        if self.input_read_schema:
+            raise DataError(
+                f"{name}: input_read_schema names the columns of tables and arrays (Parquet, CSV, HDF5, NPZ), and here "
+                "there are none of those. Leave it empty."
+            )
+
+    def refuse(self, name: str) -> None:
+        """Raises DataError where something is given, for a format that says all of it itself."""
+        if self.are_normalized(is_recording=False):
+            raise DataError(
+                f"{name}: actions_in_input_normalized=True, but here actions are in the environment's units by "
+                "definition. Leave it None."
+            )
+        self.refuse_schema(name)
 
 
 DEFAULT_CONVENTIONS = Conventions()
@@ -43,7 +68,9 @@ DEFAULT_CONVENTIONS = Conventions()
 class Reader(ABC):
     """One dataset. Positions are in the format's own units (rows or whole episodes). Nothing is read before asked.
 
-    A reader pickles to a few names, so that Ray Data can send it to other processes.
+    A format must provide `name`, `read` and `splits`. All of them raise `DataError`, which names the file, what was
+    found, and the fix. Nothing in a data file may be run as code. A reader pickles to a few names, so that Ray Data can
+    send it to other processes.
     """
 
     name: str
@@ -67,6 +94,41 @@ class Reader(ABC):
     def metadata(self) -> dict[str, Any]:
         """What the dataset says of itself, in Minari's terms (`env_spec` and spaces as JSON text), where stored."""
         return {}
+
+
+class Writer(Protocol):
+    """Writes transitions to a path (or an id), and returns where they are."""
+
+    def __call__(
+        self, transitions: Transitions, target: str, /, *, metadata: dict[str, Any] | None, overwrite: bool
+    ) -> str | Path: ...
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of dataset, as the registry knows it.
+
+    Args:
+        name: for messages and lists, such as "hdf5".
+        help: what it is, in a few words.
+        open: the reader of what a place names, with the user's conventions. It may read a header, but no rows.
+        suffixes: how the names of its files end. Several formats may share suffixes where `recognises` tells them
+            apart; the first in the registry that recognises a place has it.
+        scheme: how its addresses begin, such as "minari://".
+        recognises: whether a place (whose suffixes fit, if there are any) is of this format; None: every such place.
+            It may raise DataError for files that cannot be read.
+        write: makes a file (of the first of the suffixes), or None where there is no writer.
+        read_method: the `input_read_method` of RLlib that asks for this format, or "".
+    """
+
+    name: str
+    help: str
+    open: Callable[[Place, Conventions], Reader]
+    suffixes: tuple[str, ...] = ()
+    scheme: str = ""
+    recognises: Callable[[Place], bool] | None = None
+    write: Writer | None = None
+    read_method: str = ""
 
 
 def split_at_ends(ends: np.ndarray, max_rows: int) -> list[tuple[int, int]]:

@@ -8,9 +8,12 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from rllib_damo.data.formats.columns import as_float_matrix
-from rllib_damo.data.formats.parquet_files import FilesReader
+from rllib_damo.data.formats.assemble import as_float_matrix
+from rllib_damo.data.formats.files import Place
+from rllib_damo.data.formats.parquet import SUFFIXES, ParquetFile
+from rllib_damo.data.formats.reader import Conventions, Format
 from rllib_damo.data.formats.rllib_packed import decode_box, decode_msgpack_hook, normalized_to_env
+from rllib_damo.data.formats.tables import TablesReader
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import DataError
 
@@ -30,14 +33,14 @@ class _Chunk:
     truncated: bool
 
 
-class EpisodesReader(FilesReader):
+class EpisodesReader(TablesReader):
     """RLlib's recorded episodes (`output_write_episodes=True`). Pieces of one episode are put together again."""
 
     def read(self, start: int = 0, stop: int | None = None) -> Transitions:
         total = self._total()
         stop = total if stop is None else min(stop, total)
         chunks = [
-            self._decode(path, item.as_py())
+            self._decode(self.files.shown(path), item.as_py())
             for path, _, table in self._tables(["item"], start, stop)
             for item in table["item"]
         ]
@@ -55,6 +58,9 @@ class EpisodesReader(FilesReader):
     def splits(self, max_rows: int) -> list[tuple[int, int]]:
         total = self._total()
         return [(i, min(i + _EPISODES_PER_SPLIT, total)) for i in range(0, total, _EPISODES_PER_SPLIT)]
+
+    def _open(self, path: str) -> ParquetFile:
+        return ParquetFile(self.files, path)
 
     def _check_columns(self, path: str, present: list[str]) -> None:
         if present != ["item"]:
@@ -131,3 +137,23 @@ def _in_order(chunks: list[_Chunk]) -> list[_Chunk]:
     for chunk in chunks:
         rank.setdefault(chunk.episode_id, len(rank))
     return sorted(chunks, key=lambda chunk: (rank[chunk.episode_id], chunk.start))
+
+
+def _open(place: Place, conventions: Conventions) -> EpisodesReader:
+    files = place.files(SUFFIXES, "Parquet")
+    conventions.refuse_schema(files.name)
+    return EpisodesReader(files, conventions)
+
+
+def _is_recording(place: Place) -> bool:
+    files = place.files(SUFFIXES, "Parquet")
+    return ParquetFile(files, files.paths[0]).schema.names == ["item"]
+
+
+FORMAT = Format(
+    "rllib_episodes",
+    "episodes that RLlib recorded (output_write_episodes=True)",
+    _open,
+    SUFFIXES,
+    recognises=_is_recording,
+)

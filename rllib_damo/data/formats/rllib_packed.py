@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rllib_damo.data.formats.columns import as_float_matrix
+from rllib_damo.data.formats.assemble import as_float_matrix
 from rllib_damo.errors import DataError
 from rllib_damo.utils.spaces import from_unit
 

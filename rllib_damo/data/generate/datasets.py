@@ -25,7 +25,7 @@ from rllib_damo.data.generate import units
 from rllib_damo.data.generate.policies import FOLDER, PolicyRecord, load_index, policy_version
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import DataError
-from rllib_damo.evaluation.scores import REFERENCE_RETURNS
+from rllib_damo.tasks import REFERENCE_RETURNS
 from rllib_damo.utils.paths import cache_root
 
 NAMESPACE = "rllib_damo"

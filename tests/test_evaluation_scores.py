@@ -13,15 +13,8 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from rllib_damo import DAMOConfig
 from rllib_damo.evaluation import runner as runner_module
 from rllib_damo.evaluation.runner import EvaluationEnvRunner
-from rllib_damo.evaluation.scores import (
-    REFERENCE_RETURNS,
-    TASKS,
-    DAMOCallbacks,
-    discounted_return,
-    normalized_score,
-    normalized_std,
-    reference_returns,
-)
+from rllib_damo.evaluation.scores import DAMOCallbacks, discounted_return
+from rllib_damo.tasks import REFERENCE_RETURNS, TASKS, normalized_score, normalized_std, reference_returns
 
 
 @pytest.mark.parametrize("env_id", sorted(TASKS))

@@ -1,7 +1,8 @@
-"""D4RL HDF5: flat arrays `observations`, `actions`, `rewards`, `terminals`, `timeouts` and `next_observations`."""
+"""HDF5 in D4RL's layout: flat arrays `observations`, `actions`, `rewards`, `terminals`, `timeouts` and others."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -12,53 +13,47 @@ from typing import Any
 import h5py
 import numpy as np
 
-from rllib_damo.data.formats.columns import END_COLUMNS, as_column, assemble, check_lengths, episode_ends, match_names
-from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions, Reader, split_at_ends
-from rllib_damo.data.formats.rllib_packed import normalized_to_env
+from rllib_damo.data.formats.assemble import check_lengths
+from rllib_damo.data.formats.columns import Names, each_column, match_names
+from rllib_damo.data.formats.flat import FlatReader, vector
+from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions, Format
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import DataError
 from rllib_damo.utils.paths import new_file
 
+SUFFIXES = (".hdf5", ".h5", ".hdf")
 METADATA_ATTRIBUTE = "rllib_damo"
 
 
-class D4RLReader(Reader):
+class HDF5Reader(FlatReader):
     """One D4RL-style HDF5 file; arrays and groups that the schema does not know (`infos/…`) are left alone."""
 
     def __init__(self, path: str | os.PathLike[str], conventions: Conventions = DEFAULT_CONVENTIONS) -> None:
+        super().__init__(str(path), conventions)
         self.path = str(path)
-        self.name = self.path
-        self._conventions = conventions
 
-    def read(self, start: int = 0, stop: int | None = None) -> Transitions:
-        with self._open() as (file, names):
-            total = len(file[names["rewards"]])
-            stop = total if stop is None else min(stop, total)
-            lookahead = "next_observations" not in names and stop < total
-            end = stop + 1 if lookahead else stop
-            columns = {key: _read(key, file[column], start, end) for key, column in names.items()}
-        if self._conventions.are_normalized(is_recording=False):
-            space = self._conventions.action_space
-            columns["actions"] = normalized_to_env(self.name, columns["actions"], space, is_recording=False)
-        return assemble(self.name, columns, lookahead=lookahead, partial=not (start == 0 and stop == total))
+    def names(self) -> Names:
+        with self._open() as file:
+            return self._names(file)
 
-    def splits(self, max_rows: int) -> list[tuple[int, int]]:
-        with self._open() as (file, names):
-            marks = {key: as_column(self.name, key, file[names[key]][...]) for key in END_COLUMNS if key in names}
-            rows = len(file[names["rewards"]])
-        return split_at_ends(episode_ends(marks, rows), max_rows)
+    def num_rows(self) -> int:
+        with self._open() as file:
+            return len(file[each_column(self._names(file)["rewards"])[0]])
 
-    def num_rows(self) -> int | None:
-        with self._open() as (file, names):
-            return len(file[names["rewards"]])
+    def columns(self, names: Names, start: int, stop: int) -> dict[str, np.ndarray]:
+        with self._open() as file:
+            return {
+                key: vector(self.name, key, column, functools.partial(_read, file, key, start=start, stop=stop))
+                for key, column in names.items()
+            }
 
     def metadata(self) -> dict[str, Any]:
-        with self._open() as (file, _):
+        with self._open() as file:
             stored = file.attrs.get(METADATA_ATTRIBUTE)
         return json.loads(stored) if stored else {}
 
     @contextmanager
-    def _open(self) -> Iterator[tuple[h5py.File, dict[str, str]]]:
+    def _open(self) -> Iterator[h5py.File]:
         if not Path(self.path).is_file():
             raise DataError(f"{self.path}: no such file.")
         try:
@@ -67,14 +62,14 @@ class D4RLReader(Reader):
             raise DataError(f"{self.path}: not a readable HDF5 file ({error}). Copy or download it again.") from error
         with file:
             try:
-                yield file, self._names(file)
+                yield file
             except (OSError, KeyError, RuntimeError, TypeError) as error:
                 raise DataError(
                     f"{self.path}: cannot be read ({error}). Copy or download it again; or, if it needs a filter that "
                     "is not installed, write it with gzip or without compression."
                 ) from error
 
-    def _names(self, file: h5py.File) -> dict[str, str]:
+    def _names(self, file: h5py.File) -> Names:
         if "episode_0" in file:
             raise DataError(
                 f"{self.path}: this is the inside of a Minari dataset; give its id, or the folder that holds it."
@@ -87,12 +82,15 @@ class D4RLReader(Reader):
                 "other."
             )
         names = match_names(self.name, datasets, self._conventions.input_read_schema)
-        check_lengths(self.name, {key: len(file[column]) for key, column in names.items()})
+        check_lengths(
+            self.name, {key: len(file[each]) for key, column in names.items() for each in each_column(column)}
+        )
         return names
 
 
-def _read(key: str, dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
+def _read(file: h5py.File, key: str, column: str, start: int, stop: int) -> np.ndarray:
     """Rows [start, stop); wider floats become float32 on the way, a piece at a time, so that no second copy is held."""
+    dataset = file[column]
     stop = min(stop, len(dataset))
     if key == "episode_ids" or dataset.dtype.kind != "f" or dataset.dtype.itemsize <= 4 or dataset.ndim > 2:
         return dataset[start:stop]
@@ -103,7 +101,7 @@ def _read(key: str, dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
     return values
 
 
-def write_d4rl(
+def write_hdf5(
     transitions: Transitions,
     path: str | os.PathLike[str],
     *,
@@ -131,3 +129,12 @@ def write_d4rl(
         if metadata:
             file.attrs[METADATA_ATTRIBUTE] = json.dumps(metadata, sort_keys=True)
     return path
+
+
+FORMAT = Format(
+    "hdf5",
+    "HDF5 in D4RL's layout",
+    lambda place, conventions: HDF5Reader(place.local_file(SUFFIXES, "HDF5"), conventions),
+    SUFFIXES,
+    write=write_hdf5,
+)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from rllib_damo.data.schema import Transitions
-from rllib_damo.data.warnings import cautions, cautions_of_choice
+from rllib_damo.data.warnings import dataset_warnings, selection_warnings
 from tests.data_helpers import make_transitions
 
 
@@ -16,30 +16,30 @@ def many(**changes: np.ndarray) -> Transitions:
 
 
 def test_ordinary_data_has_none() -> None:
-    assert cautions(many()) == []
+    assert dataset_warnings(many()) == []
 
 
 def test_rewards_that_say_nothing() -> None:
-    assert cautions(many(rewards=np.zeros(1200, np.float32)))[0].startswith("every reward is 0")
+    assert dataset_warnings(many(rewards=np.zeros(1200, np.float32)))[0].startswith("every reward is 0")
     ones = np.ones(1200, np.float32)
-    assert cautions(many(rewards=ones)) == []  # to live on is worth something: an episode terminates
+    assert dataset_warnings(many(rewards=ones)) == []  # to live on is worth something: an episode terminates
     never = many(rewards=ones, terminations=np.zeros(1200, bool))
-    assert cautions(never)[0].startswith("every reward is 1")
+    assert dataset_warnings(never)[0].startswith("every reward is 1")
 
 
 def test_states_that_never_change() -> None:
     data = many()
-    assert "every next observation equals" in cautions(replace(data, next_observations=data.observations))[0]
+    assert "every next observation equals" in dataset_warnings(replace(data, next_observations=data.observations))[0]
 
 
 def test_an_offset_that_float32_cannot_hold() -> None:
     data = many()
     data.observations[:, 1] += np.float32(1e6)  # steps of 0.06, at a standard deviation of 1
-    (found,) = cautions(data)
+    (found,) = dataset_warnings(data)
     assert "1 column(s)" in found
     assert "first column 1: steps of 0.0625" in found
     data.observations[:, 1] = 5e6  # a constant has nothing to lose
-    assert cautions(data) == []
+    assert dataset_warnings(data) == []
 
 
 def counted(start: float, step: float) -> Transitions:
@@ -51,14 +51,14 @@ def counted(start: float, step: float) -> Transitions:
 
 
 def test_changes_that_float32_cannot_hold() -> None:
-    (found,) = cautions(counted(1.7e9, 60.0))  # a time stamp each minute, of changes of 0 or 128
+    (found,) = dataset_warnings(counted(1.7e9, 60.0))  # a time stamp each minute, of changes of 0 or 128
     assert "first column 1: steps of 128 at a standard deviation of 2.08e+04 and a typical change of 87" in found
-    assert "first column 1: steps of 0.0625" in cautions(counted(1e6, 0.01))[0]
+    assert "first column 1: steps of 0.0625" in dataset_warnings(counted(1e6, 0.01))[0]
     for start, step in ((0.0, 0.01), (1e6, 1.0), (3e4, 60.0)):  # clocks and counters that it holds
-        assert cautions(counted(start, step)) == []
+        assert dataset_warnings(counted(start, step)) == []
     data = many()
     data.observations[:, 1] = data.next_observations[:, 1] = np.repeat([1e3, 2e3], [500, 700])  # an episode's number
-    assert cautions(data) == []
+    assert dataset_warnings(data) == []
 
 
 def changed(key: str, rows: list[int], value: float) -> Transitions:
@@ -70,37 +70,37 @@ def changed(key: str, rows: list[int], value: float) -> Transitions:
 
 def test_values_far_off_the_rest() -> None:
     largest = float(np.finfo(np.float32).max)
-    (found,) = cautions(changed("observations", [7], largest))
+    (found,) = dataset_warnings(changed("observations", [7], largest))
     assert found.startswith("observations, column 2: 1 value(s) far off the rest, of which 98 % lie between -2.")
     assert "the farthest is 3.4e+38 in row 7;" in found
-    (found,) = cautions(changed("next_observations", [7, 8, 900], -9999))
+    (found,) = dataset_warnings(changed("next_observations", [7, 8, 900], -9999))
     assert found.startswith("next_observations, column 2: 3 value(s) far")
-    (found,) = cautions(changed("rewards", [1100], 1e8))
+    (found,) = dataset_warnings(changed("rewards", [1100], 1e8))
     assert found.startswith("rewards: 1 value(s) far")
 
 
 def test_values_that_are_rare_but_belong_there() -> None:
-    assert cautions(changed("observations", [7], 100)) == []
+    assert dataset_warnings(changed("observations", [7], 100)) == []
     data = many()
     data.rewards[:] *= 1e-3
     data.rewards[499] = 100  # small costs, and a goal
-    assert cautions(data) == []
+    assert dataset_warnings(data) == []
     data.rewards[:] = 0
     data.rewards[499] = 1e4
-    assert cautions(data) == []
+    assert dataset_warnings(data) == []
     force = data.observations[:, 2]  # at rest but for noise, and of each size in contact
     force[:] *= 1e-4
     force[600:608] = np.geomspace(1e-3, 1e3, 8)
-    assert cautions(data) == []
+    assert dataset_warnings(data) == []
     force[:] = 0  # or 0 mostly, small at times, and clipped at a hit
     force[::50], force[30::100] = 1e-3, -1
-    assert cautions(data) == []
+    assert dataset_warnings(data) == []
     force[:] = np.random.default_rng(0).standard_cauchy(1200)
-    assert cautions(data) == []
+    assert dataset_warnings(data) == []
 
 
 def test_few_rows() -> None:
-    assert cautions(make_transitions((3,)))[0].startswith("there are 3 transitions, which are few; record more")
+    assert dataset_warnings(make_transitions((3,)))[0].startswith("there are 3 transitions, which are few; record more")
 
 
 def sessions(good: float, bad: float, seed: int = 0) -> Transitions:
@@ -113,7 +113,7 @@ def sessions(good: float, bad: float, seed: int = 0) -> Transitions:
 
 
 def chosen(data: Transitions, fraction: float = 0.5) -> list[str]:
-    return cautions_of_choice(data, data.best_rows(fraction))
+    return selection_warnings(data, data.best_rows(fraction))
 
 
 def test_short_sessions_chosen_for_their_small_costs() -> None:

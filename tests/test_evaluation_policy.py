@@ -127,7 +127,7 @@ def test_other_module_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x04}."])
 def test_broken_constructor(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(CheckpointError, match=r"class_and_ctor_args\.pkl cannot be read"):
+    with pytest.raises(CheckpointError, match=r"class_and_ctor_args\.pkl (cannot be read|holds no algorithm's config)"):
         load_config(make_checkpoint(tmp_path / "checkpoint", content))
 
 

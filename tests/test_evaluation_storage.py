@@ -36,7 +36,7 @@ def test_latest_run_is_the_newest_that_can_be_restored(scheme: str, tmp_path: Pa
 def test_no_run_in_a_storage_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no run of the name 'damo'"):
         storage.latest_run(f"file://{tmp_path}/nowhere", "damo")
-    with pytest.raises(UsageError, match="--resume: nosuch://x cannot be read"):
+    with pytest.raises(UsageError, match=r"\(--resume\): nosuch://x cannot be read"):
         storage.latest_run("nosuch://x", "damo")
 
 
@@ -65,10 +65,10 @@ def test_check_makes_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (tmp_path / "c").is_dir()
     (tmp_path / "taken").touch()
     with pytest.raises(
-        UsageError, match=rf"--storage-path file://{tmp_path}/taken/d: cannot be written: .*Check the a"
+        UsageError, match=rf"\(--storage-path\) file://{tmp_path}/taken/d: cannot be written: .*Check the a"
     ):
         storage.check(f"file://{tmp_path}/taken/d")
-    with pytest.raises(UsageError, match=r"--storage-path S3://bucket: .*\. There are s3://, gs://, "):
+    with pytest.raises(UsageError, match=r"\(--storage-path\) S3://bucket: .*\. There are s3://, gs://, "):
         storage.check("S3://bucket")
 
 
@@ -99,12 +99,12 @@ def test_what_is_no_checkpoint_is_not_downloaded(tmp_path: Path, monkeypatch: py
         patch.setattr(storage.fs, "copy_files", lambda *_, **__: pytest.fail("copied"))
         with (
             pytest.raises(
-                CheckpointError, match=r"file://.*/run is no checkpoint itself.*\n  .*/trial 1/checkpoint_000001\n"
+                CheckpointError, match=r"file://.*/run is not a checkpoint.*\n  .*/trial 1/checkpoint_000001\n"
             ),
             storage.local_copy(f"file://{tmp_path}/run/"),
         ):
             pass
     (tmp_path / "run" / CONSTRUCTOR).touch()
     place = f"file://{tmp_path}/run"
-    with pytest.raises(CheckpointError, match=f"^{place} is no checkpoint itself"), storage.local_copy(place) as folder:
+    with pytest.raises(CheckpointError, match=f"^{place} is not a checkpoint"), storage.local_copy(place) as folder:
         checkpoint_dir(folder)

@@ -1,0 +1,53 @@
+"""What the `rllib` command does only for the algorithms of this package: their dataset, and the idle CPUs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from rllib_damo.command.checks import has_search_space
+from rllib_damo.command.report import console
+from rllib_damo.core.config import OfflineConfig
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+#: Matrices of the usual sizes keep no more threads busy.
+MAX_THREADS = 4
+
+
+def read_datasets(configs: Iterable[AlgorithmConfig]) -> None:
+    """Reads each dataset once and prints its size, so that errors of the data appear before Ray starts.
+
+    A dataset with a short name is made here, where the user sees the progress.
+
+    Raises:
+        DataError: for a dataset that cannot be used.
+    """
+    seen: list[Any] = []
+    for config in configs:
+        if not isinstance(config, OfflineConfig) or config.input_ in seen:
+            continue
+        seen.append(config.input_)
+        data = config.offline_data_class(config).transitions
+        returns = data.episode_returns()
+        console.print(
+            f"Dataset {data.name}: {len(data):,} transitions, {len(returns):,} episodes of mean return "
+            f"{returns.mean():.1f}"
+        )
+
+
+def with_idle_cpus(config: AlgorithmConfig) -> AlgorithmConfig:
+    """Gives a single trial the CPUs of the machine, as torch threads: Ray grants one thread for each CPU of a process.
+
+    A config that sets `num_cpus_for_main_process`, learners or runners is returned as it is.
+    """
+    processes = config.num_learners + config.num_env_runners + config.evaluation_num_env_runners
+    untouched = config.num_cpus_for_main_process == 1 and not processes
+    if not (isinstance(config, OfflineConfig) and untouched) or has_search_space(config):
+        return config
+    cpus = min(MAX_THREADS, int(ray.available_resources().get("CPU", 1)), os.cpu_count() or 1)
+    return config.copy(copy_frozen=False).resources(num_cpus_for_main_process=max(1, cpus))

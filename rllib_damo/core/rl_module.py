@@ -1,0 +1,140 @@
+"""The RLModule that all algorithms share: an actor with its moving average, and how RLlib acts by it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor, nn
+
+from rllib_damo.core.networks import Actor, Critics
+from rllib_damo.utils.batch import Batch
+from rllib_damo.utils.spaces import check_spaces
+
+
+class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
+    """A squashed-Gaussian actor. An inference-only copy holds the actor and its moving average alone.
+
+    A subclass adds its networks in `setup`, their optimisers in `trainable` and their targets in `targets`. The
+    config's ``network_options`` are in ``model_config``.
+    """
+
+    def setup(self) -> None:
+        check_spaces(self.observation_space, self.action_space)
+        self.actor: Any = self.make_actor()
+        self.averaged_actor: Any = copy.deepcopy(self.actor).requires_grad_(False)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Widths of observations and actions."""
+        return self.observation_space.shape[0], self.action_space.shape[0]
+
+    def make_actor(self) -> nn.Module:
+        """The policy's network: ``net(obs)`` gives (mean, log std) before the squashing, each ``(B, act_dim)``."""
+        return Actor(*self.sizes, self.model_config["hidden_dims"])
+
+    def trainable(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters of each optimiser by its name; the option ``<name>_lr`` is its learning rate."""
+        return {"actor": list(self.actor.parameters())}
+
+    def targets(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Networks with the moving averages that serve as their targets."""
+        return []
+
+    def get_non_inference_attributes(self) -> list[str]:
+        own = [*self._modules, *self._parameters]
+        return [name for name in own if name not in ("actor", "averaged_actor")]
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """As RLlib's.
+
+        Raises:
+            RuntimeError: the state is of other networks. One of the policy alone is taken.
+        """
+        others = set(self.get_non_inference_attributes())
+        if others & {name.split(".")[0] for name in state}:
+            others = set()
+        missing = [name for name in self.state_dict() if name not in state and name.split(".")[0] not in others]
+        try:
+            if missing:  # RLlib would leave these as they are
+                raise RuntimeError(f"it has no {', '.join(missing)}")
+            super().set_state(state)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "The checkpoint's networks are not this configuration's: restore with its "
+                f"{', '.join(self.model_config)} and spaces ({error})."
+            ) from error
+
+    def fit_standardizers(self, rows: Batch, policy_inputs: bool = True) -> None:
+        """Sets the input statistics from the dataset's rows; ``policy_inputs=False`` leaves the observations raw."""
+        if policy_inputs:
+            for net in self.children():
+                if hasattr(net, "standardize"):
+                    net.standardize.fit(rows.obs)
+
+    def sample_actions(self, obs: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Unit actions ``(B, act_dim)`` of the policy in training, and their log densities ``(B,)``.
+
+        Args:
+            obs: ``(B, obs_dim)`` raw observations.
+            generator: source of the noise.
+        """
+        noise = torch.randn(len(obs), self.action_space.shape[0], generator=generator, device=obs.device)
+        return self.actor.sample(obs, noise)
+
+    def mean_actions(self, obs: Tensor) -> Tensor:
+        """tanh of the averaged policy's mean, ``(B, act_dim)`` unit actions: what evaluation and inference play."""
+        return self.averaged_actor(obs)[0].tanh()
+
+    # RLlib's EnvRunners act through these. Emitting the actions themselves, and not the inputs of an action
+    # distribution, keeps RLlib from clipping the raw mean (its deterministic squashed Gaussian does).
+    def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            return {Columns.ACTIONS: self.mean_actions(batch[Columns.OBS].float())}
+
+    def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        obs = batch[Columns.OBS].float()
+        with torch.no_grad():
+            actions, log_prob = self.averaged_actor.sample(
+                obs, torch.randn(len(obs), self.action_space.shape[0], device=obs.device)
+            )
+        return {Columns.ACTIONS: actions, Columns.ACTION_LOGP: log_prob}
+
+
+class ActorCriticTorchRLModule(OfflineTorchRLModule):
+    """Actor, critics and the critics' targets."""
+
+    def setup(self) -> None:
+        super().setup()
+        cfg = self.model_config
+        num = 2 if cfg["twin_q"] else 1
+        self.critics: Any = Critics(*self.sizes, cfg["hidden_dims"], num, cfg["critic_layer_norm"])
+        self.target_critics: Any = copy.deepcopy(self.critics).requires_grad_(False)
+
+    def trainable(self) -> dict[str, list[nn.Parameter]]:
+        return super().trainable() | {"critic": list(self.critics.parameters())}
+
+    def targets(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [*super().targets(), (self.critics, self.target_critics)]
+
+
+class SACTorchRLModule(ActorCriticTorchRLModule):
+    """Squashed-Gaussian actor, twin critics with targets, and the entropy coefficient."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.log_alpha = nn.Parameter(torch.tensor(float(self.model_config["initial_alpha"])).log())
+
+    def trainable(self) -> dict[str, list[nn.Parameter]]:
+        return super().trainable() | {"alpha": [self.log_alpha]}
+
+
+class DeterministicMixin:
+    """π(s) = tanh(mean), in exploration too: the actor's head for the standard deviation is not used."""
+
+    def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return self._forward_inference(batch, **kwargs)  # type: ignore[attr-defined]

@@ -1,0 +1,70 @@
+"""SAC's gradient step (Haarnoja et al. 2018, arXiv 1812.05905), which model-based algorithms build on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rllib_damo.core import losses
+from rllib_damo.core.config import resolve_target_entropy
+from rllib_damo.core.update import Metrics, RowGroup, StepBatch, Update, mixed_rows
+from rllib_damo.utils.batch import Batch
+
+
+class SACUpdate(Update):
+    """SAC with automatic entropy coefficient (eq. 5, 7 and 18), on rows of the dataset and of the model buffer.
+
+    The critics move first, and the actor ascends the moved ones. Subclasses change the critics' `target` or their
+    `critic_loss`.
+    """
+
+    def __init__(self, module: Any, config: Any, **parts: Any):
+        super().__init__(module, config, **parts)
+        self.target_entropy = resolve_target_entropy(config.target_entropy, module.action_space)
+
+    def row_groups(self) -> dict[str, RowGroup]:
+        return {"update": mixed_rows(self.config)}
+
+    @torch.no_grad()
+    def target(self, batch: StepBatch, alpha: Tensor) -> Tensor:
+        """The critics' targets for the rows of "update", ``(B,)``."""
+        m, rows = self.module, batch["update"]
+        next_actions, next_log_prob = m.sample_actions(rows.next_obs, self.generator)
+        next_q = m.target_critics(rows.next_obs, next_actions).min(0).values
+        return losses.bellman_target(
+            rows.rewards, rows.terminated, next_q, next_log_prob, alpha, self.config.gamma
+        )  # fmt: skip
+
+    def critic_loss(self, q: Tensor, target: Tensor, batch: StepBatch) -> Tensor:
+        """The critics' loss from Q(s,a) ``(C, B)`` and the targets."""
+        return losses.td_loss(q, target)
+
+    def step(self, batch: StepBatch, step: int, measure: bool) -> Metrics:
+        """One gradient step of critics, actor and entropy coefficient."""
+        m, rows = self.module, batch["update"]
+        alpha = m.log_alpha.detach().exp()
+        target = self.target(batch, alpha)
+        q = m.critics(rows.obs, rows.actions)  # (C, B)
+        critic_loss = self.critic_loss(q, target, batch)
+        self._apply("critic", critic_loss)
+        actor_loss, log_prob = self.actor_loss(rows, alpha)
+        self._apply("actor", actor_loss)
+        alpha_loss = losses.alpha_loss(m.log_alpha, log_prob, self.target_entropy)
+        self._apply("alpha", alpha_loss)
+        with torch.no_grad():
+            m.log_alpha.clamp_(max=math.log(self.config.max_alpha))
+        self._move_targets()
+        return {
+            "policy_loss": actor_loss.detach(), "qf_loss": critic_loss.detach(), "alpha_loss": alpha_loss.detach(),
+            "alpha_value": alpha, "qf_mean": q.detach().mean(), "td_error_abs": (target - q).detach().abs().mean(),
+            "entropy": -log_prob.detach().mean(), "reward_mean": rows.rewards.mean(),
+        }  # fmt: skip
+
+    def actor_loss(self, rows: Batch, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """The actor's loss, and log π(a|s) ``(B,)`` of the actions that it sampled."""
+        actions, log_prob = self.module.sample_actions(rows.obs, self.generator)
+        q = self.module.critics(rows.obs, actions).min(0).values
+        return losses.sac_actor_loss(q, log_prob, alpha), log_prob

@@ -1,0 +1,24 @@
+"""The table that a run prints."""
+
+from __future__ import annotations
+
+from rllib_damo.command.progress import ProgressTable
+
+
+def test_progress_columns_join_when_their_numbers_do() -> None:
+    table = ProgressTable()
+    header, row = table.lines("t", {"training_iteration": 1, "phase": "dynamics", "dynamics": {"holdout_loss": -3.2}})
+    assert "holdout loss" in header
+    assert "score" not in header
+    assert "-3.200" in row
+    evaluation = {"env_runners": {"episode_return_mean": 1234.5, "normalized_score": 38.56}}
+    header, row = table.lines(
+        "t", {"training_iteration": 2, "num_gradient_steps_lifetime": 1000, "evaluation": evaluation}
+    )
+    assert "score" in header
+    assert "1234.5" in row
+    assert "38.6" in row
+    assert len(header) == len(row)
+    assert len(table.lines("t", {"training_iteration": 3, "time_total_s": 3671.0})) == 2  # the column of the time joins
+    (row,) = table.lines("t", {"training_iteration": 4, "time_total_s": 3671.0})
+    assert "1:01:11" in row

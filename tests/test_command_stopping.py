@@ -1,0 +1,78 @@
+"""Stop conditions, and the evaluation when they are reached."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ray.rllib.algorithms.ppo import PPOConfig
+
+from rllib_damo.command.stopping import CheckedStopper, with_last_evaluation
+
+TRAINED = {"training_iteration": 1, "learners": {"default_policy": {"loss": 1.0}}}
+EVALUATED = {**TRAINED, "evaluation": {"env_runners": {"episode_return_mean": 5.0}}}
+
+
+def test_stopper_stops_at_any_of_its_metrics() -> None:
+    stopper = CheckedStopper({"training_iteration": 9, "evaluation/env_runners/episode_return_mean": 5}, True)
+    assert not stopper("a", TRAINED)
+    assert stopper("a", EVALUATED)
+    assert not stopper.stop_all()
+
+
+def test_stopper_finds_a_lost_metric_at_the_first_evaluation() -> None:
+    stopper = CheckedStopper({"episode_return_mean": 5}, True)
+    assert not stopper("a", {"phase": "dynamics", "dynamics": {"epoch": 1}})
+    assert not stopper("a", TRAINED)
+    assert not stopper.stop_all()
+    assert not stopper("a", EVALUATED)
+    assert stopper.stop_all()
+    assert "Did you mean 'evaluation/env_runners/episode_return_mean'" in str(stopper.error)
+
+
+def test_stopper_without_evaluation_checks_the_first_training_result() -> None:
+    stopper = CheckedStopper({"los": 5}, False)
+    stopper("a", TRAINED)
+    assert stopper.stop_all()
+
+
+def test_stopper_remembers_metrics_of_earlier_results() -> None:
+    stopper = CheckedStopper({"dynamics/epoch": 50}, True)
+    stopper("a", {"dynamics": {"epoch": 1}})
+    stopper("a", EVALUATED)
+    assert not stopper.stop_all()
+
+
+@pytest.mark.parametrize(
+    ("stop", "iteration", "evaluates"),
+    [
+        ({"training_iteration": 5}, 4, True),
+        ({"training_iteration": 6}, 4, False),
+        ({"num_gradient_steps_lifetime": 100, "training_iteration": 99}, 4, True),
+        ({"learners/default_policy/qf_mean": 7.5, "unknown": 1}, 4, False),
+    ],
+)
+def test_a_run_that_stops_is_evaluated(stop: dict[str, float], iteration: int, evaluates: bool) -> None:
+    class Fake:
+        def __init__(self) -> None:
+            self.iteration = iteration
+
+        def _run_one_evaluation(self) -> dict[str, Any]:
+            return {"evaluation": {"env_runners": {"episode_return_mean": 3.0}}}
+
+    config = with_last_evaluation(PPOConfig().evaluation(evaluation_interval=2), stop)
+    (callback,) = config.callbacks_on_train_result
+    result: dict[str, Any] = {
+        "num_gradient_steps_lifetime": 100, "learners": {"default_policy": {"qf_mean": 7.0}},
+    }  # fmt: skip
+    callback(algorithm=Fake(), metrics_logger=None, result=result)
+    assert ("evaluation" in result) == evaluates
+    made = {"evaluation": {"env_runners": {"episode_return_mean": 1.0}}}
+    callback(algorithm=Fake(), metrics_logger=None, result=made)  # one is enough
+    assert made["evaluation"]["env_runners"]["episode_return_mean"] == 1.0
+
+
+def test_without_evaluation_there_is_no_last_one() -> None:
+    config = with_last_evaluation(PPOConfig(), {"training_iteration": 5})
+    assert not config.callbacks_on_train_result
+    assert not with_last_evaluation(PPOConfig().evaluation(evaluation_interval=2), None).callbacks_on_train_result
