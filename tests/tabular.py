@@ -214,9 +214,7 @@ class Dual:
         else:
             curvature = 0.5 * (np.ones_like(y) if all_rows else y > -2)
         gradient = self.initial_map + self.residual_map.T @ (self.rho * slope).ravel()
-        hessian = self.residual_map.T @ (
-            (curvature / self.eta * self.rho).ravel()[:, None] * self.residual_map
-        )
+        hessian = self.residual_map.T @ ((curvature / self.eta * self.rho).ravel()[:, None] * self.residual_map)
         step: Array = np.linalg.lstsq(hessian, gradient, rcond=1e-13)[0]
         return step.reshape(self.shape)
 

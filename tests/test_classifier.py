@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from rllib_damo.core.networks import Classifier
+from rllib_damo.core.update import StepBatch
 from rllib_damo.damo import losses
-from rllib_damo.damo.update import StepBatch
+from rllib_damo.damo.networks import Classifier
 from rllib_damo.utils.batch import Batch
-from tests.test_update import DEFAULTS, make_module, make_update
+from tests.damo_steps import make_config, make_module
+from tests.test_update import make_update
 
 SHIFT, SCALE = torch.tensor([0.8, -0.5]), torch.tensor([1.0, 1.3])
 ROWS, STEPS = 512, 600
@@ -81,7 +81,8 @@ def test_damo_update_trains_it_and_smoothing_bounds_its_logits() -> None:
     largest = {}
     for smoothing in (0.0, 0.1):
         module = make_module().float()
-        update = make_update(module, dataclasses.replace(DEFAULTS, label_smoothing=smoothing, max_logit=100.0))
+        config = make_config(label_smoothing=smoothing, max_logit=100.0)
+        update = make_update(module, config)
         update.optimizers["classifier"] = torch.optim.Adam(module.classifier.parameters(), lr=3e-3)  # type: ignore[index]
         for _ in range(250):
             obs = torch.randn(128, 3, generator=generator)
@@ -90,8 +91,9 @@ def test_damo_update_trains_it_and_smoothing_bounds_its_logits() -> None:
                 Batch(obs, actions, obs + 0.1 * torch.randn(128, 3, generator=generator) + d, *torch.zeros(2, 128))
                 for d in (0.0, 4.0)
             )
-            rewards, metrics = update.classifier_step(StepBatch(update=far, initial=near, offline=near, synthetic=far))
-        assert metrics[1] == 1  # accuracy
-        largest[smoothing] = (-rewards / DEFAULTS.eta).max().item()
+            batch = StepBatch({"update": far, "classifier_offline": near, "classifier_synthetic": far})
+            rewards, metrics = update.classifier_step(batch)
+        assert metrics["classifier_accuracy"] == 1
+        largest[smoothing] = (-rewards / config.eta).max().item()
     assert largest[0.1] < 1.1 * math.log(9)
     assert largest[0.0] > 2 * math.log(9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 import sys
@@ -21,7 +22,6 @@ from rllib_damo import BehaviorCloningConfig, DAMOConfig, MOPOConfig, TD3BCConfi
 from rllib_damo.command import data as data_cli
 from rllib_damo.command import rllib
 from rllib_damo.command.inputs import parse_json
-from rllib_damo.damo.update import METRICS
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -67,14 +67,20 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         ray.shutdown()
 
 
-@pytest.mark.parametrize("page", BLOCKS)
-def test_python_blocks_run(page: str, session: None) -> None:
-    """A page's blocks are one session, in order."""
-    namespace: dict[str, object] = {}
+@functools.cache
+def run_page(page: str) -> dict[str, Any]:
+    """The names that a page's blocks leave; they are one session, in order."""
+    names: dict[str, Any] = {}
     for block in BLOCKS[page]:
         if not block["skip"]:
             line = PAGES[page][: block.start("code")].count("\n")
-            exec(compile("\n" * line + block["code"], str(ROOT / page), "exec"), namespace)
+            exec(compile("\n" * line + block["code"], str(ROOT / page), "exec", dont_inherit=True), names)
+    return names
+
+
+@pytest.mark.parametrize("page", BLOCKS)
+def test_python_blocks_run(page: str, session: None) -> None:
+    run_page(page)
 
 
 def test_skipped_blocks_are_few_and_compile() -> None:
@@ -141,15 +147,23 @@ def test_files_that_pages_name_exist() -> None:
 
 
 def table(page: str, heading: str) -> list[list[str]]:
-    """The cells of a page's first table below a line that begins with ``heading``, without its head."""
-    rows = re.search(r"^\|.*?(?=\n\n|\Z)", PAGES[page].split(f"\n{heading}", 1)[1], re.M | re.S)
+    """The cells of a page's first table below a heading, without its head."""
+    rows = re.search(r"^\|.*?(?=\n\n|\Z)", f"\n{PAGES[page]}".split(f"\n{heading}\n", 1)[1], re.M | re.S)
     assert rows is not None
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows[0].splitlines()[2:]]
 
 
-def test_every_metric_of_the_learner_is_in_the_table() -> None:
+def test_metrics_of_the_tables_are_those_of_a_result(session: None) -> None:
+    result = run_page("docs/quickstart.md")["result"]
+    learner = result["learners"]["default_policy"]
     named = {name for row in table("docs/metrics.md", "## DAMO's learner") for name in re.findall(r"`(\w+)`", row[0])}
-    assert named == {*METRICS, "initial_value_mean"}
+    assert named == {name for name in learner if not name.startswith("num_")}
+    for row in table("docs/metrics.md", "## Elsewhere"):
+        for name in re.findall(r"`([\w/]+)`", row[0]):
+            found = result
+            for part in name.split("/") if not name.startswith("dynamics/") else ():  # the model was in the cache
+                assert part in found, name
+                found = found[part]
 
 
 def test_options_of_the_table_exist_and_have_these_defaults() -> None:

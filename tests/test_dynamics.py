@@ -315,9 +315,10 @@ def test_save_and_load(tmp_path):
 def test_load_errors_name_the_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pt.*dynamics_path"):
         DynamicsEnsemble.load(tmp_path / "nowhere.pt")
-    (tmp_path / "noise.pt").write_bytes(b"not a model")
-    with pytest.raises(ValueError, match=r"noise\.pt is damaged"):
-        DynamicsEnsemble.load(tmp_path / "noise.pt")
+    for content in (b"not a model", b"hello", b""):
+        (tmp_path / "noise.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"noise\.pt is damaged"):
+            DynamicsEnsemble.load(tmp_path / "noise.pt")
     torch.save({"other": 1}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other\.pt is not a dynamics file"):
         DynamicsEnsemble.load(tmp_path / "other.pt")

@@ -45,8 +45,8 @@ def whole(tmp_path: Path) -> Path:
 
 
 def test_a_whole_checkpoint_passes(whole: Path) -> None:
-    assert verify(whole) == {"a/b": 2.5, "training_iteration": 7}
-    assert verify((whole / MODULE).parent) == {"a/b": 2.5, "training_iteration": 7}
+    assert verify(whole) == {"a": {"b": 2.5}, "training_iteration": 7}
+    assert verify((whole / MODULE).parent) == {"a": {"b": 2.5}, "training_iteration": 7}
     (whole / "notes.txt").write_text("files of the user are no damage")
     verify(whole)
 
@@ -73,7 +73,7 @@ def test_damage_is_named(name: str, whole: Path) -> None:
     damage(whole)
     with pytest.raises(CheckpointError, match=f"{whole} is damaged: {message}.* Take another checkpoint"):
         verify(whole)
-    if "algorithm_state" not in message:
+    if name not in ("emptied", "no metadata"):
         with pytest.raises(CheckpointError, match=message):  # the module alone is checked, too
             load_policy(whole)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+from ray.train._internal.checkpoint_manager import _CheckpointManager
+from ray.train._internal.session import _TrainingResult
+from ray.tune import Checkpoint, CheckpointConfig
 
 from rllib_damo import DAMOConfig
 from rllib_damo.evaluation import runner as runner_module
@@ -124,6 +128,25 @@ def test_echo_of_an_evaluation_leaves_the_next_result() -> None:
     fresh = {"evaluation": {"env_runners": {"episode_return_mean": 1.0}, "num_healthy_workers": 0}}
     DAMOCallbacks().on_train_result(algorithm=None, result=fresh)
     assert fresh["evaluation"]["env_runners"] == {"episode_return_mean": 1.0}
+
+
+def test_tune_keeps_the_best_checkpoints_by_a_nested_metric(tmp_path: Path) -> None:
+    """In Python, too, where nothing but the callbacks of the config is at work."""
+    metric = "evaluation/env_runners/normalized_score"
+    keeper = _CheckpointManager(CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=metric))
+    for i, score in enumerate((10.0, 30.0, 20.0)):
+        result: dict[str, Any] = {
+            "evaluation": {"env_runners": {"episode_return_mean": 2.0, "normalized_score": score}}
+        }
+        DAMOCallbacks().on_train_result(algorithm=None, result=result)
+        assert result["evaluation/env_runners/episode_return_mean"] == 2.0
+        (tmp_path / str(i)).mkdir()
+        keeper.register_checkpoint(_TrainingResult(Checkpoint(str(tmp_path / str(i))), result))
+    assert (tmp_path / "1").exists()
+    assert not (tmp_path / "0").exists()
+    unscored: dict[str, Any] = {"evaluation": {"env_runners": {"episode_return_mean": float("nan")}}, "x": 1}
+    DAMOCallbacks().on_train_result(algorithm=None, result=unscored)
+    assert unscored.keys() == {"evaluation", "x"}
 
 
 class Coin(gym.Env[np.ndarray, np.ndarray]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
 from rllib_damo.errors import CheckpointError, UsageError
 from rllib_damo.evaluation import storage
@@ -108,3 +109,38 @@ def test_what_is_no_checkpoint_is_not_downloaded(tmp_path: Path, monkeypatch: py
     place = f"file://{tmp_path}/run"
     with pytest.raises(CheckpointError, match=f"^{place} is not a checkpoint"), storage.local_copy(place) as folder:
         checkpoint_dir(folder)
+
+
+def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(path: str) -> tuple[fs.FileSystem, str]:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "connect", connect)
+        with pytest.raises(UsageError, match=rf"{tmp_path}: cannot be written: .*Read-only.*Give another"):
+            storage.check(str(tmp_path))
+    storage.check(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage.time, "strftime", lambda form: "2026-01-01_00-00-00")
+    names = [storage.new_run(f"{scheme}{tmp_path}", "damo") for _ in range(3)]
+    assert names == ["damo_2026-01-01_00-00-00", "damo_2026-01-01_00-00-00_2", "damo_2026-01-01_00-00-00_3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    (tmp_path / names[-1] / "tuner.pkl").touch()
+    assert storage.latest_run(str(tmp_path), "damo") == str(tmp_path / names[-1])
+
+
+def test_runs_on_other_storages_differ_in_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage.time, "strftime", lambda form: "2026-01-01_00-00-00")
+    remote = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(storage, "connect", lambda address: (remote, "bucket"))
+    names = {storage.new_run("s3://bucket", "damo") for _ in range(3)}
+    assert len(names) == 3
+    for name in names:
+        (tmp_path / "bucket" / name / "tuner.pkl").touch()
+    assert storage.latest_run("s3://bucket", "damo") == f"s3://bucket/{max(names)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -12,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rllib_damo import DAMOConfig
 from rllib_damo.core.networks import LOG_STD_MAX, LOG_STD_MIN
+from rllib_damo.core.update import Metrics, StepBatch
 from rllib_damo.damo.fast_update import FastUpdate, fastest_update, unsupported
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
-from rllib_damo.damo.update import METRICS, DAMOUpdate, StepBatch, UpdateOptions
+from rllib_damo.damo.update import DAMOUpdate
 from rllib_damo.nn import stacked_mlp as fast_mlp
 from rllib_damo.nn.stacked_mlp import FastMLP, StackedMLP, mlp
-from rllib_damo.utils.batch import Batch
-from tests.test_update import ACT, DEFAULTS, RETURN_SIZE, SEED, VARIANTS, convert, make_batch, make_module
+from tests.damo_steps import ACT, FACTS, SEED, VARIANTS, convert, first_rows, make_batch, make_config, make_module
 
 REFERENCE_ONLY: dict[str, dict[str, Any]] = {name: v for name, v in VARIANTS.items() if "target_networks" in v}
 SUPPORTED: dict[str, dict[str, Any]] = {name: v for name, v in VARIANTS.items() if name not in REFERENCE_ONLY} | {
@@ -39,20 +39,21 @@ def layer_norm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return request.param != "plain"
 
 
-def build(
-    kind: UpdateType, options: UpdateOptions, lr: float, dtype: torch.dtype, precision: str = "fp32", **config: Any
-) -> DAMOUpdate:
+def build(kind: UpdateType, config: DAMOConfig, lr: float, dtype: torch.dtype, **model_config: Any) -> DAMOUpdate:
     """An update of a fresh module with Adam; some of the actor's log standard deviations are clamped."""
-    module = make_module(**config)
+    module = make_module(**model_config)
     with torch.no_grad():
         module.actor.net[-1].bias[ACT:] = torch.tensor([LOG_STD_MAX, LOG_STD_MIN]) + 0.02
     module = module.to(dtype)
-    parts = {} if precision == "fp32" else {"precision": precision}
     optimizers = {name: torch.optim.Adam(params, lr=lr, fused=True) for name, params in module.trainable().items()}
-    generator = torch.Generator().manual_seed(SEED)
-    update = kind(module, optimizers=optimizers, options=options, generator=generator, **parts)
-    update.return_size = RETURN_SIZE
+    update = kind(module, config, optimizers=optimizers, generator=torch.Generator().manual_seed(SEED))
+    update.fit(FACTS)
     return update
+
+
+def take(update: DAMOUpdate, batch: StepBatch) -> Metrics:
+    """The first step, measured."""
+    return update.step(batch, 0, measure=True)
 
 
 def batches(num: int, dtype: torch.dtype) -> list[StepBatch]:
@@ -67,11 +68,11 @@ def gradients(module: DAMOTorchRLModule) -> list[Tensor | None]:
 @pytest.mark.parametrize("variant", SUPPORTED)
 def test_one_step_equals_the_reference(variant: str, twin_q: bool, layer_norm: bool) -> None:
     """In float64, where only a mistake can make a difference."""
-    options = dataclasses.replace(DEFAULTS, **SUPPORTED[variant])
+    config = make_config(**SUPPORTED[variant])
     results = []
     for kind in (DAMOUpdate, FastUpdate):
-        update = build(kind, options, 0.01, torch.float64, twin_q=twin_q, critic_layer_norm=layer_norm)
-        metrics = update.step(batches(1, torch.float64)[0])
+        update = build(kind, config, 0.01, torch.float64, twin_q=twin_q, critic_layer_norm=layer_norm)
+        metrics = take(update, batches(1, torch.float64)[0])
         results.append((gradients(update.module), list(update.module.parameters()), metrics))
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
@@ -80,40 +81,35 @@ def test_one_step_equals_the_reference(variant: str, twin_q: bool, layer_norm: b
 @pytest.mark.parametrize("kind", [DAMOUpdate, FastUpdate])
 def test_an_anchor_that_decays_has_the_weight_of_its_step(kind: UpdateType) -> None:
     schedule = [[0, 2.0], [10, 2.0], [30, 0.0]]
-    constant, decaying = (
-        build(kind, dataclasses.replace(DEFAULTS, bc_weight=weight), 0.01, torch.float64) for weight in (1.0, schedule)
-    )
+    constant, decaying = (build(kind, make_config(bc_weight=weight), 0.01, torch.float64) for weight in (1.0, schedule))
     weights = []
     for step in (0, 5, 10, 15, 30, 99):
-        decaying.num_steps = step
-        weights.append(decaying.bc_weight)
-        assert decaying.value_weight == 1.0
+        weights.append(decaying.bc_weight(step))
+        assert decaying.value_weight(step) == 1.0
     assert weights == [2.0, 2.0, 2.0, 1.5, 0.0, 0.0]
-    decaying.num_steps = 20
     (batch,) = batches(1, torch.float64)
-    torch.testing.assert_close(decaying.step(batch), constant.step(batch), rtol=0, atol=0)
+    actual, expected = (update.step(batch, 20, measure=True) for update in (decaying, constant))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
     assert all(map(torch.equal, decaying.module.parameters(), constant.module.parameters()))
 
 
 def test_an_anchor_that_has_ended_leaves_the_value_terms_direction() -> None:
     """In the anchored unit, so that Adam's step goes on where the anchor ends."""
     free, ended = (
-        build(FastUpdate, dataclasses.replace(DEFAULTS, bc_weight=weight), 0.0, torch.float64)
-        for weight in (0.0, [[0, 2.0], [10, 0.0]])
+        build(FastUpdate, make_config(bc_weight=weight), 0.0, torch.float64) for weight in (0.0, [[0, 2.0], [10, 0.0]])
     )
-    ended.num_steps = 10
     for update in (free, ended):
-        update.step(batches(1, torch.float64)[0])
+        update.step(batches(1, torch.float64)[0], 10, measure=True)
     for mine, other in zip(ended.module.actor.parameters(), free.module.actor.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad * RETURN_SIZE, other.grad)
+        torch.testing.assert_close(mine.grad * ended.return_size, other.grad)
 
 
 @pytest.mark.parametrize("variant", SUPPORTED)
 def test_float32_steps_stay_with_the_reference(variant: str) -> None:
-    options = dataclasses.replace(DEFAULTS, **SUPPORTED[variant])
-    reference, fast = (build(kind, options, 1e-3, torch.float32) for kind in (DAMOUpdate, FastUpdate))
+    config = make_config(**SUPPORTED[variant])
+    reference, fast = (build(kind, config, 1e-3, torch.float32) for kind in (DAMOUpdate, FastUpdate))
     for i, batch in enumerate(batches(5, torch.float32)):
-        expected, actual = reference.step(batch), fast.step(batch)
+        expected, actual = take(reference, batch), take(fast, batch)
         torch.testing.assert_close(actual, expected, rtol=1e-5 if i == 0 else 1e-3, atol=1e-6, equal_nan=True)
     for a, b in zip(fast.module.parameters(), reference.module.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
@@ -123,11 +119,11 @@ def test_float32_steps_stay_with_the_reference(variant: str) -> None:
 @pytest.mark.parametrize("hidden_dims", [(16,), (16, 8, 12)])
 def test_networks_of_other_depths(hidden_dims: tuple[int, ...], layer_norm: bool) -> None:
     reference, fast = (
-        build(kind, DEFAULTS, 0.01, torch.float64, hidden_dims=hidden_dims, critic_layer_norm=layer_norm)
+        build(kind, make_config(), 0.01, torch.float64, hidden_dims=hidden_dims, critic_layer_norm=layer_norm)
         for kind in (DAMOUpdate, FastUpdate)
     )
     for batch in batches(3, torch.float64):
-        torch.testing.assert_close(fast.step(batch), reference.step(batch), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(take(fast, batch), take(reference, batch), rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(
         list(fast.module.parameters()), list(reference.module.parameters()), rtol=1e-6, atol=1e-9
     )
@@ -135,19 +131,17 @@ def test_networks_of_other_depths(hidden_dims: tuple[int, ...], layer_norm: bool
 
 def test_groups_of_other_sizes() -> None:
     """Sizes that change from step to step, down to single rows."""
-    reference, fast = (build(kind, DEFAULTS, 0.01, torch.float64) for kind in (DAMOUpdate, FastUpdate))
-    for batch, sizes in zip(batches(3, torch.float64), ((1, 5, 2, 2), (12, 8, 12, 12), (7, 1, 3, 3)), strict=True):
-        groups = zip((batch.update, batch.initial, batch.offline, batch.synthetic), sizes, strict=True)
-        part = StepBatch(*(Batch(*(column[:n] for column in rows)) for rows, n in groups))
-        torch.testing.assert_close(fast.step(part), reference.step(part), rtol=1e-7, atol=1e-9)
+    reference, fast = (build(kind, make_config(), 0.01, torch.float64) for kind in (DAMOUpdate, FastUpdate))
+    for batch, sizes in zip(batches(3, torch.float64), ((1, 5, 2), (12, 8, 12), (7, 1, 3)), strict=True):
+        part = first_rows(batch, *sizes)
+        torch.testing.assert_close(take(fast, part), take(reference, part), rtol=1e-7, atol=1e-9)
 
 
 def test_a_step_is_the_same_without_metrics() -> None:
-    measured, other = (build(FastUpdate, DEFAULTS, 1e-2, torch.float32) for _ in range(2))
-    other.measures = False
+    measured, other = (build(FastUpdate, make_config(), 1e-2, torch.float32) for _ in range(2))
     for batch in batches(3, torch.float32):
-        assert measured.step(batch).shape == (len(METRICS),)
-        assert other.step(batch).shape == (0,)
+        assert take(measured, batch)
+        assert other.step(batch, 0, measure=False) == {}
     assert all(map(torch.equal, measured.module.parameters(), other.module.parameters()))
 
 
@@ -157,10 +151,10 @@ def test_gradients_pass_through_the_reducer() -> None:
 
     results = []
     for kind in (DAMOUpdate, FastUpdate):
-        update = build(kind, DEFAULTS, 0.01, torch.float64)
+        update = build(kind, make_config(), 0.01, torch.float64)
         update.reduce_gradients = halve
         for batch in batches(2, torch.float64):
-            update.step(batch)
+            take(update, batch)
         results.append((gradients(update.module), list(update.module.parameters())))
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-10)
@@ -169,38 +163,38 @@ def test_gradients_pass_through_the_reducer() -> None:
 def test_nothing_but_parameters_optimizers_and_generator_is_carried_from_step_to_step() -> None:
     """An update that takes over their states goes on bit for bit, whatever it did before."""
     stream = batches(6, torch.float32)
-    whole, part, rest = (build(FastUpdate, DEFAULTS, 1e-2, torch.float32) for _ in range(3))
-    rest.step(stream[5])  # leaves something in the buffers
+    whole, part, rest = (build(FastUpdate, make_config(), 1e-2, torch.float32) for _ in range(3))
+    take(rest, stream[5])  # leaves something in the buffers
     for batch in stream[:3]:
-        part.step(batch)
+        take(part, batch)
     rest.module.load_state_dict(part.module.state_dict())
     for name, optimizer in rest.optimizers.items():
         optimizer.load_state_dict(part.optimizers[name].state_dict())
     rest.generator.set_state(part.generator.get_state())
-    expected = [whole.step(batch) for batch in stream]
-    actual = [rest.step(batch) for batch in stream[3:]]
-    assert all(map(torch.equal, expected[3:], actual))
+    expected = [take(whole, batch) for batch in stream]
+    actual = [take(rest, batch) for batch in stream[3:]]
+    torch.testing.assert_close(actual, expected[3:], rtol=0, atol=0)
     assert all(map(torch.equal, whole.module.parameters(), rest.module.parameters()))
 
 
 def test_each_configuration_gets_an_update_that_can_take_it() -> None:
-    assert type(build(fastest_update, DEFAULTS, 0.0, torch.float32)) is FastUpdate
+    assert type(build(fastest_update, make_config(), 0.0, torch.float32)) is FastUpdate
     for overrides in REFERENCE_ONLY.values():
-        options = dataclasses.replace(DEFAULTS, **overrides)
-        assert type(build(fastest_update, options, 0.0, torch.float32)) is DAMOUpdate
-    options = dataclasses.replace(DEFAULTS, classifier_gradient_penalty=1.0, target_networks=False)
+        config = make_config(**overrides)
+        assert type(build(fastest_update, config, 0.0, torch.float32)) is DAMOUpdate
+    config = make_config(classifier_gradient_penalty=1.0, target_networks=False)
     names = ["target_networks=False", "classifier_gradient_penalty=1.0"]
-    assert unsupported(make_module(), options) == names
-    assert unsupported(make_module(classifier_spectral_norm=True), DEFAULTS) == ["classifier_spectral_norm=True"]
-    update = build(fastest_update, DEFAULTS, 0.0, torch.float32, classifier_spectral_norm=True)
+    assert unsupported(make_module(), config) == names
+    assert unsupported(make_module(classifier_spectral_norm=True), make_config()) == ["classifier_spectral_norm=True"]
+    update = build(fastest_update, make_config(), 0.0, torch.float32, classifier_spectral_norm=True)
     assert type(update) is DAMOUpdate
-    assert all(map(math.isfinite, update.step(batches(1, torch.float32)[0]).tolist()))
+    assert all(map(math.isfinite, take(update, batches(1, torch.float32)[0]).values()))
 
 
 def test_bfloat16_is_refused_where_only_the_reference_serves() -> None:
-    options = dataclasses.replace(DEFAULTS, target_networks=False)
+    config = make_config(target_networks=False, precision="bf16")
     with pytest.raises(ValueError, match="precision='bf16' does not go with target_networks=False, classifier_spec"):
-        build(fastest_update, options, 0.0, torch.float32, "bf16", classifier_spectral_norm=True)
+        build(fastest_update, config, 0.0, torch.float32, classifier_spectral_norm=True)
 
 
 @pytest.mark.parametrize("variant", ["default", "inconsistent", "anchor", "chi_squared critic"])
@@ -210,11 +204,10 @@ def test_bfloat16_gradients_are_near_float32s(variant: str, hidden_dims: tuple[i
 
     bfloat16 itself resolves no more than 2 at Q = 333 ± 1. Parameters, targets and Adam's state stay float32.
     """
-    options = dataclasses.replace(DEFAULTS, **SUPPORTED[variant])
     updates = []
     for precision in ("fp32", "bf16"):
         update = build(
-            fastest_update, options, 1e-3, torch.float32, precision,
+            fastest_update, make_config(precision=precision, **SUPPORTED[variant]), 1e-3, torch.float32,
             hidden_dims=hidden_dims, critic_layer_norm=layer_norm,
         )  # fmt: skip
         with torch.no_grad():
@@ -222,9 +215,9 @@ def test_bfloat16_gradients_are_near_float32s(variant: str, hidden_dims: tuple[i
                 critics.net.biases[-1].add_(333.0)
         updates.append(update)
     batch = convert(make_batch(num=256, num_starts=256), lambda t: t.float())  # of few rows, a ReLU that flips is much
-    exact, rounded = (dict(zip(METRICS, update.step(batch).tolist(), strict=True)) for update in updates)
+    exact, rounded = (take(update, batch) for update in updates)
     for name in ("qf_mean", "qf_initial_mean", "td_error_abs", "modified_reward_mean", "classifier_loss"):
-        assert rounded[name] == pytest.approx(exact[name], abs=0.01), name
+        assert rounded[name].item() == pytest.approx(exact[name].item(), abs=0.01), name
     for (name, a), b in zip(updates[0].module.named_parameters(), updates[1].module.parameters(), strict=True):
         assert a.dtype == b.dtype == torch.float32
         if a.grad is not None and b.grad is not None:
@@ -238,11 +231,11 @@ def test_bfloat16_training_stays_with_float32() -> None:
     """The same 100 batches: losses that fall by the same amounts."""
     stream, results = batches(10, torch.float32) * 10, []
     for precision in ("fp32", "bf16"):
-        update = build(fastest_update, DEFAULTS, 1e-3, torch.float32, precision, hidden_dims=(32, 32))
-        results.append([dict(zip(METRICS, update.step(batch).tolist(), strict=True)) for batch in stream])
+        update = build(fastest_update, make_config(precision=precision), 1e-3, torch.float32, hidden_dims=(32, 32))
+        results.append([take(update, batch) for batch in stream])
     for name in ("qf_loss", "classifier_loss", "td_error_abs"):
         first, last, other = (
-            sum(row[name] for row in rows) / 10 for rows in (results[0][:10], results[0][-10:], results[1][-10:])
+            sum(row[name].item() for row in rows) / 10 for rows in (results[0][:10], results[0][-10:], results[1][-10:])
         )
         assert last < first
         assert other == pytest.approx(last, abs=0.05 * (first - last)), name
@@ -260,16 +253,15 @@ def test_bfloat16_rounds_no_row_as_a_whole(is_fused: bool, monkeypatch: pytest.M
     assert (rounded - exact).std() < 5e-4 * exact.mean()  # 2e-3 with a scale in bfloat16
 
 
-def test_metrics_are_a_tensor_of_their_own() -> None:
+def test_metrics_are_tensors_of_their_own() -> None:
     """The Learner keeps them past the next step."""
-    update = build(FastUpdate, DEFAULTS, 0.01, torch.float32)
+    update = build(FastUpdate, make_config(), 0.01, torch.float32)
     stream = batches(2, torch.float32)
-    metrics = update.step(stream[0])
-    kept = metrics.clone()
-    update.step(stream[1])
-    assert torch.equal(metrics, kept)
-    assert metrics.shape == (len(METRICS),)
-    assert not metrics.requires_grad
+    metrics = take(update, stream[0])
+    kept = {name: value.clone() for name, value in metrics.items()}
+    take(update, stream[1])
+    torch.testing.assert_close(metrics, kept, rtol=0, atol=0)
+    assert all(value.shape == () and not value.requires_grad for value in metrics.values())
 
 
 @pytest.mark.parametrize("is_fused", [False, True], ids=["CPU", "GPU"])

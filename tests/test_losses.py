@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rllib_damo.core.losses import alpha_loss, bellman_target, sac_actor_loss, td_loss
 from rllib_damo.damo import losses
 from rllib_damo.damo.divergences import DIVERGENCES
 from tests import tabular
@@ -89,7 +90,7 @@ def test_full_gradient_critic_loss_is_eta_times_the_dual(divergence: str, eta: f
     tables = rng.normal(size=(2, num_states, num_actions))  # two critics
 
     q = torch.tensor(tables, requires_grad=True)
-    target = losses.bellman_target(
+    target = bellman_target(
         torch.tensor(rewards[rows.s, rows.a, rows.s_next]),
         torch.tensor(terminated[rows.s_next]),
         q[:, rows.s_next, rows.a_next],
@@ -118,7 +119,7 @@ def test_full_gradient_critic_loss_is_stationary_at_the_duals_minimum(divergence
         values = (policy * q).sum(-1)  # E_{a'~π}[Q(s',a')]
         no_entropy = torch.zeros((), dtype=torch.float64)
         next_q = values.expand(*dual.r.shape).reshape(-1)
-        target = losses.bellman_target(r, torch.zeros_like(r), next_q, no_entropy, no_entropy, problem.gamma)
+        target = bellman_target(r, torch.zeros_like(r), next_q, no_entropy, no_entropy, problem.gamma)
         rows = q[:, :, None].expand(dual.r.shape).reshape(-1)
         # a mean over rows with equal weights is turned into one with weights ρ by a loss for each row
         each = torch.stack([
@@ -178,11 +179,11 @@ def test_half_squared_critic_is_td_plus_a_push_down() -> None:
     q = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     target, q0 = q[0] + 1, q[:, :3]
     loss = losses.critic_loss(q, target, q0, 2.0, GAMMA, DIVERGENCES["half_squared"])
-    close(loss, losses.td_loss(q, target) + 2.0 * (1 - GAMMA) * q0.mean(1).sum())
+    close(loss, td_loss(q, target) + 2.0 * (1 - GAMMA) * q0.mean(1).sum())
 
 
 def test_td_loss() -> None:
-    loss = losses.td_loss(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([3.0, 2.0]))
+    loss = td_loss(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([3.0, 2.0]))
     assert loss.item() == pytest.approx(0.5 * (4 + 0) / 2 + 0.5 * (9 + 4) / 2)
 
 
@@ -190,7 +191,7 @@ def test_td_loss() -> None:
 
 
 def test_bellman_target() -> None:
-    target = losses.bellman_target(
+    target = bellman_target(
         rewards=torch.tensor([1.0, 1.0]),
         terminated=torch.tensor([0.0, 1.0]),
         next_q=torch.tensor([10.0, 1e9]),
@@ -203,7 +204,7 @@ def test_bellman_target() -> None:
 
 def test_bellman_target_of_each_critic() -> None:
     next_q = torch.arange(6.0).reshape(2, 3)
-    target = losses.bellman_target(torch.zeros(3), torch.zeros(3), next_q, torch.zeros(3), torch.tensor(0.0), GAMMA)
+    target = bellman_target(torch.zeros(3), torch.zeros(3), next_q, torch.zeros(3), torch.tensor(0.0), GAMMA)
     close(target, GAMMA * next_q.numpy(), atol=1e-6)
 
 
@@ -339,7 +340,7 @@ def test_consistent_actor_loss_ascends_the_dual(divergence: str) -> None:
 
 def test_sac_actor_loss() -> None:
     q, log_prob = torch.tensor([1.0, 3.0], requires_grad=True), torch.tensor([-1.0, 0.5], requires_grad=True)
-    loss = losses.sac_actor_loss(q, log_prob, torch.tensor(0.2))
+    loss = sac_actor_loss(q, log_prob, torch.tensor(0.2))
     assert loss.item() == pytest.approx(0.2 * -0.25 - 2.0)
     gradients = torch.autograd.grad(loss, (q, log_prob))
     close(gradients[0], [-0.5, -0.5])
@@ -351,7 +352,7 @@ def test_alpha_loss(log_prob: float, direction: int) -> None:
     """α rises while the entropy (-log π) is below its target -2, falls while it is above."""
     log_alpha = torch.tensor(math.log(0.5), requires_grad=True)
     log_probs = torch.full((4,), log_prob, requires_grad=True)
-    loss = losses.alpha_loss(log_alpha, log_probs, target_entropy=-2.0)
+    loss = alpha_loss(log_alpha, log_probs, target_entropy=-2.0)
     assert loss.item() == pytest.approx(-0.5 * (log_prob - 2.0))
     gradient, policy_gradient = torch.autograd.grad(loss, (log_alpha, log_probs), allow_unused=True)
     assert gradient.item() == pytest.approx(-0.5 * (log_prob - 2.0))

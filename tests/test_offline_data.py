@@ -208,7 +208,7 @@ def test_what_stops_a_stream_is_told_in_a_line(path, monkeypatch) -> None:
     with pytest.raises(DataError) as caught:
         _ = offline.transitions
     assert str(caught.value) == (
-        f"{path}: reading stopped: s3://b/x.parquet: cannot be read: curlCode 7. With that fixed, "
+        f"{path}: reading stopped: s3://b/x.parquet: cannot be read: curlCode 7. Once that is fixed, "
         "`rllib train --resume` goes on from the last checkpoint."
     )
 

@@ -3,93 +3,39 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from rllib_damo import DAMOConfig
+from rllib_damo.core.update import DatasetFacts, Metrics, StepBatch
 from rllib_damo.damo.fast_update import FastUpdate
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
-from rllib_damo.damo.update import METRICS, DAMOUpdate, StepBatch, UpdateOptions
+from rllib_damo.damo.update import DAMOUpdate
 from rllib_damo.utils.batch import Batch
-
-OBS, ACT, ROWS, STARTS = 3, 2, 12, 8
-NETWORKS = ("actor", "critic", "classifier", "alpha")
-SEED = 7
-RETURN_SIZE = 3.7
-DEFAULTS = UpdateOptions(
-    eta=0.7,
-    actor_eta=1.3,
-    gamma=0.9,
-    tau=0.1,
-    f_divergence="half_squared",
-    actor_f_divergence="chi_squared",
-    max_actor_weight=5.0,
-    policy_improvement="consistent",
-    data_alignment=True,
-    behavior_alignment=True,
-    target_networks=True,
-    bc_weight=0.0,
-    actor_warmup_steps=0,
-    target_entropy=-2.0,
-    max_alpha=1.0,
-    label_smoothing=0.1,
-    classifier_gradient_penalty=0.0,
-    classifier_noise=0.0,
-    max_logit=10.0,
-    grad_clip=None,
+from tests.damo_steps import (
+    ACT,
+    FACTS,
+    OBS,
+    ROWS,
+    SEED,
+    STARTS,
+    VARIANTS,
+    convert,
+    first_rows,
+    make_batch,
+    make_config,
+    make_module,
 )
 
-
-def make_module(twin_q: bool = True, **overrides: Any) -> DAMOTorchRLModule:
-    torch.manual_seed(0)
-    module = DAMOTorchRLModule(
-        observation_space=gym.spaces.Box(-1, 1, (OBS,)),
-        action_space=gym.spaces.Box(-1, 1, (ACT,)),
-        inference_only=False,
-        model_config={
-            "hidden_dims": (16, 16),
-            "twin_q": twin_q,
-            "critic_layer_norm": False,
-            "classifier_spectral_norm": False,
-            "initial_alpha": 0.3,
-        }
-        | overrides,
-    ).double()
-    with torch.no_grad():  # targets that differ from the critics, or nothing would tell the two apart
-        for p in module.target_critics.parameters():
-            p += 0.1 * torch.randn(p.shape)
-    return module
+NETWORKS = ("actor", "critic", "classifier", "alpha")
+CLASSIFIER_METRICS = {"classifier_loss", "classifier_accuracy", "logit_offline_mean", "logit_synthetic_mean"}
 
 
-def make_batch(seed: int = 1, num: int = ROWS, num_starts: int = STARTS) -> StepBatch:
-    generator = torch.Generator().manual_seed(seed)
-
-    def rows(num: int, shift: float = 0.0) -> Batch:
-        obs = torch.randn(num, OBS, generator=generator, dtype=torch.float64)
-        return Batch(
-            obs=obs,
-            actions=torch.rand(num, ACT, generator=generator, dtype=torch.float64) * 2 - 1,
-            next_obs=obs + shift + 0.1 * torch.randn(num, OBS, generator=generator, dtype=torch.float64),
-            rewards=torch.randn(num, generator=generator, dtype=torch.float64),
-            terminated=(torch.arange(num) % 4 == 0).double(),
-        )
-
-    return StepBatch(update=rows(num), initial=rows(num_starts), offline=rows(num), synthetic=rows(num, 0.5))
-
-
-def convert(batch: StepBatch, function: Callable[[Tensor], Tensor]) -> StepBatch:
-    groups = (batch.update, batch.initial, batch.offline, batch.synthetic)
-    return StepBatch(*(Batch(*map(function, rows)) for rows in groups))
-
-
-def make_update(module: DAMOTorchRLModule, options: UpdateOptions, lr: float = 0.0, **lrs: float) -> DAMOUpdate:
+def make_update(module: DAMOTorchRLModule, config: DAMOConfig, lr: float = 0.0, **lrs: float) -> DAMOUpdate:
     """SGD of rate ``lr``, or ``lrs[name]`` for a network; 0 leaves the parameters, with gradients in ``.grad``."""
     params = {
         "actor": list(module.actor.parameters()),
@@ -98,8 +44,8 @@ def make_update(module: DAMOTorchRLModule, options: UpdateOptions, lr: float = 0
         "alpha": [module.log_alpha],
     }
     optimizers = {name: torch.optim.SGD(params[name], lr=lrs.get(name, lr)) for name in NETWORKS}
-    update = DAMOUpdate(module, optimizers, options, torch.Generator().manual_seed(SEED))
-    update.return_size = RETURN_SIZE
+    update = DAMOUpdate(module, config, optimizers=optimizers, generator=torch.Generator().manual_seed(SEED))
+    update.fit(FACTS)
     return update
 
 
@@ -125,11 +71,15 @@ def changed(before: dict[str, list[Tensor]], module: DAMOTorchRLModule) -> set[s
     }
 
 
-def step(options: UpdateOptions, twin_q: bool = True) -> tuple[DAMOTorchRLModule, dict[str, float]]:
+def step(config: DAMOConfig, twin_q: bool = True) -> tuple[DAMOTorchRLModule, Metrics]:
     """A module whose parameters hold the gradients of one step but have not moved, and the step's metrics."""
     module = make_module(twin_q)
-    metrics = make_update(module, options).step(make_batch())
-    return module, dict(zip(METRICS, metrics.tolist(), strict=True))
+    return module, take(make_update(module, config), make_batch())
+
+
+def take(update: DAMOUpdate, batch: StepBatch) -> Metrics:
+    """The first step, measured."""
+    return update.step(batch, 0, measure=True)
 
 
 # -- the same step, written out from docs/damo.md without any of the package's loss functions -----------------------
@@ -144,18 +94,18 @@ def f_star_prime(name: str, y: Tensor) -> Tensor:
 
 
 def plain_gradients(
-    o: UpdateOptions, twin_q: bool = True, weight_gradient: bool = False, stop_target: bool = False
+    o: DAMOConfig, twin_q: bool = True, weight_gradient: bool = False, stop_target: bool = False
 ) -> dict[str, Sequence[Tensor]]:
     """Gradients of one step by plain autograd, an evaluation for each term of docs/damo.md's steps 4, 5 and 9-12.
 
     Args:
-        o: the options.
+        o: the config.
         twin_q: two critics.
         weight_gradient: (wrongly) let the actor's gradient pass through the density ratio.
         stop_target: (wrongly, for the full gradient) none through Q(s',a').
     """
     m, batch = make_module(twin_q), make_batch()
-    u, s0 = batch.update, batch.initial.obs
+    u, s0 = batch["update"], batch["initial"].obs
     alpha = m.log_alpha.detach().exp()
     inconsistent = o.policy_improvement == "inconsistent"
     states = (u.next_obs, s0, u.obs) if inconsistent else (u.next_obs, s0)  # the order of the noise's rows
@@ -169,7 +119,7 @@ def plain_gradients(
         return nn.functional.logsigmoid(logit), nn.functional.logsigmoid(-logit)
 
     e = o.label_smoothing
-    (off_1, off_0), (syn_1, syn_0) = log_h(batch.offline), log_h(batch.synthetic)
+    (off_1, off_0), (syn_1, syn_0) = log_h(batch["classifier_offline"]), log_h(batch["classifier_synthetic"])
     classifier_loss = -((1 - e) * off_1 + e * off_0).mean() / 2 - (e * syn_1 + (1 - e) * syn_0).mean() / 2
     # 5: r̃ = r + η logit
     logit = (log_h(u)[0] - log_h(u)[1]).clamp(-o.max_logit, o.max_logit).detach()
@@ -208,8 +158,8 @@ def plain_gradients(
         actor_loss = -(1 - o.gamma) * value * m.critics(s0, a_initial).min(0).values.mean()
         actor_loss = actor_loss - (w * o.gamma * (1 - u.terminated) * soft_value).mean()
     if o.bc_weight > 0:
-        anchor = (a_initial - batch.initial.actions).square().mean()
-        actor_loss = actor_loss / RETURN_SIZE + o.bc_weight * anchor
+        anchor = (a_initial - batch["initial"].actions).square().mean()
+        actor_loss = actor_loss * (1 - o.gamma) / (FACTS.reward_size + o.eta) + o.bc_weight * anchor
 
     # 11: the entropy coefficient
     alpha_loss = -m.log_alpha.exp() * (log_prob_next.detach() + o.target_entropy).mean()
@@ -229,52 +179,29 @@ def differ(actual: Sequence[Tensor], other: Sequence[Tensor], by: float = 1e-6) 
     return any((a - b).abs().max() > by for a, b in zip(actual, other, strict=True))
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "chi_squared critic": {"f_divergence": "chi_squared"},
-    "half_squared actor": {"actor_f_divergence": "half_squared"},
-    "bounded weight": {"actor_f_divergence": "half_squared", "actor_eta": 0.1},
-    "unbounded weight": {"actor_f_divergence": "half_squared", "actor_eta": 0.1, "max_actor_weight": math.inf},
-    "tight weight": {"max_actor_weight": 0.8},
-    "without data alignment": {"data_alignment": False},
-    "without behavior alignment": {"behavior_alignment": False, "policy_improvement": "inconsistent"},
-    "inconsistent": {"policy_improvement": "inconsistent"},
-    "full gradient": {"target_networks": False},
-    "full gradient chi_squared": {"target_networks": False, "f_divergence": "chi_squared"},
-    "full gradient inconsistent": {"target_networks": False, "policy_improvement": "inconsistent"},
-    "anchor": {"bc_weight": 0.4},
-    "anchor inconsistent": {"bc_weight": 0.4, "policy_improvement": "inconsistent"},
-    "warm-up": {"bc_weight": 0.4, "actor_warmup_steps": 1},
-    "warm-up inconsistent": {"bc_weight": 0.4, "actor_warmup_steps": 1, "policy_improvement": "inconsistent"},
-    "clipped logit": {"max_logit": 0.01},
-    "no smoothing": {"label_smoothing": 0.0},
-    "neither alignment": {"data_alignment": False, "behavior_alignment": False, "policy_improvement": "inconsistent"},
-}
-
-
 @pytest.mark.parametrize("twin_q", [True, False], ids=["twin", "single"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_fused_step_equals_plain_autograd(variant: str, twin_q: bool) -> None:
-    options = dataclasses.replace(DEFAULTS, **VARIANTS[variant])
-    module, metrics = step(options, twin_q)
-    expected = plain_gradients(options, twin_q)
+    config = make_config(**VARIANTS[variant])
+    module, metrics = step(config, twin_q)
+    expected = plain_gradients(config, twin_q)
     assert_equal(gradients(module.critics), expected["critic"])
     assert_equal(gradients(module.actor), expected["actor"])
     assert_equal([module.log_alpha.grad], expected["alpha"])  # type: ignore[list-item]
-    if options.data_alignment:
+    if config.data_alignment:
         assert_equal(gradients(module.classifier), expected["classifier"])
     else:
         assert gradients(module.classifier) == [None] * len(list(module.classifier.parameters()))
     assert all(p.grad is None for p in module.target_critics.parameters())
-    for name, value in metrics.items():
-        assert math.isfinite(value) == (options.data_alignment or name not in METRICS[-4:])
+    assert all(map(math.isfinite, metrics.values()))
+    assert metrics.keys() & CLASSIFIER_METRICS == (CLASSIFIER_METRICS if config.data_alignment else set())
 
 
 def test_variants_differ() -> None:
     """The comparison above sees each option: no two variants have the same gradients everywhere."""
     results = {}
     for variant, overrides in VARIANTS.items():
-        g = plain_gradients(dataclasses.replace(DEFAULTS, **overrides))
+        g = plain_gradients(make_config(**overrides))
         results[variant] = [*g["critic"], *g["actor"], *g["classifier"]]
     names = list(results)
     for i, a in enumerate(names):
@@ -285,8 +212,8 @@ def test_variants_differ() -> None:
 def test_float32_step_is_within_1e_6_of_plain_autograd() -> None:
     module = make_module().float()
     batch = convert(make_batch(), Tensor.float)
-    make_update(module, DEFAULTS).step(batch)
-    expected = plain_gradients(DEFAULTS)
+    take(make_update(module, make_config()), batch)
+    expected = plain_gradients(make_config())
     for network, name in ((module.actor, "actor"), (module.critics, "critic"), (module.classifier, "classifier")):
         for a, b in zip(gradients(network), expected[name], strict=True):
             torch.testing.assert_close(a.double(), b, atol=1e-6, rtol=1e-4)
@@ -299,24 +226,24 @@ def test_float32_step_is_within_1e_6_of_plain_autograd() -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_each_loss_moves_its_own_network_alone(network: str, variant: str) -> None:
     """With only one optimiser switched on, nothing else moves (τ = 0 holds the targets)."""
-    options = dataclasses.replace(DEFAULTS, tau=0.0, **VARIANTS[variant])
+    config = make_config(tau=0.0, **VARIANTS[variant])
     module = make_module()
     before = snapshot(module)
-    make_update(module, options, **{network: 0.1}).step(make_batch())
-    expected = set() if network == "classifier" and not options.data_alignment else {network}
+    take(make_update(module, config, **{network: 0.1}), make_batch())
+    expected = set() if network == "classifier" and not config.data_alignment else {network}
     assert changed(before, module) == expected
 
 
 def test_every_parameter_of_the_trained_networks_has_a_gradient() -> None:
-    module, _ = step(DEFAULTS)
+    module, _ = step(make_config())
     for part in (module.actor, module.critics, module.classifier):
         assert all(g is not None and g.abs().sum() > 0 for g in gradients(part))
 
 
 def test_targets_follow_by_the_moving_average_alone() -> None:
-    module, options = make_module(), dataclasses.replace(DEFAULTS, tau=0.25)
+    module, config = make_module(), make_config(tau=0.25)
     before = snapshot(module)
-    make_update(module, options, lr=0.1).step(make_batch())
+    take(make_update(module, config, lr=0.1), make_batch())
     after = snapshot(module)
     assert changed(before, module) == {"actor", "critic", "target", "classifier", "alpha"}
     for old, critic, new in zip(before["target"], after["critic"], after["target"], strict=True):
@@ -325,28 +252,28 @@ def test_targets_follow_by_the_moving_average_alone() -> None:
 
 
 def test_no_gradient_through_the_density_ratio() -> None:
-    module, _ = step(DEFAULTS)
-    assert_equal(gradients(module.actor), plain_gradients(DEFAULTS)["actor"])
-    assert differ(gradients(module.actor), plain_gradients(DEFAULTS, weight_gradient=True)["actor"])
+    module, _ = step(make_config())
+    assert_equal(gradients(module.actor), plain_gradients(make_config())["actor"])
+    assert differ(gradients(module.actor), plain_gradients(make_config(), weight_gradient=True)["actor"])
 
 
 @pytest.mark.parametrize("divergence", ["half_squared", "chi_squared"])
 def test_full_gradient_flows_through_the_next_value(divergence: str) -> None:
-    options = dataclasses.replace(DEFAULTS, target_networks=False, f_divergence=divergence)
-    module, _ = step(options)
-    assert_equal(gradients(module.critics), plain_gradients(options)["critic"])
-    assert differ(gradients(module.critics), plain_gradients(options, stop_target=True)["critic"])
+    config = make_config(target_networks=False, f_divergence=divergence)
+    module, _ = step(config)
+    assert_equal(gradients(module.critics), plain_gradients(config)["critic"])
+    assert differ(gradients(module.critics), plain_gradients(config, stop_target=True)["critic"])
 
 
 def test_full_gradient_does_not_read_the_target_networks() -> None:
-    options = dataclasses.replace(DEFAULTS, target_networks=False)
+    config = make_config(target_networks=False)
     results = []
     for scale in (1.0, 100.0):
         module = make_module()
         with torch.no_grad():
             for p in module.target_critics.parameters():
                 p *= scale
-        make_update(module, options).step(make_batch())
+        take(make_update(module, config), make_batch())
         results.append([*gradients(module.critics), *gradients(module.actor)])
     assert_equal(*results, atol=0)
 
@@ -356,39 +283,43 @@ def test_terminal_next_states_reach_no_gradient() -> None:
     results = []
     for shift in (0.0, 5.0):
         module, batch = make_module(), make_batch()
-        update = batch.update._replace(
-            terminated=torch.ones(ROWS, dtype=torch.float64), next_obs=batch.update.next_obs + shift
+        update = batch["update"]._replace(
+            terminated=torch.ones(ROWS, dtype=torch.float64), next_obs=batch["update"].next_obs + shift
         )
-        batch = StepBatch(update, batch.initial, batch.offline, batch.synthetic)
-        make_update(module, dataclasses.replace(DEFAULTS, data_alignment=False)).step(batch)
+        batch["update"] = update
+        take(make_update(module, make_config(data_alignment=False)), batch)
         results.append([*gradients(module.critics), *gradients(module.actor)])
     assert_equal(*results)
 
 
 def test_classifier_learns_from_its_own_rows_alone() -> None:
     """Neither the update rows nor the coefficients of the other losses reach it."""
-    expected = plain_gradients(DEFAULTS)["classifier"]
-    other = make_batch(seed=99)
-    batch = make_batch()
+    expected = plain_gradients(make_config())["classifier"]
+    batch, other = make_batch(), make_batch(seed=99)
+    batch.update({name: other[name] for name in ("update", "initial")})
     module = make_module()
-    options = dataclasses.replace(DEFAULTS, eta=50.0, gamma=0.1, bc_weight=3.0)
-    make_update(module, options).step(StepBatch(other.update, other.initial, batch.offline, batch.synthetic))
+    config = make_config(eta=50.0, gamma=0.1, bc_weight=3.0)
+    take(make_update(module, config), batch)
     assert_equal(gradients(module.classifier), expected)
 
 
 def test_modified_reward_is_of_the_classifier_before_its_step() -> None:
     module, batch = make_module(), make_batch()
     before = copy.deepcopy(module.classifier)
-    rewards, metrics = make_update(module, DEFAULTS, classifier=0.5).classifier_step(batch)
-    rows = batch.update
+    rewards, metrics = make_update(module, make_config(), classifier=0.5).classifier_step(batch)
+    rows = batch["update"]
     logits = before(before.inputs(rows.obs, rows.actions, rows.next_obs))
-    torch.testing.assert_close(rewards, rows.rewards + DEFAULTS.eta * logits)
+    torch.testing.assert_close(rewards, rows.rewards + make_config().eta * logits)
     assert not rewards.requires_grad
     offline, synthetic = (
-        before(before.inputs(part.obs, part.actions, part.next_obs)) for part in (batch.offline, batch.synthetic)
+        before(before.inputs(part.obs, part.actions, part.next_obs))
+        for part in (batch["classifier_offline"], batch["classifier_synthetic"])
     )
     accuracy = ((offline > 0).double().mean() + (synthetic < 0).double().mean()) / 2
-    torch.testing.assert_close(metrics[1:], torch.stack((accuracy, offline.mean(), synthetic.mean())))
+    expected = {
+        "classifier_accuracy": accuracy, "logit_offline_mean": offline.mean(), "logit_synthetic_mean": synthetic.mean(),
+    }  # fmt: skip
+    torch.testing.assert_close({name: metrics[name] for name in expected}, expected)
 
 
 @pytest.mark.parametrize("kind", [DAMOUpdate, FastUpdate])
@@ -396,16 +327,16 @@ def test_a_successor_that_is_not_known_has_the_plain_reward(kind: type[DAMOUpdat
     """A terminal whose observation is repeated; a row that goes on in the same place has its own logit."""
     batch = make_batch()
     for row in (0, 1):
-        batch.update.next_obs[row] = batch.update.obs[row]
-    assert batch.update.terminated[:2].tolist() == [1, 0]
+        batch["update"].next_obs[row] = batch["update"].obs[row]
+    assert batch["update"].terminated[:2].tolist() == [1, 0]
     module = make_module()
     optimizers = {name: torch.optim.SGD(params, lr=0.0) for name, params in module.trainable().items()}
-    update = kind(module, optimizers=optimizers, options=DEFAULTS, generator=torch.Generator())
+    update = kind(module, make_config(), optimizers=optimizers, generator=torch.Generator())
     rewards, _ = update.classifier_step(batch)
-    assert (rewards == batch.update.rewards).nonzero().flatten().tolist() == [0]
-    update.knows_terminals = False  # nor do the model's terminals have anything to be compared with
+    assert (rewards == batch["update"].rewards).nonzero().flatten().tolist() == [0]
+    update.fit(DatasetFacts(knows_terminals=False))  # nor do the model's terminals have anything to be compared with
     rewards, _ = update.classifier_step(batch)
-    assert torch.equal(rewards == batch.update.rewards, batch.update.terminated == 1)
+    assert torch.equal(rewards == batch["update"].rewards, batch["update"].terminated == 1)
 
 
 @pytest.mark.parametrize(("option", "value"), [("classifier_noise", 0.5), ("classifier_gradient_penalty", 10.0)])
@@ -417,7 +348,7 @@ def test_classifier_regularisers_change_its_gradient_but_not_the_rewards(option:
         with torch.no_grad():  # steep enough for the penalty to act
             for p in module.classifier.parameters():
                 p *= 3
-        rewards, _ = make_update(module, dataclasses.replace(DEFAULTS, **overrides)).classifier_step(batch)
+        rewards, _ = make_update(module, make_config(**overrides)).classifier_step(batch)
         results.append((gradients(module.classifier), rewards))
     (plain, rewards), (regularised, same_rewards) = results
     assert differ(plain, regularised)
@@ -425,7 +356,7 @@ def test_classifier_regularisers_change_its_gradient_but_not_the_rewards(option:
 
 
 def test_the_classifiers_inputs_are_scaled_by_known_successors_alone() -> None:
-    rows = make_batch().update
+    rows = make_batch()["update"]
     rows.next_obs[::4] = rows.obs[::4]  # all terminals
     module = make_module()
     module.fit_standardizers(rows)
@@ -459,39 +390,39 @@ def test_a_state_of_the_policy_alone_is_taken() -> None:
 
 def test_anchor_pulls_the_actor_to_the_datasets_actions() -> None:
     """The BC term reads the dataset rows' own states and actions; the critics do not see it."""
-    options = dataclasses.replace(DEFAULTS, bc_weight=1e6)
+    config = make_config(bc_weight=1e6)
     module, batch = make_module(), make_batch()
     noise = torch.zeros(STARTS, ACT, dtype=torch.float64)
 
     def distance() -> float:
-        actions, _ = module.actor.sample(batch.initial.obs, noise)
-        return (actions - batch.initial.actions).square().mean().item()
+        actions, _ = module.actor.sample(batch["initial"].obs, noise)
+        return (actions - batch["initial"].actions).square().mean().item()
 
-    update = make_update(module, options, actor=2e-8)
+    update = make_update(module, config, actor=2e-8)
     distances = [distance()]
     for _ in range(60):
-        update.step(batch)
+        take(update, batch)
         distances.append(distance())
     assert distances[-1] < 0.8 * distances[0]
-    assert_equal(gradients(step(options)[0].critics), gradients(step(DEFAULTS)[0].critics), atol=0)
+    assert_equal(gradients(step(config)[0].critics), gradients(step(make_config())[0].critics), atol=0)
 
 
 def test_alpha_is_bounded() -> None:
-    options = dataclasses.replace(DEFAULTS, max_alpha=0.5, target_entropy=100.0)  # an entropy that cannot be reached
+    config = make_config(max_alpha=0.5, target_entropy=100.0)  # an entropy that cannot be reached
     module = make_module()
-    update = make_update(module, options, alpha=1.0)
+    update = make_update(module, config, alpha=1.0)
     for _ in range(5):
-        update.step(make_batch())
+        take(update, make_batch())
     assert module.log_alpha.exp().item() == pytest.approx(0.5)
-    options = dataclasses.replace(DEFAULTS, target_entropy=-100.0)
+    config = make_config(target_entropy=-100.0)
     module = make_module()
-    make_update(module, options, alpha=0.1).step(make_batch())
+    take(make_update(module, config, alpha=0.1), make_batch())
     assert module.log_alpha.exp().item() < 0.3
 
 
 def test_gradients_are_clipped_by_network() -> None:
-    module, _ = step(dataclasses.replace(DEFAULTS, grad_clip=1e-3))
-    expected = plain_gradients(DEFAULTS)
+    module, _ = step(make_config(grad_clip=1e-3))
+    expected = plain_gradients(make_config())
     for network, name in ((module.actor, "actor"), (module.critics, "critic"), (module.classifier, "classifier")):
         norm = torch.cat([g.flatten() for g in expected[name]]).norm()
         assert norm > 1e-3
@@ -500,7 +431,7 @@ def test_gradients_are_clipped_by_network() -> None:
 
 def test_gradients_pass_through_the_reducer() -> None:
     module = make_module()
-    update = make_update(module, DEFAULTS)
+    update = make_update(module, make_config())
     sizes = []
 
     def halve(group: Sequence[Tensor]) -> None:
@@ -508,20 +439,21 @@ def test_gradients_pass_through_the_reducer() -> None:
         torch._foreach_div_(list(group), 2)
 
     update.reduce_gradients = halve
-    update.step(make_batch())
-    expected = plain_gradients(DEFAULTS)
+    take(update, make_batch())
+    expected = plain_gradients(make_config())
     assert_equal(gradients(module.actor), [g / 2 for g in expected["actor"]])
     assert sorted(sizes) == sorted(len(expected[name]) for name in NETWORKS)
 
 
 def test_metrics() -> None:
     module, batch = make_module(), make_batch()
-    q = module.critics(batch.update.obs, batch.update.actions)
-    values = dict(zip(METRICS, make_update(module, DEFAULTS).step(batch).tolist(), strict=True))
-    assert values["alpha_value"] == pytest.approx(0.3)
-    assert values["qf_mean"] == pytest.approx(q.mean().item())
+    q = module.critics(batch["update"].obs, batch["update"].actions)
+    values = take(make_update(module, make_config()), batch)
+    assert all(value.shape == () and not value.requires_grad for value in values.values())
+    assert values["alpha_value"].item() == pytest.approx(0.3)
+    assert values["qf_mean"].item() == pytest.approx(q.mean().item())
     assert values["bc_loss"] == 0
-    assert 0 <= values["density_ratio_mean"] <= DEFAULTS.max_actor_weight
+    assert 0 <= values["density_ratio_mean"] <= make_config().max_actor_weight
     assert 0 <= values["classifier_accuracy"] <= 1
 
 
@@ -529,9 +461,9 @@ def test_steps_are_reproducible_from_the_generator() -> None:
     results = []
     for _ in range(2):
         module = make_module()
-        update = make_update(module, DEFAULTS, lr=0.05)
+        update = make_update(module, make_config(), lr=0.05)
         for _ in range(3):
-            update.step(make_batch())
+            take(update, make_batch())
         results.append([p for group in snapshot(module).values() for p in group])
     assert_equal(*results, atol=0)
 
@@ -539,19 +471,15 @@ def test_steps_are_reproducible_from_the_generator() -> None:
 @pytest.mark.parametrize("option", ["critic_layer_norm", "classifier_spectral_norm"])
 def test_steps_with_other_networks(option: str) -> None:
     module = make_module(**{option: True}).float()
-    options = dataclasses.replace(DEFAULTS, classifier_gradient_penalty=1.0, classifier_noise=0.1)
-    update = make_update(module, options, lr=0.01)
+    config = make_config(classifier_gradient_penalty=1.0, classifier_noise=0.1)
+    update = make_update(module, config, lr=0.01)
     for _ in range(3):
-        metrics = update.step(convert(make_batch(), Tensor.float))
-        assert np.isfinite(metrics.numpy()).all()
+        metrics = take(update, convert(make_batch(), Tensor.float))
+        assert all(map(math.isfinite, metrics.values()))
     assert all(torch.isfinite(p).all() for p in module.parameters())
 
 
 def test_a_single_row_and_groups_of_other_sizes() -> None:
-    batch = make_batch()
-    one = StepBatch(*(
-        Batch(*(column[:n] for column in rows))
-        for rows, n in ((batch.update, 1), (batch.initial, 5), (batch.offline, 2), (batch.synthetic, 2))
-    ))  # fmt: skip
-    metrics = make_update(make_module(), DEFAULTS, lr=0.01).step(one)
-    assert np.isfinite(metrics.numpy()).all()
+    one = first_rows(make_batch(), update=1, initial=5, classifier=2)
+    metrics = take(make_update(make_module(), make_config(), lr=0.01), one)
+    assert all(map(math.isfinite, metrics.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 _MAX_VARIANTS = 100
+#: Least and greatest value.
+_WHOLE_NUMBERS = {
+    "seed": (0, 2**32 - 1),
+    "evaluation_interval": (0, 2**31 - 1),
+    **dict.fromkeys(
+        ("num_env_runners", "num_envs_per_env_runner", "evaluation_num_env_runners", "num_learners"), (0, 100000)
+    ),
+}
+_MAY_BE_NONE = ("seed", "evaluation_interval")
 
 
 def check_config(config: AlgorithmConfig, stop: Any) -> list[AlgorithmConfig]:
@@ -38,10 +48,22 @@ def check_config(config: AlgorithmConfig, stop: Any) -> list[AlgorithmConfig]:
     configs = list(variants(config))
     try:
         for variant in configs:
+            _check_whole_numbers(variant)
             variant.validate()
     except (ValueError, TypeError, KeyError, ImportError) as error:
+        # without RLlib's last line, which advises to switch the checks off
         raise UsageError(f"the config is not valid: {without_advice(error)}") from error
     return configs
+
+
+def _check_whole_numbers(config: AlgorithmConfig) -> None:
+    """Checks settings whose wrong values RLlib finds late or not at all."""
+    for name, (least, most) in _WHOLE_NUMBERS.items():
+        value = getattr(config, name)
+        is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not (is_whole and least <= value <= most) and not (value is None and name in _MAY_BE_NONE):
+            none = "None or " if name in _MAY_BE_NONE else ""
+            raise UsageError(f"`{name}` must be {none}a whole number from {least} to {most}; found {value!r}.")
 
 
 def variants(config: AlgorithmConfig) -> Iterator[AlgorithmConfig]:

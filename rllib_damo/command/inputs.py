@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import Any
 
 import gymnasium as gym
@@ -117,6 +117,8 @@ def default_config(algo: str) -> AlgorithmConfig:
 
 def check_env(env: Any) -> Any:
     """The environment, if Gymnasium or Tune's registry knows it (ids with a module, "module:Id-v0", are imported)."""
+    if not isinstance(env, (str, type, NoneType)):
+        raise UsageError(f"env (--env) must be the name of an environment or a class, but is {env!r}.")
     if not isinstance(env, str) or is_registered(env) or env.startswith("ale_py:"):
         return env
     module, _, name = env.rpartition(":")
@@ -139,10 +141,23 @@ def apply_config(config: AlgorithmConfig, changes: Mapping[str, Any], option: st
     config = config.copy(copy_frozen=False)
     properties = {name for name, member in inspect.getmembers(type(config)) if getattr(member, "fset", None)}
     known = {key for key in vars(config) if not key.startswith("_")} | set(config.to_dict()) | properties
-    for key in changes:
+    for key, value in changes.items():
+        if key == "algo_class":
+            raise UsageError(f"{option} cannot set 'algo_class': name the algorithm with --algo, or in the file.")
+        _check_grids(value, f"{option}: {key!r}")
         if key not in known and ray_internals.setting_name(config, key) not in known:
             raise UsageError(f"{option}: {type(config).__name__} has no setting {key!r}.{near(key, known)}")
     try:
         return config.update_from_dict(dict(changes))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UsageError(f"{option}: {error}") from error
+
+
+def _check_grids(value: Any, where: str) -> None:
+    """Refuses a grid search, at any depth, that is not over a list of values."""
+    if not isinstance(value, Mapping):
+        return
+    for key, inner in value.items():
+        if key == "grid_search" and not (isinstance(inner, list) and inner):
+            raise UsageError(f'{where}: "grid_search" must be a list of values, such as [1, 2], but is {inner!r}.')
+        _check_grids(inner, where)

@@ -7,14 +7,17 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
+from rllib_damo.command.causes import what_failed
 from rllib_damo.utils.names import nested
 from rllib_damo.utils.uris import address, without_password
 
 if TYPE_CHECKING:
     from ray.tune import Checkpoint, Result, ResultGrid
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+#: Exit codes; the last two are those of shells for SIGINT (Ctrl-C) and SIGTERM.
+OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 console = Console(soft_wrap=True, highlight=False)
 err = Console(soft_wrap=True, highlight=False, stderr=True)
@@ -61,11 +64,14 @@ def report(
 
 
 def _print_error(trial: Result, place: str, verbose: bool) -> None:
-    lines = str(trial.error).strip().splitlines()
-    err.print(f"\n[red]Failed:[/red] {lines[-1] if lines else type(trial.error).__name__}", markup=True)
+    text = str(trial.error).strip()
+    failure, cause = what_failed(text)
+    err.print(f"\n[red]Failed:[/red] {escape(failure or type(trial.error).__name__)}", markup=True)
+    if cause:
+        err.print(f"Cause: {cause}", markup=False)
     err.print(f"The complete error: {address(f'{trial.path}/error.txt', place)}", markup=False)
     if verbose:
-        err.print("\n".join(lines), markup=False)
+        err.print(text, markup=False)
 
 
 def _print_ranking(ranked: list[Result], metric: str, searched: Sequence[tuple[str, ...]]) -> None:

@@ -1,7 +1,8 @@
 """The `rllib` command: `rllib train file X.py`, `rllib train --algo A --env E`, `rllib evaluate CHECKPOINT`.
 
 Ray had a command of this name until 2.41; this one works with every RLlib algorithm.
-Exit codes: 0 success, 1 the run failed, 2 the command was wrong, 130 interrupted.
+Exit codes: 0 success, 1 the run failed, 2 the command was wrong, 130 interrupted (Ctrl-C), 143
+terminated (SIGTERM); `--resume` continues a run after the last two.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def train(
     """Train with Tune: `rllib train file X.py`, or `rllib train --algo DAMO --env Hopper-v5 --input hopper-medium`.
 
     Prints a line per result, and the checkpoints' paths at the end. Exit codes: 0 success, 1 the run failed, 2
-    the command or the config was wrong, 130 interrupted.
+    the command or the config was wrong, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM). After the last two, and
+    after a crash, the same command with --resume continues.
     """
     given_stop = inputs.check_stop(inputs.parse_json("--stop", stop), "--stop")
     changes = inputs.parse_json("--config", config) or {}

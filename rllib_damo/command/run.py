@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
-import numbers
 import os
 import shlex
-import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,12 +18,15 @@ from ray.tune.schedulers import SCHEDULER_IMPORT, create_scheduler
 from rllib_damo.command.checks import check_config, check_resources, search_space
 from rllib_damo.command.offline import read_datasets, with_idle_cpus
 from rllib_damo.command.progress import ProgressTable
-from rllib_damo.command.report import USAGE, console, err, report
+from rllib_damo.command.report import INTERRUPTED, TERMINATED, USAGE, console, err, report
+from rllib_damo.command.resume import restored_tuner
+from rllib_damo.command.signals import sigterm_as_interrupt
 from rllib_damo.command.stopping import CheckedStopper, add_to_results, with_last_evaluation
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation import storage
+from rllib_damo.evaluation.scores import add_flat_copy
 from rllib_damo.utils.environments import is_registered
-from rllib_damo.utils.names import near, nested
+from rllib_damo.utils.names import near
 from rllib_damo.utils.ray_internals import stop_condition
 from rllib_damo.utils.uris import without_password
 
@@ -60,7 +60,7 @@ class RunOptions:
 
 
 def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
-    """Trains until `stop`, and returns the exit code (`OK`, `FAILED`, `USAGE` or `INTERRUPTED`).
+    """Trains until `stop`, and returns the exit code (see `rllib_damo.command.report`).
 
     Args:
         config: of any RLlib algorithm; may hold Tune search spaces.
@@ -84,18 +84,21 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
         config = with_flat_score(config, _score_attr(config, options))
         check_resources(config)
         if to_resume is not None:
-            tuner = _restored(to_resume, config)
+            console.print(f"Resuming {without_password(to_resume)}, with its own config, stop and checkpoint options")
+            tuner = restored_tuner(to_resume, config.algo_class)
         else:
             tuner = _new_tuner(config, stop, options, place, callbacks, scheduler)
-        results = tuner.fit()
+        with sigterm_as_interrupt() as termination:
+            results = tuner.fit()
         stopper = stop_condition(tuner)
         if isinstance(stopper, CheckedStopper) and stopper.error:
             err.print(f"[red]Error:[/red] {stopper.error}")
             return USAGE
-        return report(
+        code = report(
             results, metric=_score_attr(config, options), searched=search_space(config), place=place,
             options=_file_option(config, options), verbose=options.verbosity > 0,
         )  # fmt: skip
+        return TERMINATED if termination.received and code == INTERRUPTED else code
     finally:
         if own_ray:
             ray.shutdown()
@@ -109,7 +112,7 @@ def _new_tuner(
     callbacks: list[tune.Callback],
     scheduler: Any,
 ) -> tune.Tuner:
-    name = f"{options.name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    name = storage.new_run(place, options.name)
     console.print(f"Results go to {name} in {without_password(place)}")
     if stop is None:
         console.print("No stop condition: the run goes on until Ctrl-C.")
@@ -128,12 +131,6 @@ def _new_tuner(
     )
 
 
-def _restored(folder: str, config: AlgorithmConfig) -> tune.Tuner:
-    console.print(f"Resuming {folder}, with its own config, stop and checkpoint options")
-    algorithm: Any = config.algo_class
-    return tune.Tuner.restore(folder, trainable=algorithm, resume_errored=True)
-
-
 def _file_option(config: AlgorithmConfig, options: RunOptions) -> str:
     """The option of `rllib evaluate` that runs the file which registered the environment, or ""."""
     is_needed = options.file is not None and is_registered(config.env)
@@ -146,9 +143,7 @@ def with_flat_score(config: AlgorithmConfig, metric: str) -> AlgorithmConfig:
 
 
 def _flatten_score(metric: str, *, result: dict[str, Any], **kwargs: Any) -> None:
-    value = nested(result, metric.split("/"))
-    if isinstance(value, numbers.Real) and math.isfinite(value):
-        result[metric] = float(value)
+    add_flat_copy(result, metric)
 
 
 def _wandb(options: RunOptions) -> list[tune.Callback]:

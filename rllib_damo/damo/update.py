@@ -140,7 +140,7 @@ class DAMOUpdate(Update):
         # ... then of the actor's parameters, by the chain rule across the cut.
         (action_gradient,) = torch.autograd.grad(value_loss, cut, retain_graph=True)
         actor_loss = entropy_loss + self.value_weight(step) * (action_gradient * sampled).sum()
-        bc_loss = torch.zeros((), device=cut.device)
+        bc_loss = torch.zeros_like(alpha)
         if self.is_anchored:  # the value part in units of a return; the anchor has its own weight
             bc_loss = (sampled[num : num + num_initial] - initial.actions).square().mean()
             actor_loss = actor_loss / self.return_size + self.bc_weight(step) * bc_loss

@@ -161,7 +161,7 @@ class DAMOOfflineData(OfflineData):
                     yield Transitions(**from_arrow(batch), name=name)
         except RayError as error:
             raise DataError(
-                f"{name}: reading stopped: {read_error(error)} With that fixed, `rllib train --resume` goes on from "
+                f"{name}: reading stopped: {read_error(error)} Once that is fixed, `rllib train --resume` goes on from "
                 "the last checkpoint."
             ) from error
 

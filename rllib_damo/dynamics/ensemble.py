@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -183,7 +182,7 @@ class DynamicsEnsemble(nn.Module):
         mend = "Delete it and train the dynamics again, or name another file in dynamics_path."
         try:
             content = torch.load(source, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        except Exception as error:  # a damaged file may raise any
             raise ValueError(f"{source} is damaged or not a dynamics file ({type(error).__name__}). {mend}") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__

@@ -19,7 +19,6 @@ from pyarrow import fs
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_LEARNER_GROUP, COMPONENT_RL_MODULE
 
 from rllib_damo.errors import CheckpointError
-from rllib_damo.utils.names import flatten
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -136,14 +135,13 @@ def seal(folder: str | Path, filesystem: fs.FileSystem | None = None, metrics: M
             here if Tune's own record is lost.
     """
     filesystem, root = filesystem or fs.LocalFileSystem(), str(folder).rstrip("/")
-    numbers_ = {key: value for key, value in flatten(metrics or {}).items() if _is_plain_number(value)}
     files = {
         name: {"size": size, "sha256": _digest(filesystem, f"{root}/{name}")}
         for name, size in _files(filesystem, root)
         if name != MANIFEST
     }
     with filesystem.open_output_stream(f"{root}/{MANIFEST}") as stream:
-        stream.write(json.dumps({"metrics": numbers_, "files": files}, indent=1).encode())
+        stream.write(json.dumps({"metrics": _numbers(metrics or {}), "files": files}, indent=1).encode())
 
 
 def verify(folder: str | Path, filesystem: fs.FileSystem | None = None, *, contents: bool = True) -> dict[str, Any]:
@@ -194,14 +192,19 @@ def newest_whole(trial: str, filesystem: fs.FileSystem) -> tuple[str, dict[str, 
 
     On another filesystem than this machine's only the sizes of the files are compared.
     """
-    entries = filesystem.get_file_info(fs.FileSelector(trial, allow_not_found=True))
-    found = [(int(match[1]), entry.path) for entry in entries if (match := _NAME.fullmatch(entry.base_name))]
-    for _, path in sorted(found, reverse=True):
+    numbered = checkpoint_numbers(trial, filesystem)
+    for path in sorted(numbered, key=numbered.__getitem__, reverse=True):
         try:
             return path, verify(path, filesystem, contents=isinstance(filesystem, fs.LocalFileSystem))
         except CheckpointError:
             continue
     return None
+
+
+def checkpoint_numbers(trial: str, filesystem: fs.FileSystem) -> dict[str, int]:
+    """The number of each checkpoint in a trial's folder, by its path."""
+    entries = filesystem.get_file_info(fs.FileSelector(trial, allow_not_found=True))
+    return {entry.path: int(match[1]) for entry in entries if (match := _NAME.fullmatch(entry.base_name))}
 
 
 def _damaged(place: PurePosixPath, what: str) -> CheckpointError:
@@ -239,5 +242,11 @@ def _read_json(filesystem: fs.FileSystem, root: PurePosixPath, name: str) -> dic
         raise _damaged(root, f"{name} cannot be read ({error})") from error
 
 
-def _is_plain_number(value: Any) -> bool:
-    return type(value) in (int, float)
+def _numbers(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a nested result, without the config."""
+    kept = {key: _numbers(value) if isinstance(value, Mapping) else value for key, value in result.items()}
+    return {
+        key: value
+        for key, value in kept.items()
+        if key != "config" and (type(value) in (int, float) or (isinstance(value, dict) and value))
+    }

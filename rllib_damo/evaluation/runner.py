@@ -47,7 +47,8 @@ class EvaluationEnvRunner(SingleAgentEnvRunner):
         if self.env is not None:
             self.env.set_total(num_episodes)
         config = self.config
-        if force_reset is None and config.custom_evaluation_function is None:  # RLlib passes it to remote runners alone
+        # RLlib does not pass it to a local runner
+        if force_reset is None and config.custom_evaluation_function is None:
             force_reset = config.evaluation_force_reset_envs_before_iteration
         if force_reset:  # with the seed, which RLlib's reset leaves out
             require_reset(self)

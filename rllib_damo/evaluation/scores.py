@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from ray.rllib.utils.metrics import (
 )
 
 from rllib_damo.tasks import normalized_score, normalized_std
+from rllib_damo.utils.names import nested
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -53,7 +56,8 @@ class DAMOCallbacks(RLlibCallback):
     RLlib's own are over a runner's last 100, and average the means of runners with unequal shares.
 
     The numbers are only in results of iterations that evaluated. RLlib repeats an evaluation in the next result; that
-    copy is removed, since Tune would count it for the next checkpoint.
+    copy is removed, since Tune would count it for the next checkpoint. Return and normalised score are also there under
+    their whole names, "evaluation/env_runners/...", so that Tune can keep the best checkpoints by them.
     """
 
     def on_episode_end(
@@ -116,3 +120,16 @@ class DAMOCallbacks(RLlibCallback):
             del evaluation[ENV_RUNNER_RESULTS]
             if not evaluation:
                 del result[EVALUATION_RESULTS]
+        for name in (EPISODE_RETURN_MEAN, NORMALIZED_SCORE):
+            add_flat_copy(result, f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/{name}")
+
+
+def add_flat_copy(result: dict[str, Any], metric: str) -> None:
+    """Puts a nested metric "a/b" into a result under its whole name as well, if it is a finite number.
+
+    Tune looks for `CheckpointConfig.checkpoint_score_attribute` only by the whole name. Without this it keeps the last
+    checkpoints, and not the best.
+    """
+    value = nested(result, metric.split("/"))
+    if isinstance(value, numbers.Real) and math.isfinite(value):
+        result[metric] = float(value)

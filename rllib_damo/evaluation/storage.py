@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,24 +27,45 @@ def check(path: str | None) -> str:
     """The storage of a run: an address as it is given, or the absolute path of a folder, which is made if needed.
 
     Raises:
-        UsageError: if pyarrow has no such storage, or the folder can't be made.
+        UsageError: if there is no such storage, or it cannot be written.
     """
     path = path or os.environ.get("RAY_AIR_LOCAL_CACHE_DIR") or DEFAULT
-    if "://" in path:
-        try:
-            filesystem, folder = connect(path)
-            filesystem.create_dir(folder)
-        except Exception as error:
-            raise UsageError(
-                f"storage_path (--storage-path) {without_password(path)}: cannot be written: {why(error)}"
-            ) from error
-        return path
-    local = Path(path).expanduser().absolute()
+    if "://" not in path:
+        path = str(Path(path).expanduser().absolute())
     try:
-        local.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"storage_path (--storage-path): {local} can't be made ({error.strerror}).") from error
-    return str(local)
+        filesystem, folder = connect(path)
+        filesystem.create_dir(folder)
+        probe = f"{folder}/.rllib_damo_{uuid.uuid4().hex}"
+        with filesystem.open_output_stream(probe) as stream:
+            stream.write(b"can be written")
+        filesystem.delete_file(probe)
+    except Exception as error:
+        fix = why(error) if "://" in path else f"{error}. Give another folder."
+        shown = without_password(path)
+        raise UsageError(f"storage_path (--storage-path) {shown}: cannot be written: {fix}") from error
+    return path
+
+
+def new_run(storage: str, name: str) -> str:
+    """The name of a new run, `name` and the time, whose folder is made here and belongs to no other run.
+
+    Args:
+        storage: as `check` returns it.
+        name: of the experiment.
+    """
+    filesystem, path = connect(storage)
+    stamped = f"{name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    if isinstance(filesystem, fs.LocalFileSystem):
+        for number in itertools.count(1):
+            run = stamped if number == 1 else f"{stamped}_{number}"
+            try:
+                Path(path, run).mkdir()
+                return run
+            except FileExistsError:
+                continue
+    run = f"{stamped}_{uuid.uuid4().int % 1_000_000:06d}"  # other storages cannot make a folder exclusively
+    filesystem.create_dir(f"{path}/{run}")
+    return run
 
 
 def latest_run(storage: str, name: str) -> str:
