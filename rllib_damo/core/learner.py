@@ -25,6 +25,7 @@ from rllib_damo.core.update import DatasetFacts, RowGroup, StepBatch, Update
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.nn.adam import FusedAdam
 from rllib_damo.nn.flat_parameters import flatten
+from rllib_damo.utils import ray_internals
 from rllib_damo.utils.arrow import from_arrow
 from rllib_damo.utils.batch import Batch, Layout, RingBuffer, as_constant, unknown_successors
 from rllib_damo.utils.seeds import fresh_seed
@@ -197,13 +198,15 @@ class OfflineTorchLearner(TorchLearner):
         # A Ray Dataset that was read leaves reference cycles, which keep its blocks in the object store for many
         # rounds. Just after `add_rollouts` they are young, and to look at the young takes a millisecond.
         gc.collect(1)
-        seed = np.random.SeedSequence((self._base_seed, self._learner_index, self._num_steps)).generate_state(1)[0]
+        seed = np.random.SeedSequence(
+            (self._base_seed, ray_internals.learner_index(self), self._num_steps)
+        ).generate_state(1)[0]
         self._generator.manual_seed(int(seed))
         single = {} if self._num_steps else self._update.pretrain(self._draw)
         metrics = self._take_steps(num_steps)
         single |= self._update.after_iteration(self._draw)
         self._num_steps += num_steps
-        self._weights_seq_no += 1
+        ray_internals.count_new_weights(self)
         return self._report({**metrics, **{k: float(v) for k, v in single.items()}}, num_steps, timesteps or {})
 
     def _take_steps(self, num_steps: int) -> dict[str, float]:
@@ -271,7 +274,7 @@ class OfflineTorchLearner(TorchLearner):
             values["initial_value_mean"] = self.initial_value()
         for name, value in values.items():
             self.metrics.log_value((DEFAULT_MODULE_ID, name), value, window=1)
-        self._log_trainable_parameters()  # RLlib's numbers, which it logs once, and which are NaN after that
+        ray_internals.log_trainable_parameters(self)
         self.after_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._num_steps} | timesteps)
         return self.metrics.reduce()
 
@@ -294,7 +297,7 @@ class OfflineTorchLearner(TorchLearner):
     @override(TorchLearner)
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> StateDict:
         state = super().get_state(components, not_components=not_components, **kwargs)
-        if self._check_component(COMPONENT_TRAINING, components, not_components):
+        if ray_internals.wants_component(self, COMPONENT_TRAINING, components, not_components):
             state[COMPONENT_TRAINING] = self._training_state()
         return state
 
@@ -321,7 +324,7 @@ class OfflineTorchLearner(TorchLearner):
     @override(TorchLearner)
     def set_state(self, state: StateDict) -> None:
         # RLlib ignores module states that are older than its own; a restore means what it says.
-        self._weights_seq_no = 0
+        ray_internals.accept_any_weights(self)
         super().set_state(state)
         if COMPONENT_TRAINING in state:
             self._set_training_state(state[COMPONENT_TRAINING])
@@ -330,8 +333,7 @@ class OfflineTorchLearner(TorchLearner):
             self._recorded = RecordedSteps(self._update)
 
     def _schedule_rates(self) -> None:
-        for optimizer, schedule in self._optimizer_lr_schedules.items():
-            self._set_optimizer_lr(optimizer, lr=schedule.update(timestep=self._num_steps))
+        ray_internals.schedule_learning_rates(self, self._num_steps)
 
 
 class ModelBasedTorchLearner(OfflineTorchLearner):
