@@ -119,7 +119,7 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         rule = resolve_termination(self.config.env, self.config.termination_fn, self.config.env_config)
         if rule is not None:
             given = rule
-            # Here once: taken from the space at each step, they would be copied to a GPU then, and waited for.
+            # Converted once: at each step, this would be a copy to the GPU that the CPU waits for.
             low, high = (torch.as_tensor(bound, device=self._device) for bound in action_bounds(space))
             return lambda obs, actions, next_obs: given(obs, from_unit_between(actions, low, high), next_obs)
         if dynamics.termination is None:
