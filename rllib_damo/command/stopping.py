@@ -11,6 +11,7 @@ from ray.rllib.utils.metrics import EVALUATION_RESULTS, LEARNER_RESULTS
 from ray.tune.result import TRAINING_ITERATION
 
 from rllib_damo.utils.names import flatten, near
+from rllib_damo.utils.ray_internals import evaluate_now
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -68,7 +69,7 @@ def with_last_evaluation(config: AlgorithmConfig, stop: Any) -> AlgorithmConfig:
 def _evaluate_last(stop: dict[str, float], *, algorithm: Any, result: dict[str, Any], **kwargs: Any) -> None:
     flat = flatten(result) | {TRAINING_ITERATION: algorithm.iteration + 1}  # which Tune counts later
     if EVALUATION_RESULTS not in result and reached(stop, flat):
-        result.update(algorithm._run_one_evaluation())
+        result.update(evaluate_now(algorithm))
 
 
 def add_to_results(config: AlgorithmConfig, callback: Any) -> AlgorithmConfig:
