@@ -18,6 +18,9 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.bc import BCConfig
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.train._internal.session import _TrainingResult
+from ray.train._internal.storage import StorageContext
+from ray.tune.experiment import Trial
 
 from rllib_damo.utils import ray_internals
 from rllib_damo.utils.ray_internals import INHERITED, OVERRIDDEN
@@ -256,6 +259,63 @@ def stop_condition() -> None:
     assert "self._local_tuner = TunerInternal(" in inspect.getsource(tune.Tuner.__init__)
 
 
+def add_callback() -> None:
+    class Mine(tune.Callback):
+        pass
+
+    other, run_config = tune.Callback(), tune.RunConfig(callbacks=[Mine()])
+    run_config.callbacks.append(other)
+    inner = SimpleNamespace(get_run_config=lambda: run_config)
+    mine = Mine()
+    ray_internals.add_callback(SimpleNamespace(_local_tuner=inner), mine)
+    assert run_config.callbacks == [other, mine]
+
+
+def make_trial() -> Any:
+    """A trial that knows checkpoints 1 and 2, the latter as the latest."""
+    tune.register_trainable("of-the-user", Registered)
+    storage = StorageContext("/nowhere", "run", trial_dir_name="trial", current_checkpoint_index=2)
+    trial = Trial("of-the-user", stub=True, storage=storage)
+    manager = trial.run_metadata.checkpoint_manager
+    for number in (1, 2):
+        checkpoint = tune.Checkpoint(f"/nowhere/run/trial/{number}", filesystem=storage.storage_filesystem)
+        manager.register_checkpoint(_TrainingResult(checkpoint, {"training_iteration": number}))
+    return trial
+
+
+def trial_folder() -> None:
+    filesystem, folder = ray_internals.trial_folder(make_trial())
+    assert (filesystem.type_name, folder) == ("local", "/nowhere/run/trial")
+
+
+def latest_checkpoint() -> None:
+    assert ray_internals.latest_checkpoint(make_trial()) == "/nowhere/run/trial/2"
+
+
+def forget_other_checkpoints() -> None:
+    trial = make_trial()
+    ray_internals.forget_other_checkpoints(trial, ["/nowhere/run/trial/2"])
+    kept = trial.run_metadata.checkpoint_manager.best_checkpoint_results
+    assert [result.checkpoint.path for result in kept] == ["/nowhere/run/trial/2"]
+
+
+def number_checkpoints_after() -> None:
+    trial = make_trial()
+    for number, expected in ((1, "checkpoint_000002"), (7, "checkpoint_000007")):
+        ray_internals.number_checkpoints_after(trial, number)
+        assert trial.storage.checkpoint_dir_name == expected
+
+
+def start_from() -> None:
+    trial = make_trial()
+    for path, iteration in (("/nowhere/run/trial/1", 1), ("/nowhere/run/trial/5", 5)):
+        ray_internals.start_from(trial, path, {"training_iteration": 5})
+        assert trial.checkpoint.path == path
+        assert trial.latest_checkpoint_result.metrics["training_iteration"] == iteration
+    ray_internals.start_from(trial, None, {})
+    assert trial.checkpoint is None
+
+
 def tensor_column() -> None:
     array = np.arange(6, dtype=np.float32).reshape(3, 2)
     column = pa.table({"a": ray_internals.tensor_column(array)}).column("a").combine_chunks()
@@ -281,6 +341,7 @@ CHECKS = {check.__name__: check for check in (
     schedule_learning_rates, wants_component, subcomponents, refuse, without_advice, is_frozen, given_model_config,
     given_module_spec, given_connector, private_options, keep_runner_states, setting_name, set_env_seed, require_reset,
     env_to_module, evaluate_now, register, algorithm_names, is_trainable, is_env, env_creator, stop_condition,
+    add_callback, trial_folder, latest_checkpoint, forget_other_checkpoints, number_checkpoints_after, start_from,
     tensor_column, read_task, read_error,
 )}  # fmt: skip
 

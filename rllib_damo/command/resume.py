@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from pyarrow import fs
 from ray import tune
-from ray.train._internal.session import _TrainingResult
-from ray.tune import Callback, Checkpoint
+from ray.tune import Callback
 
 from rllib_damo.command.report import console
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation.checkpoints import checkpoint_numbers, missing_code, newest_whole
+from rllib_damo.utils import ray_internals
 from rllib_damo.utils.uris import connect, without_password
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ def restored_tuner(run: str, algorithm: Any) -> tune.Tuner:
             f"{shown} cannot be resumed (--resume): its state cannot be read ({type(error).__name__}: {error}). Move "
             "the folder away to resume the run before it, or start a new run without --resume."
         ) from error
-    run_config = tuner._local_tuner.get_run_config()
-    others = [callback for callback in run_config.callbacks or [] if not isinstance(callback, NewestCheckpoints)]
-    run_config.callbacks = [*others, NewestCheckpoints()]
+    ray_internals.add_callback(tuner, NewestCheckpoints())
     return tuner
 
 
@@ -85,26 +83,17 @@ class NewestCheckpoints(Callback):
 
 
 def _take_newest(trial: Trial) -> None:
-    manager, storage = trial.run_metadata.checkpoint_manager, trial.storage
-    filesystem = storage.storage_filesystem
-    numbers = checkpoint_numbers(storage.trial_fs_path, filesystem)
-    found = newest_whole(storage.trial_fs_path, filesystem)
-    latest = manager.latest_checkpoint_result
-    known = {result.checkpoint.path: result for result in [*manager._checkpoint_results, latest] if result}
-    manager._checkpoint_results = [kept for kept in manager._checkpoint_results if kept.checkpoint.path in numbers]
-    trial.run_metadata.invalidate_cache()
+    filesystem, folder = ray_internals.trial_folder(trial)
+    numbers = checkpoint_numbers(folder, filesystem)
+    latest = ray_internals.latest_checkpoint(trial)
+    ray_internals.forget_other_checkpoints(trial, numbers)
     # New checkpoints must not be written into the folder of a damaged one.
-    storage.current_checkpoint_index = max([storage.current_checkpoint_index, *numbers.values()])
-    if found is None:
-        if latest is not None or numbers:
-            console.print(f"{trial}: no checkpoint is whole; the trial starts from the beginning.")
-        manager._latest_checkpoint_result = None
+    ray_internals.number_checkpoints_after(trial, max(numbers.values(), default=-1))
+    path, metrics = newest_whole(folder, filesystem) or (None, {})
+    if path == latest:
         return
-    path, metrics = found
-    if latest is not None and latest.checkpoint.path == path:
-        return
-    console.print(f"{trial}: goes on from {path.rsplit('/', 1)[-1]}, its newest whole checkpoint.")
-    if path in known:
-        manager._latest_checkpoint_result = known[path]
+    if path is None:
+        console.print(f"{trial}: no checkpoint is whole; the trial starts from the beginning.")
     else:
-        manager.register_checkpoint(_TrainingResult(Checkpoint(path, filesystem=filesystem), metrics))
+        console.print(f"{trial}: goes on from {path.rsplit('/', 1)[-1]}, its newest whole checkpoint.")
+    ray_internals.start_from(trial, path, metrics)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import fs
 from ray.data import ReadTask
 from ray.data.block import BlockMetadata
 from ray.data.extensions import ArrowTensorArray
@@ -22,7 +23,9 @@ from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
-from ray.tune import Tuner
+from ray.train._internal.session import _TrainingResult
+from ray.tune import Callback, Checkpoint, Tuner
+from ray.tune.experiment import Trial
 from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry, register_trainable
 
 # -- learners --------------------------------------------------------------------------------------------------------
@@ -180,6 +183,54 @@ def env_creator(name: str) -> Callable[..., Any]:
 def stop_condition(tuner: Tuner) -> Any:
     """The stop condition of a run that was restored, or the one that it was given."""
     return tuner._local_tuner.get_run_config().stop
+
+
+def add_callback(tuner: Tuner, callback: Callback) -> None:
+    """Adds a callback to a run that was restored, in place of those of its class."""
+    run_config = tuner._local_tuner.get_run_config()
+    others = [given for given in run_config.callbacks or [] if type(given) is not type(callback)]
+    run_config.callbacks = [*others, callback]
+
+
+def trial_folder(trial: Trial) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a trial's results, and their folder on it."""
+    return trial.storage.storage_filesystem, trial.storage.trial_fs_path
+
+
+def latest_checkpoint(trial: Trial) -> str | None:
+    """The folder of the checkpoint that a trial starts from, or None."""
+    latest = trial.run_metadata.checkpoint_manager.latest_checkpoint_result
+    return None if latest is None else latest.checkpoint.path
+
+
+def forget_other_checkpoints(trial: Trial, paths: Collection[str]) -> None:
+    """Lets Tune know of no kept checkpoints but these."""
+    manager = trial.run_metadata.checkpoint_manager
+    manager._checkpoint_results = [kept for kept in manager._checkpoint_results if kept.checkpoint.path in paths]
+    trial.run_metadata.invalidate_cache()
+
+
+def number_checkpoints_after(trial: Trial, number: int) -> None:
+    """Numbers a trial's next checkpoints above this, and above those that Tune knows."""
+    trial.storage.current_checkpoint_index = max(trial.storage.current_checkpoint_index, number)
+
+
+def start_from(trial: Trial, path: str | None, metrics: dict[str, Any]) -> None:
+    """Sets the checkpoint that a trial starts from; None: from its beginning.
+
+    Args:
+        trial: which has not started.
+        path: folder of the checkpoint on the trial's filesystem.
+        metrics: the result that belongs to it, if Tune does not know the checkpoint.
+    """
+    manager = trial.run_metadata.checkpoint_manager
+    known = [kept for kept in manager._checkpoint_results if kept.checkpoint.path == path]
+    if path is None or known:
+        manager._latest_checkpoint_result = known[0] if known else None
+    else:
+        checkpoint = Checkpoint(path, filesystem=trial.storage.storage_filesystem)
+        manager.register_checkpoint(_TrainingResult(checkpoint, metrics))
+    trial.run_metadata.invalidate_cache()
 
 
 # -- Ray Data --------------------------------------------------------------------------------------------------------
