@@ -17,6 +17,7 @@ from rllib_damo.core.learner import OfflineTorchLearner
 from rllib_damo.core.networks import GaussianActor, Values
 from rllib_damo.core.option_groups import CriticTraining, OfflineTraining, Schedule
 from rllib_damo.core.options import Check, Option, learning_rate, not_negative, number, positive
+from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.rl_module import ActorCriticTorchRLModule
 from rllib_damo.core.update import DatasetFacts, Metrics, StepBatch, Update, cosine
 from rllib_damo.data.schema import Transitions
@@ -178,6 +179,7 @@ class OfflineIQLConfig(OfflineConfig):
         return super().training(**options)
 
 
+@register_algorithm
 class OfflineIQL(OfflineAlgorithm):
     """IQL (arXiv 2110.06169).
 

@@ -14,6 +14,7 @@ from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.learner import OfflineTorchLearner
 from rllib_damo.core.option_groups import CriticTraining, OfflineTraining
 from rllib_damo.core.options import Option, flag, not_negative
+from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.td3 import TD3TorchRLModule, TD3Training, TD3Update
 from rllib_damo.core.update import Metrics, StepBatch
 from rllib_damo.data.schema import Transitions
@@ -144,6 +145,7 @@ class ReBRACConfig(OfflineConfig):
         return super().training(**options)
 
 
+@register_algorithm
 class ReBRAC(OfflineAlgorithm):
     """ReBRAC (arXiv 2305.09836)."""
 

@@ -13,6 +13,7 @@ from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.learner import OfflineTorchLearner
 from rllib_damo.core.option_groups import CriticTraining, OfflineTraining
 from rllib_damo.core.options import Option, not_negative
+from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.td3 import TD3TorchRLModule, TD3Training, TD3Update
 from rllib_damo.core.update import Metrics, StepBatch
 
@@ -80,6 +81,7 @@ class TD3BCConfig(OfflineConfig):
         return super().training(**options)
 
 
+@register_algorithm
 class TD3BC(OfflineAlgorithm):
     """TD3+BC (arXiv 2106.06860)."""
 

@@ -45,11 +45,11 @@ class TD3Update(Update):
             target = rows.rewards + o.gamma * (1 - rows.terminated) * self.next_value(batch, next_actions)
         q = m.critics(rows.obs, rows.actions)  # (C, B)
         critic_loss = (target - q).square().mean(-1).sum()
-        self._apply("critic", critic_loss)
+        self.apply("critic", critic_loss)
         if (step + 1) % o.policy_delay == 0:
             actor_loss, metrics = self.actor_loss(batch)
-            self._apply("actor", actor_loss)
-            self._move_targets()
+            self.apply("actor", actor_loss)
+            self.move_targets()
             self._actor_metrics = {"policy_loss": actor_loss.detach(), **metrics}
         return {
             **self._actor_metrics, "qf_loss": critic_loss.detach(), "qf_mean": q.detach().mean(),

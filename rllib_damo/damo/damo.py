@@ -33,6 +33,7 @@ from rllib_damo.core.options import (
     positive_or_inf,
     schedule_of,
 )
+from rllib_damo.core.registration import register_algorithm
 from rllib_damo.damo.divergences import DIVERGENCES
 from rllib_damo.damo.fast_update import fastest_update
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
@@ -279,6 +280,7 @@ class DAMOConfig(ModelBasedConfig):
             )
 
 
+@register_algorithm
 class DAMO(ModelBasedAlgorithm):
     """Dual Alignment Maximin Optimization for offline model-based RL (arXiv 2502.00850)."""
 
