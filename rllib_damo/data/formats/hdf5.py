@@ -16,6 +16,7 @@ import numpy as np
 from rllib_damo.data.formats.assemble import check_lengths
 from rllib_damo.data.formats.columns import Names, each_column, match_names
 from rllib_damo.data.formats.flat import FlatReader, vector
+from rllib_damo.data.formats.hdf5_inside import refuse_links_outside, refuse_storage_outside
 from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions, Format
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import DataError
@@ -62,8 +63,9 @@ class HDF5Reader(FlatReader):
             raise DataError(f"{self.path}: not a readable HDF5 file ({error}). Copy or download it again.") from error
         with file:
             try:
+                refuse_links_outside(self.path, file)
                 yield file
-            except (OSError, KeyError, RuntimeError, TypeError) as error:
+            except (OSError, KeyError, RuntimeError, TypeError, MemoryError) as error:
                 raise DataError(
                     f"{self.path}: cannot be read ({error}). Copy or download it again; or, if it needs a filter that "
                     "is not installed, write it with gzip or without compression."
@@ -74,6 +76,9 @@ class HDF5Reader(FlatReader):
             raise DataError(
                 f"{self.path}: this is the inside of a Minari dataset; give its id, or the folder that holds it."
             )
+        for key, item in file.items():
+            if isinstance(item, h5py.Dataset):
+                refuse_storage_outside(f"{self.path}: {key!r}", item.id)
         datasets = [key for key, item in file.items() if isinstance(item, h5py.Dataset) and item.shape]
         if file and not datasets:
             raise DataError(
