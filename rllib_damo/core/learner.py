@@ -377,7 +377,7 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
     # -- the model in the update -----------------------------------------------------------------------------------
 
     def set_dynamics(self, path: str) -> None:
-        """Hands a copy of the trained model to an update that reads it; once."""
+        """Hands a copy of the trained model to an update that reads it; once, and again after a restore."""
         if not self._has_dynamics:
             self._has_dynamics = True
             self._update.set_dynamics(DynamicsEnsemble.load(path, self._device))
@@ -393,7 +393,7 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
 
     @override(OfflineTorchLearner)
     def _set_update_state(self, state: dict[str, Any]) -> None:
-        if self._update.uses_dynamics and not self._has_dynamics:
-            self._update_state = state
+        if self._update.uses_dynamics:  # the algorithm hands the model out anew
+            self._has_dynamics, self._update_state = False, state
         else:
             self._update.set_state(state)

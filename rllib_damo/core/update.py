@@ -122,7 +122,7 @@ class Update:
         """Takes what is known of the dataset, before the first step and again for each window of a larger one."""
 
     def set_dynamics(self, dynamics: DynamicsEnsemble) -> None:
-        """Takes the trained model, on the module's device, once and before the first step (``uses_dynamics``).
+        """Takes the trained model, on the module's device (``uses_dynamics``): before the first step, and if restored.
 
         It is the update's own copy: an algorithm that goes on training it hands the weights out in `dynamics_state`.
         """

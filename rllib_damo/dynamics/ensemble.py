@@ -144,6 +144,17 @@ class DynamicsEnsemble(nn.Module):
 
         return sample
 
+    def elites_only(self) -> DynamicsEnsemble:
+        """A frozen copy whose members are the elites; without the termination head."""
+        sizes = self.hparams | {"num_ensemble": self.num_elites, "learn_terminations": False}
+        model = DynamicsEnsemble(**sizes).to(self.input_mean)
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                if name != "elites":  # all of its members
+                    own = self.state_dict()[name]
+                    value.copy_(own[self.elites] if own.ndim == 3 else own)
+        return model.requires_grad_(False)
+
     # -- files -------------------------------------------------------------------------------------------------------
 
     @property
