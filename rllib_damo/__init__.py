@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from rllib_damo.baselines.bc import BehaviorCloning, BehaviorCloningConfig
 from rllib_damo.baselines.iql import OfflineIQL, OfflineIQLConfig
+from rllib_damo.baselines.mobile import MOBILE, MOBILEConfig
 from rllib_damo.baselines.mopo import MOPO, MOPOConfig
 from rllib_damo.baselines.td3bc import TD3BC, TD3BCConfig
 from rllib_damo.core.registration import ALGORITHMS, register_algorithm
@@ -17,10 +18,10 @@ from rllib_damo.evaluation.policy import load_policy
 
 __version__ = "0.2.0"
 __all__ = [
-    "ALGORITHMS", "DAMO", "MOPO", "TD3BC", "BehaviorCloning", "BehaviorCloningConfig", "DAMOConfig", "MOPOConfig",
-    "OfflineIQL", "OfflineIQLConfig", "TD3BCConfig", "Transitions", "load_policy", "register_algorithm",
-    "write_parquet",
+    "ALGORITHMS", "DAMO", "MOBILE", "MOPO", "TD3BC", "BehaviorCloning", "BehaviorCloningConfig", "DAMOConfig",
+    "MOBILEConfig", "MOPOConfig", "OfflineIQL", "OfflineIQLConfig", "TD3BCConfig", "Transitions", "load_policy",
+    "register_algorithm", "write_parquet",
 ]  # fmt: skip
 
-for _algorithm in (DAMO, MOPO, TD3BC, BehaviorCloning, OfflineIQL):
+for _algorithm in (DAMO, MOPO, MOBILE, TD3BC, BehaviorCloning, OfflineIQL):
     register_algorithm(_algorithm)
