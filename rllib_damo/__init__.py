@@ -6,6 +6,7 @@ Importing the package registers its algorithms with Ray Tune, by the names in `A
 from __future__ import annotations
 
 from rllib_damo.baselines.bc import BehaviorCloning, BehaviorCloningConfig
+from rllib_damo.baselines.combo import COMBO, COMBOConfig
 from rllib_damo.baselines.iql import OfflineIQL, OfflineIQLConfig
 from rllib_damo.baselines.mobile import MOBILE, MOBILEConfig
 from rllib_damo.baselines.mopo import MOPO, MOPOConfig
@@ -18,10 +19,10 @@ from rllib_damo.evaluation.policy import load_policy
 
 __version__ = "0.2.0"
 __all__ = [
-    "ALGORITHMS", "DAMO", "MOBILE", "MOPO", "TD3BC", "BehaviorCloning", "BehaviorCloningConfig", "DAMOConfig",
-    "MOBILEConfig", "MOPOConfig", "OfflineIQL", "OfflineIQLConfig", "TD3BCConfig", "Transitions", "load_policy",
-    "register_algorithm", "write_parquet",
+    "ALGORITHMS", "COMBO", "DAMO", "MOBILE", "MOPO", "TD3BC", "BehaviorCloning", "BehaviorCloningConfig",
+    "COMBOConfig", "DAMOConfig", "MOBILEConfig", "MOPOConfig", "OfflineIQL", "OfflineIQLConfig", "TD3BCConfig",
+    "Transitions", "load_policy", "register_algorithm", "write_parquet",
 ]  # fmt: skip
 
-for _algorithm in (DAMO, MOPO, MOBILE, TD3BC, BehaviorCloning, OfflineIQL):
+for _algorithm in (DAMO, MOPO, MOBILE, COMBO, TD3BC, BehaviorCloning, OfflineIQL):
     register_algorithm(_algorithm)

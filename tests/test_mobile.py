@@ -111,9 +111,12 @@ def test_lowers_the_targets_of_model_rows_alone() -> None:
 
 
 def test_rows_of_the_dataset_that_are_far_off_have_no_penalty() -> None:
-    batch = make_batch(num_real=len(make_rows().obs), obs=100 + make_rows().obs)
+    obs = make_rows().obs
+    obs[:NUM_REAL] += 100
+    batch = make_batch(obs=obs)
     penalized, plain = (mobile(penalty_coef=beta).target(batch, torch.tensor(0.3)) for beta in (5.0, 0.0))
-    assert torch.equal(penalized, plain)
+    assert torch.equal(penalized[:NUM_REAL], plain[:NUM_REAL])
+    assert (penalized[NUM_REAL:] < plain[NUM_REAL:]).all()
 
 
 def test_targets_leave_the_entropy_out_unless_asked_for_it() -> None:
