@@ -100,7 +100,10 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
         return {}
 
     def reward_scale(self, transitions: Transitions) -> float:
-        """What the learner's rewards are multiplied by. Metrics of values are in the dataset's own rewards."""
+        """What the learner's rewards are multiplied by, those of rollouts included.
+
+        The dynamics model, and metrics of values and rollouts, are in the dataset's own rewards.
+        """
         return 1.0
 
     def before_steps(self) -> bool:
@@ -115,7 +118,8 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
         """Hands the dataset to the learners.
 
         Returns:
-            The columns, as views of the learners' rows where these are in this machine's memory.
+            The columns with the dataset's own rewards; views of the learners' rows where these are in this machine's
+            memory.
         """
         unit_actions = to_unit(transitions.actions, self.config.action_space)
         layout = Layout(transitions.observations.shape[1], unit_actions.shape[1])
@@ -142,7 +146,8 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
         else:
             self._foreach_learner("set_dataset", rows, starts, selected, fit, extra, scale)
         self._selected = selected
-        return layout.unpack(rows)
+        columns = layout.unpack(rows)
+        return columns if scale == 1.0 else columns._replace(rewards=transitions.rewards)
 
     def _take_columns(self, columns: Batch) -> None:
         """What else happens with the dataset's columns at setup."""

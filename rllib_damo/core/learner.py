@@ -30,7 +30,7 @@ from rllib_damo.utils.arrow import from_arrow
 from rllib_damo.utils.batch import Batch, Layout, RingBuffer, as_constant, unknown_successors
 from rllib_damo.utils.seeds import fresh_seed
 
-COMPONENT_TRAINING = "damo"
+COMPONENT_TRAINING = "training"
 #: Gradient steps between those whose metrics are taken, which costs up to a tenth of a step.
 METRICS_INTERVAL = 10
 
@@ -94,10 +94,12 @@ class OfflineTorchLearner(TorchLearner):
 
     def _place_rows(self) -> None:
         """Makes the memory of a step's rows: [groups of the dataset | the group of both | groups of the model]."""
-        groups = self._update.row_groups()
+        groups, name = self._update.row_groups(), type(self._update).__name__
+        if "update" not in groups:
+            raise ValueError(f'{name}.row_groups(): there must be a group "update"; found {list(groups)}.')
         order = sorted(groups, key=lambda name: (groups[name].num_model > 0, groups[name].num_real == 0))
         if sum(group.num_real > 0 and group.num_model > 0 for group in groups.values()) > 1:
-            raise ValueError(f"{type(self._update).__name__}.row_groups(): at most one group may have rows of both.")
+            raise ValueError(f"{name}.row_groups(): at most one group may have rows of both dataset and model.")
         self._groups = {name: groups[name] for name in order}
         self._num_real = sum(group.num_real for group in groups.values())
         self._num_model = sum(group.num_model for group in groups.values())
@@ -316,7 +318,7 @@ class OfflineTorchLearner(TorchLearner):
             "num_steps": self._num_steps,
             "base_seed": self._base_seed,
             "has_pretrained": self._has_pretrained,
-            "update": self._update.get_state(),
+            "update": self._get_update_state(),
         }
 
     def _set_training_state(self, state: dict[str, Any]) -> None:
@@ -324,8 +326,12 @@ class OfflineTorchLearner(TorchLearner):
         self._has_pretrained = state["has_pretrained"]
         self._set_update_state(state["update"])
 
-    def _set_update_state(self, state: dict[str, Any]) -> None:
-        self._update.set_state(state)
+    def _get_update_state(self) -> dict[str, Any] | None:
+        return self._update.get_state()
+
+    def _set_update_state(self, state: dict[str, Any] | None) -> None:
+        if state is not None:
+            self._update.set_state(state)
 
     @override(TorchLearner)
     def _set_optimizer_state(self, state: StateDict) -> None:
@@ -373,14 +379,19 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
         """Appends a Ray Dataset of rollouts (columns of ``dynamics.rollout``) to the model buffer; returns its rows."""
         count = 0
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            rows = self._layout.pack(**from_arrow(table))
-            self.model_buffer.add(torch.from_numpy(rows).to(self._device))
+            rows = torch.from_numpy(self._layout.pack(**from_arrow(table))).to(self._device)
+            self._add_rows(rows)
             count += len(rows)
         return count
 
     def add_tensors(self, batch: dict[str, Tensor]) -> None:
         """As `add_rollouts`, for a round on this learner's own device."""
-        self.model_buffer.add(self._layout.pack(**batch))
+        self._add_rows(self._layout.pack(**batch))
+
+    def _add_rows(self, rows: Tensor) -> None:
+        if self._facts.reward_scale != 1.0:
+            self._layout.unpack(rows).rewards.mul_(self._facts.reward_scale)
+        self.model_buffer.add(rows)
 
     def get_model_buffer(self) -> dict[str, Any]:
         """The state of this learner's part of the model buffer. The algorithm saves all parts."""
@@ -397,8 +408,7 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
         if not self._has_dynamics:
             self._has_dynamics = True
             self._update.set_dynamics(DynamicsEnsemble.load(path, self._device))
-            if self._update_state is not None:
-                self._update.set_state(self._update_state)
+            super()._set_update_state(self._update_state)
 
     def dynamics_state(self) -> Mapping[str, Any] | None:
         """`Update.dynamics_state`, on the CPU."""
@@ -408,8 +418,15 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     @override(OfflineTorchLearner)
-    def _set_update_state(self, state: dict[str, Any]) -> None:
+    def _get_update_state(self) -> dict[str, Any] | None:
+        """None: an update that reads the model has none yet."""
+        if self._update.uses_dynamics and not self._has_dynamics:
+            return self._update_state
+        return super()._get_update_state()
+
+    @override(OfflineTorchLearner)
+    def _set_update_state(self, state: dict[str, Any] | None) -> None:
         if self._update.uses_dynamics:  # the algorithm hands the model out anew
             self._has_dynamics, self._update_state = False, state
         else:
-            self._update.set_state(state)
+            super()._set_update_state(state)
