@@ -146,7 +146,7 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
         else:
             self._foreach_learner("set_dataset", rows, starts, selected, fit, extra, scale)
         self._selected = selected
-        columns = layout.unpack(rows)
+        columns: Any = layout.unpack(rows)
         return columns if scale == 1.0 else columns._replace(rewards=transitions.rewards)
 
     def _take_columns(self, columns: Batch) -> None:

@@ -140,7 +140,7 @@ class Update:
         return {}
 
     def get_state(self) -> dict[str, Any]:
-        """What checkpoints need beside networks and optimisers; asked for after `set_dynamics`, where that is called."""
+        """What checkpoints need beside networks and optimisers; asked for after `set_dynamics`, if that is called."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
