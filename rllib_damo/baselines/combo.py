@@ -191,7 +191,7 @@ class COMBOConfig(ModelBasedConfig):
     def check(self) -> None:
         super().check()
         if self.conservative_weight and int(self.train_batch_size_per_learner * self.real_ratio) < 1:
-            self._value_error(
+            self.refuse(
                 "`real_ratio` must leave a row of the dataset in each batch, whose value `conservative_weight` raises: "
                 f"found {self.real_ratio!r} of train_batch_size_per_learner={self.train_batch_size_per_learner!r} rows."
             )

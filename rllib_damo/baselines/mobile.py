@@ -177,7 +177,7 @@ class MOBILEConfig(ModelBasedConfig):
     def check(self) -> None:
         super().check()
         if self.penalty_coef and self.num_elites < 2:
-            self._value_error(
+            self.refuse(
                 "`num_elites` must be 2 or more, for `penalty_coef` weighs how much they differ: found "
                 f"{self.num_elites} with penalty_coef={self.penalty_coef!r}. Set penalty_coef=0 to train without."
             )

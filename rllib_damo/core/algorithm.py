@@ -53,8 +53,8 @@ PHASE = "phase"
 class OfflineAlgorithm(SealedCheckpoints, Algorithm):
     """Gradient steps on a dataset: an iteration takes ``rollout_freq`` of them (``phase`` "policy").
 
-    A subclass names its config in ``config_class``. Hooks, which do nothing by default: `extra_columns`,
-    `reward_scale`, `dataset_warnings`, `before_steps`.
+    A subclass names its config in ``config_class``. Hooks: `extra_columns`, `reward_scale`, `dataset_warnings`,
+    `before_steps`.
     """
 
     config_class: ClassVar[type[OfflineConfig]]
@@ -105,6 +105,8 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
 
     def before_steps(self) -> bool:
         """What an iteration does before its gradient steps; False: there can be none yet."""
+        if not self._num_gradient_steps:
+            self._foreach_learner("pretrain")
         return True
 
     # -- data ------------------------------------------------------------------------------------------------------
@@ -340,6 +342,7 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
     def before_steps(self) -> bool:
         """A round of rollouts. Where none came, the gradient steps go on with the rows that there are."""
         self._hand_out_dynamics()
+        super().before_steps()
         with self.metrics.log_time((TIMERS, "rollouts")):
             parts = self.roll_out()
         if parts:

@@ -28,6 +28,7 @@ from rllib_damo.evaluation.runner import EvaluationEnvRunner
 from rllib_damo.evaluation.scores import DAMOCallbacks
 from rllib_damo.utils import ray_internals
 from rllib_damo.utils.environments import make_env
+from rllib_damo.utils.names import near
 from rllib_damo.utils.paths import absolute, absolute_input, cache_root
 from rllib_damo.utils.spaces import check_spaces
 
@@ -62,6 +63,10 @@ class OfflineConfig(AlgorithmConfig):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        own = cls.own_options()
+        for name in cls.defaults:
+            if name not in own:
+                raise TypeError(f"{cls.__name__}.defaults: there is no option {name!r}.{near(name, own)}")
         for method in cls.option_groups:
             if method in vars(cls):
                 _document(vars(cls)[method], cls.own_options(method))

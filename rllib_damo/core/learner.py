@@ -73,6 +73,8 @@ class OfflineTorchLearner(TorchLearner):
         self._generator = torch.Generator(self._device)
         self._base_seed = cfg.seed if cfg.seed is not None else fresh_seed()
         self._num_steps = 0
+        self._has_pretrained = False
+        self._pretrain_metrics: dict[str, Tensor] = {}  # until the first steps
         self._update = self.make_update(
             module=module,
             optimizers={name: self.get_optimizer(DEFAULT_MODULE_ID, name) for name in module.trainable()},
@@ -198,16 +200,24 @@ class OfflineTorchLearner(TorchLearner):
         # A Ray Dataset that was read leaves reference cycles, which keep its blocks in the object store for many
         # rounds. Just after `add_rollouts` they are young, and to look at the young takes a millisecond.
         gc.collect(1)
-        seed = np.random.SeedSequence(
-            (self._base_seed, ray_internals.learner_index(self), self._num_steps)
-        ).generate_state(1)[0]
-        self._generator.manual_seed(int(seed))
-        single = {} if self._num_steps else self._update.pretrain(self._draw)
+        self._seed_generator(self._num_steps)
         metrics = self._take_steps(num_steps)
-        single |= self._update.after_iteration(self._draw)
+        single = self._pretrain_metrics | self._update.after_iteration(self._draw)
+        self._pretrain_metrics = {}
         self._num_steps += num_steps
         ray_internals.count_new_weights(self)
         return self._report({**metrics, **{k: float(v) for k, v in single.items()}}, num_steps, timesteps or {})
+
+    def pretrain(self) -> None:
+        """What the update does before the first rollouts; once. Its metrics are among those of the first steps."""
+        if not self._has_pretrained:
+            self._has_pretrained = True
+            self._seed_generator(0, 1)
+            self._pretrain_metrics = self._update.pretrain(self._draw)
+
+    def _seed_generator(self, *phase: int) -> None:
+        seed = np.random.SeedSequence((self._base_seed, ray_internals.learner_index(self), *phase)).generate_state(1)
+        self._generator.manual_seed(int(seed[0]))
 
     def _take_steps(self, num_steps: int) -> dict[str, float]:
         """The gradient steps of a call, with the policy's moving average; returns the means of their metrics."""
@@ -302,10 +312,16 @@ class OfflineTorchLearner(TorchLearner):
         return state
 
     def _training_state(self) -> dict[str, Any]:
-        return {"num_steps": self._num_steps, "base_seed": self._base_seed, "update": self._update.get_state()}
+        return {
+            "num_steps": self._num_steps,
+            "base_seed": self._base_seed,
+            "has_pretrained": self._has_pretrained,
+            "update": self._update.get_state(),
+        }
 
     def _set_training_state(self, state: dict[str, Any]) -> None:
         self._num_steps, self._base_seed = state["num_steps"], state["base_seed"]
+        self._has_pretrained = state["has_pretrained"]
         self._set_update_state(state["update"])
 
     def _set_update_state(self, state: dict[str, Any]) -> None:

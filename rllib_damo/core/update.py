@@ -132,7 +132,7 @@ class Update:
         return None
 
     def pretrain(self, draw: Draw) -> Metrics:
-        """What comes once before the first gradient step."""
+        """What comes once, before the first rollouts and gradient steps."""
         return {}
 
     def after_iteration(self, draw: Draw) -> Metrics:
