@@ -77,6 +77,7 @@ class OfflineConfig(AlgorithmConfig):
         self.evaluation_interval = 10
         self.evaluation_duration = 10
         self.evaluation_duration_unit = "episodes"
+        self.evaluation_error_after_n_consecutive_skips = 3
         self.evaluation_config = None
         self._dont_auto_sync_env_runner_states = True
 
