@@ -34,6 +34,7 @@ from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.rollout_rounds import RolloutRounds
 from rllib_damo.dynamics.trained_model import DynamicsComponent
 from rllib_damo.errors import UserError
+from rllib_damo.evaluation.rounds import Evaluation, MissedEvaluations, play_in_rounds
 from rllib_damo.utils import ray_internals
 from rllib_damo.utils.batch import Batch, Layout, deal_buffers
 from rllib_damo.utils.spaces import to_unit
@@ -75,6 +76,7 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         super().setup(config)
         self._num_gradient_steps = 0
+        self._missed_evaluations = MissedEvaluations()
         self._is_module_current = False  # whether what `get_module` gave is still the policy
         transitions = self.offline_data.transitions
         for warning in self.dataset_warnings(transitions):
@@ -224,6 +226,42 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
         if self._num_evaluation_episodes() == before and self.config.custom_evaluation_function is None:
             results[EVALUATION_RESULTS].pop(ENV_RUNNER_RESULTS, None)
         return results
+
+    @override(Algorithm)
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As RLlib's.
+
+        Raises:
+            RuntimeError: no evaluation runner could play, for more evaluations than are tolerated; with the cause.
+        """
+        group, waits = self.eval_env_runner_group, self.config.evaluation_unhealthy_workers_timeout_s
+        if (
+            group is not None
+            and group.num_remote_env_runners()
+            and not group.num_healthy_remote_workers()
+            and not waits
+        ):
+            self._check_evaluation(Evaluation(wanted=0, losses=ray_internals.runner_errors(group)))
+        return super().evaluate(*args, **kwargs)
+
+    @override(Algorithm)
+    def _evaluate_with_fixed_duration(self) -> tuple[None, int, int, list[Any]]:
+        config = self.config
+        evaluation = play_in_rounds(
+            self.eval_env_runner_group,
+            duration=config.evaluation_duration,
+            unit=config.evaluation_duration_unit,
+            force_reset=config.evaluation_force_reset_envs_before_iteration,
+            timeout_s=config.evaluation_sample_timeout_s,
+        )
+        self.metrics.aggregate(
+            [part.metrics for part in evaluation.parts], key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS)
+        )
+        self._check_evaluation(evaluation)
+        return None, evaluation.env_steps, evaluation.env_steps, []
+
+    def _check_evaluation(self, evaluation: Evaluation) -> None:
+        self._missed_evaluations.check(evaluation, self.config.evaluation_error_after_n_consecutive_skips)
 
     def _num_evaluation_episodes(self) -> float:
         return self.metrics.peek((EVALUATION_RESULTS, ENV_RUNNER_RESULTS, NUM_EPISODES_LIFETIME), default=0)
