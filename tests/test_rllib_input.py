@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.offline.offline_data import OfflineData
 
 from rllib_damo import DAMOConfig, write_parquet
+from rllib_damo.command.offline import read_datasets
 from rllib_damo.data.generate import datasets
 from rllib_damo.data.rllib_input import RLlibOfflineData, read_transitions, rows_for_rllib, with_package_readers
 from rllib_damo.data.schema import Transitions
@@ -83,6 +85,11 @@ def test_names_are_those_of_the_package(dataset: Transitions, file: str) -> None
     config.validate()
     with pytest.raises(DataError, match="Did you mean pendulum-mixed"):
         read_transitions(offline(CQLConfig(), "pendulum-mixd"))
+
+
+def test_the_command_reads_it_first(file: str, capsys: Any) -> None:
+    read_datasets([with_package_readers(offline(CQLConfig(), file)), PPOConfig()])
+    assert re.search(r"1,000 transitions, 5 episodes of mean return -\d+", " ".join(capsys.readouterr().out.split()))
 
 
 def test_data_of_another_environment_is_refused(file: str) -> None:
