@@ -13,10 +13,11 @@ import torch
 
 from rllib_damo import BehaviorCloningConfig, TD3BCConfig
 from rllib_damo.baselines.bc import BCTorchRLModule, BehaviorCloningUpdate
-from rllib_damo.baselines.td3bc import TD3BCTorchRLModule, TD3BCUpdate
+from rllib_damo.baselines.td3bc import TD3BCUpdate
 from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.rl_module import OfflineTorchRLModule, SACTorchRLModule
 from rllib_damo.core.sac import SACUpdate
+from rllib_damo.core.td3 import TD3TorchRLModule
 from rllib_damo.core.update import Metrics, StepBatch, Update
 from rllib_damo.damo.fast_update import FastUpdate
 from rllib_damo.damo.update import DAMOUpdate
@@ -70,7 +71,7 @@ def test_a_readable_step_stays_on_its_device(variant: str) -> None:
     ("rule", "module_class", "config"),
     [
         (BehaviorCloningUpdate, BCTorchRLModule, BehaviorCloningConfig()),
-        (TD3BCUpdate, TD3BCTorchRLModule, TD3BCConfig()),
+        (TD3BCUpdate, TD3TorchRLModule, TD3BCConfig()),
         (SACUpdate, SACTorchRLModule, make_config()),
     ],
 )

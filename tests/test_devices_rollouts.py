@@ -181,12 +181,14 @@ def make_learner(**options):
 
 @pytest.mark.parametrize("options", [{}, {"target_networks": False}, {"precision": "bf16"}], ids=str)
 def test_many_gradient_steps_wait_once_at_their_end(options):
-    """For the metrics, and for the value at the initial states."""
+    """For the metrics, for whether all weights are finite, and for the value at the initial states."""
     learner = make_learner(**options)
     with Watch() as seen:
         learner.update_many(12)
     assert seen.moves == []
-    assert Counter(seen.reads) == {"learner.py:_take_steps": 1, "learner.py:initial_value": 1}
+    assert Counter(seen.reads) == {
+        "learner.py:_take_steps": 1, "learner.py:_non_finite_tensors": 1, "learner.py:initial_value": 1,
+    }  # fmt: skip
     tensors = [*learner.module[DEFAULT_MODULE_ID].state_dict().values()]
     tensors += [t for o in learner._named_optimizers.values() for state in o.state.values() for t in state.values()]
     assert {tensor.device for tensor in tensors} == {DEVICE}

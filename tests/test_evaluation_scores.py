@@ -264,3 +264,38 @@ def test_an_episode_goes_on_where_no_reset_is_wanted() -> None:
         runner = evaluation_runner(1, **own)
         assert starts(runner, num_timesteps=75) != starts(runner, num_timesteps=75)
         runner.stop()
+
+
+class Breaking(Coin):
+    """Raises at every so many steps, counted over all copies."""
+
+    steps, every = 0, 40
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        Breaking.steps += 1
+        if Breaking.steps % self.every == 0:
+            raise RuntimeError("broken")
+        return super().step(action)
+
+
+def restarting_runner(monkeypatch: pytest.MonkeyPatch, every: int) -> EvaluationEnvRunner:
+    monkeypatch.setattr(Breaking, "every", every)
+    config = DAMOConfig().environment(Breaking).offline_data(input_="unused").debugging(seed=0)
+    config.evaluation(evaluation_config={"num_envs_per_env_runner": 20, "restart_failed_sub_environments": True})
+    return EvaluationEnvRunner(config=config.get_evaluation_config_object(), worker_index=1)
+
+
+def test_shares_and_starts_outlive_an_environment_that_was_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = restarting_runner(monkeypatch, every=1500)
+    episodes = runner.sample(num_episodes=200)
+    lengths = [len(episode) for episode in episodes]
+    assert len(lengths) == 200
+    assert 70 <= lengths.count(50) <= 130
+    starts = [float(episode.get_observations(0)[0]) for episode in episodes]
+    assert len(set(starts)) == 200
+    runner.stop()
+
+
+def test_an_environment_that_always_fails_ends_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="the environment failed 21 times in a row, and no episode ended"):
+        restarting_runner(monkeypatch, every=1).sample(num_episodes=20)

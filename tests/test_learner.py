@@ -16,7 +16,8 @@ from torch import Tensor
 
 from rllib_damo import BehaviorCloningConfig, MOPOConfig, TD3BCConfig
 from rllib_damo.core.config import OfflineConfig
-from rllib_damo.core.learner import ModelBasedTorchLearner, OfflineTorchLearner
+from rllib_damo.core.learner import OfflineTorchLearner
+from rllib_damo.core.model_based_learner import ModelBasedTorchLearner
 from rllib_damo.core.option_groups import learning_rate
 from rllib_damo.core.update import DatasetFacts, Draw, Metrics, RowGroup, StepBatch, Update, cosine, mixed_rows
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble

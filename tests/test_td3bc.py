@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rllib_damo import BehaviorCloningConfig, TD3BCConfig
 from rllib_damo.baselines.bc import BCTorchRLModule, BehaviorCloningUpdate
-from rllib_damo.baselines.td3bc import TD3BCTorchRLModule, TD3BCUpdate
+from rllib_damo.baselines.td3bc import TD3BCUpdate
+from rllib_damo.core.td3 import TD3TorchRLModule
 from rllib_damo.utils.batch import Batch
 from tests.baseline_steps import (
     ACT,
@@ -43,7 +44,7 @@ def td3bc_critic_loss(module: Any, rows: Batch, noise_clip: float = 0.5) -> Tens
 
 
 def test_td3bc_gradients_are_the_papers() -> None:
-    module, batch = make_module(TD3BCTorchRLModule), make_batch()
+    module, batch = make_module(TD3TorchRLModule), make_batch()
     rows = batch["update"]
     update = make_update(TD3BCUpdate, module, make_config())
     first = take(update, batch)
@@ -64,13 +65,13 @@ def test_td3bc_gradients_are_the_papers() -> None:
 
 
 def test_td3bc_clips_the_targets_noise() -> None:
-    module, batch = make_module(TD3BCTorchRLModule), make_batch()
+    module, batch = make_module(TD3TorchRLModule), make_batch()
     take(make_update(TD3BCUpdate, module, make_config(noise_clip=0.1)), batch)
     assert_gradients(module.critics.parameters(), td3bc_critic_loss(module, batch["update"], noise_clip=0.1))
 
 
 def test_td3bc_moves_actor_and_targets_every_second_step() -> None:
-    module, batch = make_module(TD3BCTorchRLModule), make_batch()
+    module, batch = make_module(TD3TorchRLModule), make_batch()
     update = make_update(TD3BCUpdate, module, make_config(), lr=0.01)
     before = copy.deepcopy(module)
     take(update, batch)
@@ -87,7 +88,7 @@ def test_td3bc_moves_actor_and_targets_every_second_step() -> None:
 
 
 def test_td3bc_without_the_value_term_clones() -> None:
-    module, batch = make_module(TD3BCTorchRLModule), make_batch()
+    module, batch = make_module(TD3TorchRLModule), make_batch()
     take(make_update(TD3BCUpdate, module, make_config(bc_alpha=0.0, policy_delay=1)), batch)
     twin = make_module(BCTorchRLModule)
     twin.actor.load_state_dict(module.actor.state_dict())
@@ -97,7 +98,7 @@ def test_td3bc_without_the_value_term_clones() -> None:
 
 
 def test_deterministic_modules_act_alike_with_and_without_exploration() -> None:
-    module = make_module(TD3BCTorchRLModule).float()
+    module = make_module(TD3TorchRLModule).float()
     obs = {"obs": torch.randn(4, OBS)}
     actions = module.forward_inference(obs)["actions"]
     torch.testing.assert_close(actions, torch.tanh(module.actor(obs["obs"])[0]))

@@ -51,10 +51,12 @@ def test_an_evaluation_whose_runners_are_dead_has_no_result(config):
     assert "normalized_score" in train_policy(algo, 1)["evaluation"]["env_runners"]
     (runner,) = algo.eval_env_runner_group._worker_manager.actors().values()
     ray.kill(runner)
-    for _ in range(3):
+    for _ in range(2):
         evaluation = train_policy(algo, 1)["evaluation"]
         assert "env_runners" not in evaluation
         assert evaluation["num_healthy_workers"] == 0
+    with pytest.raises(RuntimeError, match="No evaluation runner could play, for 3 evaluations in a row"):
+        algo.train()
     algo.stop()
 
 

@@ -83,6 +83,7 @@ class OfflineConfig(AlgorithmConfig):
         self.evaluation_interval = 10
         self.evaluation_duration = 10
         self.evaluation_duration_unit = "episodes"
+        self.evaluation_error_after_n_consecutive_skips = 3
         self.evaluation_config = None
         ray_internals.keep_runner_states(self)
 

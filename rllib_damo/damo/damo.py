@@ -10,10 +10,10 @@ from typing import Annotated, Any, ClassVar
 
 from typing_extensions import Unpack
 
-from rllib_damo.core.algorithm import ModelBasedAlgorithm
 from rllib_damo.core.config import ModelBasedConfig
 from rllib_damo.core.dataset_checks import reward_divisor
-from rllib_damo.core.learner import ModelBasedTorchLearner
+from rllib_damo.core.model_based_algorithm import ModelBasedAlgorithm
+from rllib_damo.core.model_based_learner import ModelBasedTorchLearner
 from rllib_damo.core.option_groups import (
     CriticTraining,
     EntropyTraining,

@@ -21,6 +21,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.registry import ALGORITHMS
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.train._internal.session import _TrainingResult
@@ -151,6 +152,12 @@ def evaluate_now(algorithm: Algorithm) -> dict[str, Any]:
     return algorithm._run_one_evaluation()
 
 
+def runner_errors(group: EnvRunnerGroup) -> list[str]:
+    """Why runners of a group do not answer, a text each; of one that could not start, with its exception."""
+    results = group._worker_manager.foreach_actor("ping", healthy_only=False, timeout_seconds=1.0)
+    return [str(result.get()) for result in results if not result.ok]
+
+
 # -- names, runs -----------------------------------------------------------------------------------------------------
 
 
@@ -269,8 +276,12 @@ _CORE = "rllib_damo.core"
 #: Methods of Ray's that are not public, and are overridden.
 OVERRIDDEN = (
     Private(
-        "_run_one_evaluation", "ray.rllib.algorithms.algorithm.Algorithm", f"{_CORE}.algorithm.OfflineAlgorithm",
+        "_run_one_evaluation", "ray.rllib.algorithms.algorithm.Algorithm", f"{_CORE}.evaluated_algorithm.EvaluatedAlgorithm",
         "no evaluation of an untrained policy; none repeated when all evaluation runners died",
+    ),
+    Private(
+        "_evaluate_with_fixed_duration", "ray.rllib.algorithms.algorithm.Algorithm",
+        f"{_CORE}.evaluated_algorithm.EvaluatedAlgorithm", "each episode is played once, whichever runners die",
     ),
     Private(
         "_model_config_auto_includes", "ray.rllib.algorithms.algorithm_config.AlgorithmConfig",
