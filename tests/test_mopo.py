@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
 from torch import Tensor
 
+from rllib_damo import MOPOConfig
 from rllib_damo.baselines.uncertainty import UNCERTAINTIES, PenalizedDynamics
 from rllib_damo.dynamics import DynamicsEnsemble, never_terminates
 from rllib_damo.dynamics.rollout import rollout
 from tests.baseline_steps import noise
+from tests.small_runs import make_small, train_policy
 
 
 def hand_made_ensemble() -> DynamicsEnsemble:
@@ -64,3 +67,23 @@ def test_rollouts_carry_the_penalty() -> None:
     plain, penalized = roll(ensemble), roll(PenalizedDynamics(ensemble, "pairwise-diff", 2.0))
     torch.testing.assert_close(penalized["rewards"], plain["rewards"] - 2 * math.hypot(1, 4))
     torch.testing.assert_close(penalized["next_obs"], plain["next_obs"])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_trains_on_penalised_rollouts(dataset: str, tmp_path: Any, caplog: Any) -> None:
+    config = make_small(MOPOConfig(), dataset, str(tmp_path)).training(penalty_coef=1000.0)
+    algo = config.evaluation(evaluation_interval=None).build_algo()
+    assert algo.train()["phase"] == "dynamics"
+    result = train_policy(algo, 1)
+    rollout = result["env_runners"]["rollout"]
+    assert rollout["num_transitions"] == 200
+    # Pendulum's rewards lie above -17; what is below comes from the penalty
+    assert rollout["reward_mean"] < -17 - 1000 * rollout["uncertainty_mean"] + 34
+    fitting = np.abs(algo.offline_data.transitions.rewards).mean() / rollout["uncertainty_mean"]
+    (warned,) = [message for message in caplog.messages if message.startswith("penalty_coef=1000 makes penalties of ")]
+    assert f"Set penalty_coef to {fitting:.2g}" in warned
+    result = train_policy(algo, 1)
+    assert len([message for message in caplog.messages if "makes penalties of" in message]) == 1
+    learner = result["learners"][DEFAULT_MODULE_ID]
+    assert np.isfinite([learner[k] for k in ("policy_loss", "qf_loss", "alpha_value", "initial_value_mean")]).all()
+    algo.stop()

@@ -71,9 +71,9 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
             self._update_state = None
 
     def dynamics_state(self) -> Mapping[str, Any] | None:
-        """`Update.dynamics_state`, on the CPU."""
+        """A copy of `Update.dynamics_state`, on the CPU."""
         state = self._update.dynamics_state()
-        return None if state is None else {name: value.cpu() for name, value in state.items()}
+        return None if state is None else {name: value.to("cpu", copy=True) for name, value in state.items()}
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
