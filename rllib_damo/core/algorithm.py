@@ -36,7 +36,6 @@ from rllib_damo.dynamics.trained_model import DynamicsComponent
 from rllib_damo.errors import UserError
 from rllib_damo.evaluation.rounds import Evaluation, MissedEvaluations, play_in_rounds
 from rllib_damo.utils.batch import Batch, Layout, deal_buffers
-from rllib_damo.utils.ray_internals import runner_errors
 from rllib_damo.utils.spaces import to_unit
 
 logger = logging.getLogger(__name__)
@@ -239,7 +238,9 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
             and not group.num_healthy_remote_workers()
             and not waits
         ):
-            self._check_evaluation(Evaluation(wanted=0, losses=runner_errors(group)))
+            missed = Evaluation(wanted=0)
+            missed.add_errors_of(group)
+            self._check_evaluation(missed)
         return super().evaluate(*args, **kwargs)
 
     @override(Algorithm)

@@ -44,14 +44,20 @@ class Evaluation:
     Attributes:
         wanted: episodes, or environment steps, that were asked for.
         parts: of runners that played.
-        errors: tracebacks of environments or policies that raised.
-        losses: what is known of runners that died, could not start, or did not answer in time.
+        errors: tracebacks of environments or policies that raised, when a runner started or played.
+        losses: what is known of runners that died or did not answer in time.
     """
 
     wanted: int
     parts: list[Part] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     losses: list[str] = field(default_factory=list)
+
+    def add_errors_of(self, group: EnvRunnerGroup) -> None:
+        """Adds what is known of runners that could not start, or died."""
+        errors, losses = ray_internals.runner_errors(group)
+        self.errors += errors
+        self.losses += losses
 
     @property
     def played(self) -> int:
@@ -105,7 +111,7 @@ def play_in_rounds(
             break
         attempt += 1
     if evaluation.played < duration:
-        evaluation.losses += ray_internals.runner_errors(group)
+        evaluation.add_errors_of(group)
     return evaluation
 
 
