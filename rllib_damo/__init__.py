@@ -6,21 +6,17 @@ Importing the package registers its algorithms with Ray Tune, by the names in `A
 from __future__ import annotations
 
 from rllib_damo.baselines.bc import BehaviorCloning, BehaviorCloningConfig
+from rllib_damo.baselines.combo import COMBO, COMBOConfig
 from rllib_damo.baselines.iql import OfflineIQL, OfflineIQLConfig
+from rllib_damo.baselines.mobile import MOBILE, MOBILEConfig
 from rllib_damo.baselines.mopo import MOPO, MOPOConfig
+from rllib_damo.baselines.rebrac import ReBRAC, ReBRACConfig
 from rllib_damo.baselines.td3bc import TD3BC, TD3BCConfig
 from rllib_damo.core.registration import ALGORITHMS, register_algorithm
 from rllib_damo.damo.damo import DAMO, DAMOConfig
 from rllib_damo.data.formats.parquet import write_parquet
+from rllib_damo.data.formats.registry import Format, register_format
 from rllib_damo.data.schema import Transitions
 from rllib_damo.evaluation.policy import load_policy
 
 __version__ = "0.2.0"
-__all__ = [
-    "ALGORITHMS", "DAMO", "MOPO", "TD3BC", "BehaviorCloning", "BehaviorCloningConfig", "DAMOConfig", "MOPOConfig",
-    "OfflineIQL", "OfflineIQLConfig", "TD3BCConfig", "Transitions", "load_policy", "register_algorithm",
-    "write_parquet",
-]  # fmt: skip
-
-for _algorithm in (DAMO, MOPO, TD3BC, BehaviorCloning, OfflineIQL):
-    register_algorithm(_algorithm)

@@ -45,7 +45,7 @@ for minor in ${versions//,/ }; do
         echo "Ray $ray: testing"
         PATH=$env/bin:$PATH PYTHONPATH=$PWD "$env/bin/python" -m pytest -q --junitxml="$log.xml" "$@" \
             >"$log-pytest.log" 2>&1 || true
-        tail -1 "$log-pytest.log"
+        grep . "$log-pytest.log" | tail -1
     else
         rm -f "$log.xml"
         echo "Ray $ray: not installed, see $log-pip.log" >&2

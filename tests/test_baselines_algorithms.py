@@ -9,10 +9,9 @@ import pytest
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.tune.registry import get_trainable_cls
-from rllib_damo.baselines.config import BaselineConfig
 
-from rllib_damo import ALGORITHMS
-from rllib_damo.baselines import BehaviorCloningConfig, MOPOConfig, TD3BCConfig
+from rllib_damo import ALGORITHMS, BehaviorCloningConfig, MOPOConfig, TD3BCConfig
+from rllib_damo.core.config import OfflineConfig
 from rllib_damo.data.generate import datasets
 from rllib_damo.data.schema import Transitions
 from rllib_damo.evaluation.play import play
@@ -29,7 +28,7 @@ def dataset() -> Transitions:
     return datasets.generate("pendulum-mixed", 2000, seed=0)
 
 
-def set_up(config: BaselineConfig, dataset: Transitions, **options: Any) -> Any:
+def set_up(config: OfflineConfig, dataset: Transitions, **options: Any) -> Any:
     return (
         config.environment("Pendulum-v1")
         .offline_data(input_=dataset)
@@ -60,7 +59,7 @@ def test_are_registered_beside_rllibs_own() -> None:
 
 @pytest.mark.parametrize("config_class", [TD3BCConfig, BehaviorCloningConfig])
 def test_model_free_baselines_train_and_continue_exactly(
-    config_class: type[BaselineConfig], dataset: Transitions, tmp_path: Any
+    config_class: type[OfflineConfig], dataset: Transitions, tmp_path: Any
 ) -> None:
     algo = set_up(config_class(), dataset).build_algo()
     first = train(algo, 1)

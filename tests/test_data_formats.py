@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import zipfile
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -171,6 +173,24 @@ def test_damaged_csv_and_npz_are_named(tmp_path) -> None:
 class _Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path("ran"),)
+
+
+def test_an_npz_that_asks_for_more_memory_than_there_is(tmp_path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (1 << 50,)})
+    np.savez(tmp_path / "a.npz", **d4rl_columns(DATA))
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as file:
+        file.writestr("more.npy", header.getvalue())
+    with pytest.raises(DataError, match=r"a\.npz: not a readable NPZ file \(.*allocate"):
+        load(tmp_path / "a.npz")
+
+
+def test_hdf5_that_asks_for_more_memory_than_there_is(tmp_path) -> None:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for key, array in d4rl_columns(DATA).items():
+            file.create_dataset(key, (1 << 45, *array.shape[1:]), array.dtype, chunks=(100, *array.shape[1:]))
+    with pytest.raises(DataError, match=r"a\.hdf5: cannot be read \(.*allocate"):
+        load(tmp_path / "a.hdf5")
 
 
 def test_npz_runs_no_code(tmp_path, monkeypatch) -> None:

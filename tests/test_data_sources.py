@@ -123,8 +123,8 @@ def test_other_unsound_files(tmp_path) -> None:
     (tmp_path / "d.hdf5").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(DataError, match="not a readable HDF5"):
         load(tmp_path / "d.hdf5")
-    with pytest.raises(DataError, match=r"no arrays at the top of the file, only groups \(data\)\. Put observations"):
-        load(write_hdf5(tmp_path / "d2.hdf5", {f"data/{key}": values for key, values in columns.items()}))
+    with pytest.raises(DataError, match=r"no arrays at the top of the file, only groups \(logs\)\. Put observations"):
+        load(write_hdf5(tmp_path / "d2.hdf5", {f"logs/of/all/{key}": values for key, values in columns.items()}))
     (tmp_path / "e.parquet").write_bytes(io.BytesIO(b"nothing").getvalue())
     with pytest.raises(DataError, match="not a readable Parquet"):
         load(tmp_path / "e.parquet")

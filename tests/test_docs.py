@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import typer
@@ -18,10 +19,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import scores
 
-from rllib_damo import BehaviorCloningConfig, DAMOConfig, MOPOConfig, TD3BCConfig
+from rllib_damo import ALGORITHMS, BehaviorCloningConfig, DAMOConfig, MOPOConfig, TD3BCConfig
 from rllib_damo.command import data as data_cli
 from rllib_damo.command import rllib
 from rllib_damo.command.inputs import parse_json
+from rllib_damo.data.formats import registry
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -54,11 +56,11 @@ COMMANDS = [line for line in LINES if re.match(r"(rllib|rllib-damo|python (bench
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One Ray for all pages, in a folder and with datasets and caches of their own."""
+    """One Ray for all pages, in a folder and with datasets and caches of their own; what they register is forgotten."""
     import ray
 
     folder = tmp_path_factory.mktemp("docs")
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with pytest.MonkeyPatch.context() as monkeypatch, mock.patch.dict(ALGORITHMS), mock.patch.dict(registry._others):
         monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
         monkeypatch.setenv("RLLIB_DAMO_CACHE", str(folder / "cache"))
         monkeypatch.chdir(folder)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rllib_damo import DAMOConfig
 from rllib_damo.core.networks import LOG_STD_MAX, LOG_STD_MIN
@@ -18,7 +17,6 @@ from rllib_damo.damo.fast_update import FastUpdate, fastest_update, unsupported
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
 from rllib_damo.damo.update import DAMOUpdate
 from rllib_damo.nn import stacked_mlp as fast_mlp
-from rllib_damo.nn.stacked_mlp import FastMLP, StackedMLP, mlp
 from tests.damo_steps import ACT, FACTS, SEED, VARIANTS, convert, first_rows, make_batch, make_config, make_module
 
 REFERENCE_ONLY: dict[str, dict[str, Any]] = {name: v for name, v in VARIANTS.items() if "target_networks" in v}
@@ -241,18 +239,6 @@ def test_bfloat16_training_stays_with_float32() -> None:
         assert other == pytest.approx(last, abs=0.05 * (first - last)), name
 
 
-@pytest.mark.parametrize("is_fused", [False, True], ids=["CPU", "GPU"])
-def test_bfloat16_rounds_no_row_as_a_whole(is_fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A normalised layer whose scale is rounded changes large Q values by as much as what a step can teach them."""
-    monkeypatch.setattr(fast_mlp, "_has_fast_layer_norm", lambda device: is_fused)
-    torch.manual_seed(0)
-    net = StackedMLP(2, (8, 256, 256, 1), layer_norm=True)
-    net.weights[-1].data.abs_()
-    x = torch.randn(256, 8)
-    exact, rounded = (FastMLP(net, dtype).forward(x).clone() for dtype in (None, torch.bfloat16))
-    assert (rounded - exact).std() < 5e-4 * exact.mean()  # 2e-3 with a scale in bfloat16
-
-
 def test_metrics_are_tensors_of_their_own() -> None:
     """The Learner keeps them past the next step."""
     update = build(FastUpdate, make_config(), 0.01, torch.float32)
@@ -262,36 +248,3 @@ def test_metrics_are_tensors_of_their_own() -> None:
     take(update, stream[1])
     torch.testing.assert_close(metrics, kept, rtol=0, atol=0)
     assert all(value.shape == () and not value.requires_grad for value in metrics.values())
-
-
-@pytest.mark.parametrize("is_fused", [False, True], ids=["CPU", "GPU"])
-@pytest.mark.parametrize("dtype", [None, torch.float32], ids=["own", "other dtype within"])
-@pytest.mark.parametrize(
-    "net",
-    [
-        StackedMLP(3, (5, 8, 6, 2)), StackedMLP(3, (5, 8, 6, 2), layer_norm=True),
-        StackedMLP(2, (5, 8, 6, 7, 1), layer_norm=True), mlp((5, 8, 6, 2)), mlp((5, 8, 1)),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_mlp_gradients_equal_autograds(
-    net: StackedMLP | nn.Sequential, dtype: torch.dtype | None, is_fused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of some rows, with respect to parameters and to some columns of the inputs."""
-    monkeypatch.setattr(fast_mlp, "_has_fast_layer_norm", lambda device: is_fused)
-    rtol, atol = (1e-9, 1e-12) if dtype is None else (1e-5, 1e-6)
-    assert_close = functools.partial(torch.testing.assert_close, rtol=rtol, atol=atol)
-    torch.manual_seed(0)
-    net, x, rows, columns = net.double(), torch.randn(10, 5, dtype=torch.float64), slice(3, 9), slice(1, 4)
-    leaf = x.clone().requires_grad_()
-    expected = net(leaf) if isinstance(net, StackedMLP) else net(leaf)[None]
-    fast = FastMLP(net, dtype)
-    actual = fast.forward(x)
-    assert_close(actual, expected.detach())
-    delta = torch.randn(len(actual), 6, actual.shape[2], dtype=torch.float64)
-    loss = (expected[:, rows] * delta).sum()
-    input_gradient, *parameter_gradients = torch.autograd.grad(loss, [leaf, *net.parameters()])
-    fast.backward(delta, rows)
-    assert_close(fast.input_gradients(rows, columns).sum(0), input_gradient[rows, columns])
-    fast.parameter_gradients(delta, rows)
-    assert_close([p.grad for p in net.parameters()], parameter_gradients)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 from rllib_damo.core.networks import LOG_STD_MAX, LOG_STD_MIN, Actor, Classifier, Critics
-from rllib_damo.nn.stacked_mlp import StackedMLP, mlp
 from rllib_damo.nn.standardize import ACTION_STD_MIN, Standardize, input_scales
 
 
@@ -70,59 +69,6 @@ def test_actor_samples_are_reparameterised() -> None:
 def test_actor_bounds_its_log_std() -> None:
     for value, bound in ((-100.0, LOG_STD_MIN), (100.0, LOG_STD_MAX)):
         assert fixed_actor(0.0, value)(torch.zeros(1, 2).double())[1].item() == bound
-
-
-def separate_networks(stacked: StackedMLP) -> list[nn.Sequential]:
-    """The same networks as C ones of ``nn.Linear`` layers."""
-    networks = []
-    for c in range(stacked.weights[0].shape[0]):
-        layers: list[nn.Module] = []
-        for i, (weight, bias) in enumerate(zip(stacked.weights, stacked.biases, strict=True)):
-            linear = nn.Linear(weight.shape[1], weight.shape[2], dtype=weight.dtype)
-            with torch.no_grad():
-                linear.weight.copy_(weight[c].T)
-                linear.bias.copy_(bias[c, 0])
-            layers.append(linear)
-            if i < len(stacked.weights) - 1:
-                layers += [nn.LayerNorm(weight.shape[2], dtype=weight.dtype)] if stacked.layer_norm else []
-                layers.append(nn.ReLU())
-        networks.append(nn.Sequential(*layers))
-    return networks
-
-
-@pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("num", [1, 2, 5])
-def test_stacked_mlp_equals_separate_networks(num: int, layer_norm: bool) -> None:
-    stacked = StackedMLP(num, (4, 16, 8, 3), layer_norm).double()
-    networks = separate_networks(stacked)
-    x = torch.randn(10, 4, dtype=torch.float64)
-    outputs = stacked(x)
-    assert outputs.shape == (num, 10, 3)
-    torch.testing.assert_close(outputs, torch.stack([net(x) for net in networks]), atol=1e-12, rtol=0)
-    gradients = torch.autograd.grad(outputs.square().sum(), list(stacked.weights))
-    for c, net in enumerate(networks):
-        linears = [layer.weight for layer in net if isinstance(layer, nn.Linear)]
-        expected = torch.autograd.grad(net(x).square().sum(), linears)
-        for a, b in zip(gradients, expected, strict=True):
-            torch.testing.assert_close(a[c], b.T, atol=1e-10, rtol=0)
-
-
-def test_stacked_mlp_initialises_like_linear() -> None:
-    stacked, linear = StackedMLP(3, (100, 400)), nn.Linear(100, 400)
-    for parameter, reference in ((stacked.weights[0], linear.weight), (stacked.biases[0], linear.bias)):
-        assert parameter.abs().max() <= 0.1
-        assert parameter.std().item() == pytest.approx(reference.std().item(), rel=0.1)
-    assert not torch.equal(stacked.weights[0][0], stacked.weights[0][1])
-
-
-def test_mlp() -> None:
-    net = mlp((3, 8, 5, 2))
-    assert [type(layer) for layer in net] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
-    normed = mlp((3, 8, 2), spectral_norm=True)
-    for _ in range(30):  # power iterations
-        normed(torch.randn(4, 3))
-    for i in (0, 2):
-        assert torch.linalg.matrix_norm(normed[i].weight, 2).item() == pytest.approx(1, abs=1e-2)
 
 
 def test_an_action_that_hardly_moves_keeps_the_scale_of_its_box() -> None:

@@ -82,9 +82,9 @@ def test_the_configs_conventions_are_those_of_the_files(tmp_path) -> None:
     np.testing.assert_allclose(found.actions, DATA.actions, atol=1e-6)
     window = _offline(file, **options, max_dataset_rows=35).transitions
     np.testing.assert_array_equal(window.actions, found.actions[:31])
-    with pytest.raises(DataError, match=r"made: actions_in_input_normalized=True, but here .* by definition"):
+    with pytest.raises(DataError, match=r"made: actions_in_input_normalized=True: here .* by definition"):
         _ = _offline(DATA, actions_in_input_normalized=True).transitions
-    with pytest.raises(DataError, match="made: input_read_schema names the columns of tables and arrays"):
+    with pytest.raises(DataError, match=r"made: input_read_schema=.*: it names the columns of tables and arrays"):
         _ = _offline(DATA, input_read_schema={"obs": "o_t"}).transitions
 
 

@@ -29,14 +29,27 @@ def matrices(num: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]
 def test_they_are_those_of_torch(num, dtype):
     bias, a, b = matrices(num, dtype)
     out = torch.empty(num, 6, 5, dtype=dtype)
-    assert batched_matmul.bmm(a, b, out=out) is out
+    batched_matmul.bmm(a, b, out=out)
     torch.testing.assert_close(out, torch.bmm(a, b))
-    transposed = torch.empty(num, 4, 4, dtype=dtype)
-    torch.testing.assert_close(batched_matmul.bmm(a.mT, a, out=transposed), torch.bmm(a.mT, a))
+    square = torch.empty(num, 4, 4, dtype=dtype)
+    batched_matmul.bmm(a.mT, a, out=square)
+    torch.testing.assert_close(square, torch.bmm(a.mT, a))
+    some_rows = slice(1, 4)
+    batched_matmul.bmm(a[:, some_rows].mT, a[:, some_rows], out=square)
+    torch.testing.assert_close(square, torch.bmm(a[:, some_rows].mT, a[:, some_rows]))
     assert batched_matmul.baddbmm(bias, a, b, out=out) is out
     torch.testing.assert_close(out, torch.baddbmm(bias, a, b))
     with torch.no_grad():
         torch.testing.assert_close(batched_matmul.baddbmm(bias, a, b), torch.baddbmm(bias, a, b))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [6, 70])
+def test_a_result_may_be_transposed_in_memory(rows, dtype):
+    a, b = (torch.randn(3, *shape).to(dtype) for shape in ((rows, 4), (4, 5)))
+    memory = torch.empty(3, 5, rows, dtype=dtype)
+    batched_matmul.bmm(a, b, out=memory.mT)
+    torch.testing.assert_close(memory.mT, torch.bmm(a, b))
 
 
 def test_gradients_go_through_them():

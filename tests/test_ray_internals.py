@@ -358,8 +358,8 @@ CHECKS = {check.__name__: check for check in (
     schedule_learning_rates, wants_component, subcomponents, refuse, without_advice, is_frozen, given_model_config,
     given_module_spec, given_connector, private_options, keep_runner_states, setting_name, set_env_seed, require_reset,
     env_to_module, evaluate_now, runner_errors, register, algorithm_names, is_trainable, is_env, env_creator,
-    stop_condition, add_callback, trial_folder, latest_checkpoint, forget_other_checkpoints, number_checkpoints_after, start_from,
-    tensor_column, read_task, read_error,
+    stop_condition, add_callback, trial_folder, latest_checkpoint, forget_other_checkpoints, number_checkpoints_after,
+    start_from, tensor_column, read_task, read_error,
 )}  # fmt: skip
 
 

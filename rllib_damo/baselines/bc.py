@@ -11,6 +11,7 @@ from rllib_damo.core.algorithm import OfflineAlgorithm
 from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.learner import OfflineTorchLearner
 from rllib_damo.core.option_groups import OfflineTraining
+from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.rl_module import DeterministicMixin, OfflineTorchRLModule
 from rllib_damo.core.update import Metrics, StepBatch, Update
 
@@ -25,7 +26,7 @@ class BehaviorCloningUpdate(Update):
     def step(self, batch: StepBatch, step: int, measure: bool) -> Metrics:
         rows = batch["update"]
         loss = (self.module.actor(rows.obs)[0].tanh() - rows.actions).square().mean()
-        self._apply("actor", loss)
+        self.apply("actor", loss)
         return {"bc_loss": loss.detach()}
 
 
@@ -59,6 +60,7 @@ class BehaviorCloningConfig(OfflineConfig):
         return super().training(**options)
 
 
+@register_algorithm
 class BehaviorCloning(OfflineAlgorithm):
     """Behaviour cloning by the mean squared error.
 

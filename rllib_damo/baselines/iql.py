@@ -17,6 +17,7 @@ from rllib_damo.core.learner import OfflineTorchLearner
 from rllib_damo.core.networks import GaussianActor, Values
 from rllib_damo.core.option_groups import CriticTraining, OfflineTraining, Schedule
 from rllib_damo.core.options import Check, Option, learning_rate, not_negative, number, positive
+from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.rl_module import ActorCriticTorchRLModule
 from rllib_damo.core.update import DatasetFacts, Metrics, StepBatch, Update, cosine
 from rllib_damo.data.schema import Transitions
@@ -73,19 +74,19 @@ class OfflineIQLUpdate(Update):
         with torch.no_grad():
             data_q = m.target_critics(rows.obs, rows.actions).min(0).values
         value_loss = expectile_loss(data_q - m.values(rows.obs)[0], o.expectile)
-        self._apply("value", value_loss)
+        self.apply("value", value_loss)
 
         with torch.no_grad():
             value, next_value = m.values(torch.cat((rows.obs, rows.next_obs)))[0].chunk(2)
             target = rows.rewards + o.gamma * (1 - rows.terminated) * next_value
             weights = advantage_weights(data_q - value, o.beta, o.max_weight)
         actor_loss = -(weights * m.actor.log_prob(rows.obs, rows.actions)).mean()
-        self._apply("actor", actor_loss)
+        self.apply("actor", actor_loss)
 
         q = m.critics(rows.obs, rows.actions)  # (C, B)
         critic_loss = (target - q).square().mean(-1).sum()
-        self._apply("critic", critic_loss)
-        self._move_targets()
+        self.apply("critic", critic_loss)
+        self.move_targets()
 
         scale = self._reward_scale
         return {
@@ -178,6 +179,7 @@ class OfflineIQLConfig(OfflineConfig):
         return super().training(**options)
 
 
+@register_algorithm
 class OfflineIQL(OfflineAlgorithm):
     """IQL (arXiv 2110.06169).
 

@@ -16,6 +16,7 @@ from rllib_damo.core.config import ModelBasedConfig
 from rllib_damo.core.learner import ModelBasedTorchLearner
 from rllib_damo.core.option_groups import CriticTraining, EntropyTraining, ModelBasedTraining
 from rllib_damo.core.options import Option, not_negative, one_of
+from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.rl_module import SACTorchRLModule
 from rllib_damo.core.sac import SACUpdate
 from rllib_damo.data.schema import Transitions
@@ -101,6 +102,7 @@ class MOPOConfig(ModelBasedConfig):
         return super().training(**options)
 
 
+@register_algorithm
 class MOPO(ModelBasedAlgorithm):
     """MOPO (arXiv 2005.13239)."""
 

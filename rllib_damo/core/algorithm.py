@@ -35,6 +35,7 @@ from rllib_damo.dynamics.rollout_rounds import RolloutRounds
 from rllib_damo.dynamics.trained_model import DynamicsComponent
 from rllib_damo.errors import UserError
 from rllib_damo.evaluation.rounds import Evaluation, MissedEvaluations, play_in_rounds
+from rllib_damo.utils import ray_internals
 from rllib_damo.utils.batch import Batch, Layout, deal_buffers
 from rllib_damo.utils.spaces import to_unit
 
@@ -53,8 +54,8 @@ PHASE = "phase"
 class OfflineAlgorithm(SealedCheckpoints, Algorithm):
     """Gradient steps on a dataset: an iteration takes ``rollout_freq`` of them (``phase`` "policy").
 
-    A subclass names its config in ``config_class``. Hooks, which do nothing by default: `extra_columns`,
-    `reward_scale`, `dataset_warnings`, `before_steps`.
+    A subclass names its config in ``config_class``. Hooks: `extra_columns`, `reward_scale`, `dataset_warnings`,
+    `before_steps`.
     """
 
     config_class: ClassVar[type[OfflineConfig]]
@@ -106,6 +107,8 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
 
     def before_steps(self) -> bool:
         """What an iteration does before its gradient steps; False: there can be none yet."""
+        if not self._num_gradient_steps:
+            self._foreach_learner("pretrain")
         return True
 
     # -- data ------------------------------------------------------------------------------------------------------
@@ -275,7 +278,7 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
     @override(Algorithm)
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> StateDict:
         state = super().get_state(components, not_components=not_components, **kwargs)
-        if self._check_component(COMPONENT_TRAINING, components, not_components):
+        if ray_internals.wants_component(self, COMPONENT_TRAINING, components, not_components):
             state[COMPONENT_TRAINING] = self._training_state()
         return state
 
@@ -315,7 +318,7 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
         """Restores all components; the evaluation runners take the weights even if these are older than theirs."""
         super().restore_from_path(path, *args, **kwargs)
         if self.eval_env_runner_group is not None:
-            self.eval_env_runner_group.foreach_env_runner(_forget_weights_seq_no)
+            self.eval_env_runner_group.foreach_env_runner(ray_internals.accept_any_weights)
             self.eval_env_runner_group.sync_weights(
                 from_worker_or_learner_group=self.learner_group, inference_only=True
             )
@@ -379,6 +382,7 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
     def before_steps(self) -> bool:
         """A round of rollouts. Where none came, the gradient steps go on with the rows that there are."""
         self._hand_out_dynamics()
+        super().before_steps()
         with self.metrics.log_time((TIMERS, "rollouts")):
             parts = self.roll_out()
         if parts:
@@ -431,13 +435,13 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         CPU where learners and runners hold them all.
         """
         if not isinstance(parts[0], pa.Table):  # on the GPU already
-            self.learner_group._learner.add_tensors(parts[0])
+            ray_internals.local_learner(self.learner_group).add_tensors(parts[0])
             return
         round_ = pa.concat_tables(parts)
         if not self.learner_group.is_remote:
-            self.learner_group._learner.add_rollouts(ray.data.from_blocks([round_]))
+            ray_internals.local_learner(self.learner_group).add_rollouts(ray.data.from_blocks([round_]))
             return
-        workers = self.learner_group._workers
+        workers = ray_internals.learner_actors(self.learner_group)
         size = len(round_) // len(workers)
         parts = [ray.data.from_blocks([round_.slice(i * size, size)]) for i in range(len(workers))]
         ray.get([worker.add_rollouts.remote(part) for worker, part in zip(workers, parts, strict=True)])
@@ -463,17 +467,14 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         super()._set_training_state(state)
         self.dynamics.set_state(state[COMPONENT_DYNAMICS])
         if self.learner_group.is_remote:
-            workers = self.learner_group._workers
+            workers = ray_internals.learner_actors(self.learner_group)
             buffers = deal_buffers(state[MODEL_BUFFERS], len(workers))
             ray.get([w.set_model_buffer.remote(buffer) for w, buffer in zip(workers, buffers, strict=True)])
         else:
-            self.learner_group._learner.set_model_buffer(*deal_buffers(state[MODEL_BUFFERS], 1))
+            learner = ray_internals.local_learner(self.learner_group)
+            learner.set_model_buffer(*deal_buffers(state[MODEL_BUFFERS], 1))
         if self.dynamics.ready:
             self._hand_out_dynamics()
         self._rounds.discard()  # not of the restored run
         if state[PENDING_ROUND]:  # the same request has the same answer
             self._request(state[PENDING_ROUND])
-
-
-def _forget_weights_seq_no(runner: Any) -> None:
-    runner._weights_seq_no = 0

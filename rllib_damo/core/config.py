@@ -26,7 +26,9 @@ from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.rollout_runner import ModelRolloutEnvRunner
 from rllib_damo.evaluation.runner import EvaluationEnvRunner
 from rllib_damo.evaluation.scores import DAMOCallbacks
+from rllib_damo.utils import ray_internals
 from rllib_damo.utils.environments import make_env
+from rllib_damo.utils.names import near
 from rllib_damo.utils.paths import absolute, absolute_input, cache_root
 from rllib_damo.utils.spaces import check_spaces
 
@@ -61,6 +63,10 @@ class OfflineConfig(AlgorithmConfig):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        own = cls.own_options()
+        for name in cls.defaults:
+            if name not in own:
+                raise TypeError(f"{cls.__name__}.defaults: there is no option {name!r}.{near(name, own)}")
         for method in cls.option_groups:
             if method in vars(cls):
                 _document(vars(cls)[method], cls.own_options(method))
@@ -79,7 +85,7 @@ class OfflineConfig(AlgorithmConfig):
         self.evaluation_duration_unit = "episodes"
         self.evaluation_error_after_n_consecutive_skips = 3
         self.evaluation_config = None
-        self._dont_auto_sync_env_runner_states = True
+        ray_internals.keep_runner_states(self)
 
     @classmethod
     def algorithm_class(cls) -> type:
@@ -194,11 +200,15 @@ class OfflineConfig(AlgorithmConfig):
 
     # -- checks ----------------------------------------------------------------------------------------------------
 
+    def refuse(self, message: str) -> None:
+        """Raises ValueError for a wrong option; or warns, where the user switched RLlib's checks off."""
+        ray_internals.refuse(self, message)
+
     @override(AlgorithmConfig)
     def validate(self) -> None:
         if self.framework_str != "torch":  # before RLlib looks for another one's installation
-            self._value_error(f"{self.algorithm_name} runs on torch: found `framework`={self.framework_str!r}.")
-        if self._is_frozen:  # the checks fill in what follows from other options
+            self.refuse(f"{self.algorithm_name} runs on torch: found `framework`={self.framework_str!r}.")
+        if ray_internals.is_frozen(self):  # the checks fill in what follows from other options
             self.copy(copy_frozen=False).validate()
             return
         self._resolve()
@@ -209,7 +219,7 @@ class OfflineConfig(AlgorithmConfig):
             value = getattr(self, name)
             if not option.check.holds(value):
                 hint = option.check.hint(value)
-                self._value_error(f"`{name}` must be {option.check.expected}; found {value!r}.{hint}")
+                self.refuse(f"`{name}` must be {option.check.expected}; found {value!r}.{hint}")
         check_unused(self)
         self.check()
 
@@ -220,23 +230,21 @@ class OfflineConfig(AlgorithmConfig):
             ValueError: at the first wrong combination.
         """
         if self.is_multi_agent:
-            self._value_error(
-                f"{self.algorithm_name} is a single-agent algorithm: remove the `.multi_agent()` settings."
-            )
+            self.refuse(f"{self.algorithm_name} is a single-agent algorithm: remove the `.multi_agent()` settings.")
         if self.lr is not None:
             rates = ", ".join(f"`{name}`" for name in self.own_options("training") if name.endswith("_lr"))
-            self._value_error(f"{self.algorithm_name} has {rates}: leave `lr` None; found {self.lr!r}.")
+            self.refuse(f"{self.algorithm_name} has {rates}: leave `lr` None; found {self.lr!r}.")
         if self.grad_clip_by != "global_norm":
-            self._value_error(
+            self.refuse(
                 f"`grad_clip_by` must be 'global_norm' (of each network's gradient); found {self.grad_clip_by!r}."
             )
         if self.max_dataset_rows is not None and self.max_dataset_rows < self.train_batch_size_per_learner:
-            self._value_error(
+            self.refuse(
                 f"`max_dataset_rows` must hold a batch, `train_batch_size_per_learner`="
                 f"{self.train_batch_size_per_learner}, and better many; found {self.max_dataset_rows!r}."
             )
         if self.num_learners > 1 and 0 < self.num_gpus_per_learner < 1:
-            self._value_error(
+            self.refuse(
                 "`num_gpus_per_learner` must be 0 or a whole number for several learners, which can't share a GPU: "
                 f"found num_gpus_per_learner={self.num_gpus_per_learner} with num_learners={self.num_learners}."
             )
@@ -245,22 +253,22 @@ class OfflineConfig(AlgorithmConfig):
 
     def _check_runners(self) -> None:
         if self.num_env_runners:
-            self._value_error(
+            self.refuse(
                 f"{self.algorithm_name} has no rollouts: leave `num_env_runners` 0; found {self.num_env_runners}."
             )
 
     def _check_spaces(self) -> None:
         if self.observation_space is None or self.action_space is None:
-            self._value_error(
+            self.refuse(
                 f"{self.algorithm_name} needs the spaces: set `config.environment('Hopper-v5')`, or, without a "
                 "simulator, `config.environment(observation_space=..., action_space=...)`."
             )
         try:
             check_spaces(self.observation_space, self.action_space)
         except ValueError as error:
-            self._value_error(str(error))
+            self.refuse(str(error))
         if self.env is None and self.evaluation_interval and self.custom_evaluation_function is None:
-            self._value_error(
+            self.refuse(
                 "Evaluation needs an environment: set `config.environment(env=...)`, give a "
                 "`custom_evaluation_function`, or switch it off by `config.evaluation(evaluation_interval=None)`."
             )
@@ -318,9 +326,9 @@ class ModelBasedConfig(OfflineConfig):
     def check(self) -> None:
         super().check()
         if self.num_elites > self.num_ensemble:
-            self._value_error(f"`num_elites` ({self.num_elites}) must not exceed `num_ensemble` ({self.num_ensemble}).")
+            self.refuse(f"`num_elites` ({self.num_elites}) must not exceed `num_ensemble` ({self.num_ensemble}).")
         if len(self.dynamics_weight_decay) != len(self.dynamics_hidden_dims) + 1:
-            self._value_error(
+            self.refuse(
                 f"`dynamics_weight_decay` needs one value for each of the {len(self.dynamics_hidden_dims) + 1} layers "
                 f"(hidden and output); found {len(self.dynamics_weight_decay)}."
             )
@@ -328,12 +336,12 @@ class ModelBasedConfig(OfflineConfig):
     @override(OfflineConfig)
     def _check_runners(self) -> None:
         if self.overlap_rollouts and not self.num_env_runners:
-            self._value_error(
+            self.refuse(
                 "`overlap_rollouts` needs runners beside the learner: set `.env_runners(num_env_runners=1)` or more, "
                 f"or overlap_rollouts=False; found num_env_runners={self.num_env_runners!r}."
             )
         if self.rollout_batch_size < self.num_env_runners:
-            self._value_error(
+            self.refuse(
                 f"`rollout_batch_size` must give each of num_env_runners={self.num_env_runners} runners a start; "
                 f"found {self.rollout_batch_size!r}."
             )

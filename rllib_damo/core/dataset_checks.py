@@ -16,6 +16,7 @@ from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
 from rllib_damo.dynamics.training import MIN_TRANSITIONS
 from rllib_damo.errors import DataError
 from rllib_damo.utils.batch import as_constant, unknown_successors
+from rllib_damo.utils.ray_internals import given_connector
 
 _FAR_VALUE = 10_000  # D4RL's tasks have values of up to 1,200
 _ROWS = 256  # tried of those that are terminal, and of the others
@@ -26,7 +27,7 @@ def warnings_of_all(config: OfflineConfig, transitions: Transitions) -> Iterator
     """Yields warnings about the dataset (or its first window) that concern every algorithm, a sentence each."""
     yield from dataset_warnings(transitions)
     yield from selection_warnings(transitions, transitions.best_rows(config.data_fraction))
-    if config._env_to_module_connector is not None:
+    if given_connector(config) is not None:
         yield (
             "`env_to_module_connector` changes the observations that the policy sees where it plays, and none of the "
             "dataset: if it changes values, the dataset's must have gone through it before"

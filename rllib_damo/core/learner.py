@@ -25,6 +25,7 @@ from rllib_damo.core.update import DatasetFacts, RowGroup, StepBatch, Update
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.nn.adam import FusedAdam
 from rllib_damo.nn.flat_parameters import flatten
+from rllib_damo.utils import ray_internals
 from rllib_damo.utils.arrow import from_arrow
 from rllib_damo.utils.batch import Batch, Layout, RingBuffer, as_constant, unknown_successors
 from rllib_damo.utils.seeds import fresh_seed
@@ -72,6 +73,8 @@ class OfflineTorchLearner(TorchLearner):
         self._generator = torch.Generator(self._device)
         self._base_seed = cfg.seed if cfg.seed is not None else fresh_seed()
         self._num_steps = 0
+        self._has_pretrained = False
+        self._pretrain_metrics: dict[str, Tensor] = {}  # until the first steps
         self._update = self.make_update(
             module=module,
             optimizers={name: self.get_optimizer(DEFAULT_MODULE_ID, name) for name in module.trainable()},
@@ -197,14 +200,24 @@ class OfflineTorchLearner(TorchLearner):
         # A Ray Dataset that was read leaves reference cycles, which keep its blocks in the object store for many
         # rounds. Just after `add_rollouts` they are young, and to look at the young takes a millisecond.
         gc.collect(1)
-        seed = np.random.SeedSequence((self._base_seed, self._learner_index, self._num_steps)).generate_state(1)[0]
-        self._generator.manual_seed(int(seed))
-        single = {} if self._num_steps else self._update.pretrain(self._draw)
+        self._seed_generator(self._num_steps)
         metrics = self._take_steps(num_steps)
-        single |= self._update.after_iteration(self._draw)
+        single = self._pretrain_metrics | self._update.after_iteration(self._draw)
+        self._pretrain_metrics = {}
         self._num_steps += num_steps
-        self._weights_seq_no += 1
+        ray_internals.count_new_weights(self)
         return self._report({**metrics, **{k: float(v) for k, v in single.items()}}, num_steps, timesteps or {})
+
+    def pretrain(self) -> None:
+        """What the update does before the first rollouts; once. Its metrics are among those of the first steps."""
+        if not self._has_pretrained:
+            self._has_pretrained = True
+            self._seed_generator(0, 1)
+            self._pretrain_metrics = self._update.pretrain(self._draw)
+
+    def _seed_generator(self, *phase: int) -> None:
+        seed = np.random.SeedSequence((self._base_seed, ray_internals.learner_index(self), *phase)).generate_state(1)
+        self._generator.manual_seed(int(seed[0]))
 
     def _take_steps(self, num_steps: int) -> dict[str, float]:
         """The gradient steps of a call, with the policy's moving average; returns the means of their metrics."""
@@ -271,7 +284,7 @@ class OfflineTorchLearner(TorchLearner):
             values["initial_value_mean"] = self.initial_value()
         for name, value in values.items():
             self.metrics.log_value((DEFAULT_MODULE_ID, name), value, window=1)
-        self._log_trainable_parameters()  # RLlib's numbers, which it logs once, and which are NaN after that
+        ray_internals.log_trainable_parameters(self)
         self.after_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._num_steps} | timesteps)
         return self.metrics.reduce()
 
@@ -294,15 +307,21 @@ class OfflineTorchLearner(TorchLearner):
     @override(TorchLearner)
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> StateDict:
         state = super().get_state(components, not_components=not_components, **kwargs)
-        if self._check_component(COMPONENT_TRAINING, components, not_components):
+        if ray_internals.wants_component(self, COMPONENT_TRAINING, components, not_components):
             state[COMPONENT_TRAINING] = self._training_state()
         return state
 
     def _training_state(self) -> dict[str, Any]:
-        return {"num_steps": self._num_steps, "base_seed": self._base_seed, "update": self._update.get_state()}
+        return {
+            "num_steps": self._num_steps,
+            "base_seed": self._base_seed,
+            "has_pretrained": self._has_pretrained,
+            "update": self._update.get_state(),
+        }
 
     def _set_training_state(self, state: dict[str, Any]) -> None:
         self._num_steps, self._base_seed = state["num_steps"], state["base_seed"]
+        self._has_pretrained = state["has_pretrained"]
         self._set_update_state(state["update"])
 
     def _set_update_state(self, state: dict[str, Any]) -> None:
@@ -321,7 +340,7 @@ class OfflineTorchLearner(TorchLearner):
     @override(TorchLearner)
     def set_state(self, state: StateDict) -> None:
         # RLlib ignores module states that are older than its own; a restore means what it says.
-        self._weights_seq_no = 0
+        ray_internals.accept_any_weights(self)
         super().set_state(state)
         if COMPONENT_TRAINING in state:
             self._set_training_state(state[COMPONENT_TRAINING])
@@ -330,8 +349,7 @@ class OfflineTorchLearner(TorchLearner):
             self._recorded = RecordedSteps(self._update)
 
     def _schedule_rates(self) -> None:
-        for optimizer, schedule in self._optimizer_lr_schedules.items():
-            self._set_optimizer_lr(optimizer, lr=schedule.update(timestep=self._num_steps))
+        ray_internals.schedule_learning_rates(self, self._num_steps)
 
 
 class ModelBasedTorchLearner(OfflineTorchLearner):
@@ -375,7 +393,7 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
     # -- the model in the update -----------------------------------------------------------------------------------
 
     def set_dynamics(self, path: str) -> None:
-        """Hands a copy of the trained model to an update that reads it; once."""
+        """Hands a copy of the trained model to an update that reads it; once, and again after a restore."""
         if not self._has_dynamics:
             self._has_dynamics = True
             self._update.set_dynamics(DynamicsEnsemble.load(path, self._device))
@@ -391,7 +409,7 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
 
     @override(OfflineTorchLearner)
     def _set_update_state(self, state: dict[str, Any]) -> None:
-        if self._update.uses_dynamics and not self._has_dynamics:
-            self._update_state = state
+        if self._update.uses_dynamics:  # the algorithm hands the model out anew
+            self._has_dynamics, self._update_state = False, state
         else:
             self._update.set_state(state)

@@ -54,6 +54,10 @@ class Option:
     check: Check
     meaning: str
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.check, Check):
+            raise TypeError(f"An Option needs a Check of its values; found {self.check!r}.")
+
 
 # -- checks ----------------------------------------------------------------------------------------------------------
 

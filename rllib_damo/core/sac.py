@@ -49,14 +49,14 @@ class SACUpdate(Update):
         target = self.target(batch, alpha)
         q = m.critics(rows.obs, rows.actions)  # (C, B)
         critic_loss = self.critic_loss(q, target, batch)
-        self._apply("critic", critic_loss)
+        self.apply("critic", critic_loss)
         actor_loss, log_prob = self.actor_loss(rows, alpha)
-        self._apply("actor", actor_loss)
+        self.apply("actor", actor_loss)
         alpha_loss = losses.alpha_loss(m.log_alpha, log_prob, self.target_entropy)
-        self._apply("alpha", alpha_loss)
+        self.apply("alpha", alpha_loss)
         with torch.no_grad():
             m.log_alpha.clamp_(max=math.log(self.config.max_alpha))
-        self._move_targets()
+        self.move_targets()
         return {
             "policy_loss": actor_loss.detach(), "qf_loss": critic_loss.detach(), "alpha_loss": alpha_loss.detach(),
             "alpha_value": alpha, "qf_mean": q.detach().mean(), "td_error_abs": (target - q).detach().abs().mean(),

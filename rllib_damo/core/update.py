@@ -122,7 +122,7 @@ class Update:
         """Takes what is known of the dataset, before the first step and again for each window of a larger one."""
 
     def set_dynamics(self, dynamics: DynamicsEnsemble) -> None:
-        """Takes the trained model, on the module's device, once and before the first step (``uses_dynamics``).
+        """Takes the trained model, on the module's device (``uses_dynamics``): before the first step, and if restored.
 
         It is the update's own copy: an algorithm that goes on training it hands the weights out in `dynamics_state`.
         """
@@ -132,7 +132,7 @@ class Update:
         return None
 
     def pretrain(self, draw: Draw) -> Metrics:
-        """What comes once before the first gradient step."""
+        """What comes once, before the first rollouts and gradient steps."""
         return {}
 
     def after_iteration(self, draw: Draw) -> Metrics:
@@ -156,13 +156,13 @@ class Update:
 
     # -- for subclasses --------------------------------------------------------------------------------------------
 
-    def _apply(self, name: str, loss: Tensor) -> None:
+    def apply(self, name: str, loss: Tensor) -> None:
         """One optimiser step on ``loss`` with the parameters of one network alone."""
         gradients = torch.autograd.grad(loss, self.params[name])
         torch._foreach_copy_([gradient_of(param) for param in self.params[name]], list(gradients))
-        self._apply_gradients([name])
+        self.apply_gradients([name])
 
-    def _apply_gradients(self, names: Sequence[str]) -> None:
+    def apply_gradients(self, names: Sequence[str]) -> None:
         """One step of these optimisers with the gradients that are there, averaged over learners and clipped."""
         if self.reduce_gradients is not None:
             groups = [group for name in names for group in self.optimizers[name].param_groups]
@@ -173,7 +173,7 @@ class Update:
             self.optimizers[name].step()
 
     @torch.no_grad()
-    def _move_targets(self) -> None:
+    def move_targets(self) -> None:
         """Moves all targets of ``module.targets()`` by ``tau`` towards their networks."""
         torch._foreach_lerp_(self._target_params, self._online_params, self.config.tau)
 

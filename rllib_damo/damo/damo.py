@@ -33,6 +33,7 @@ from rllib_damo.core.options import (
     positive_or_inf,
     schedule_of,
 )
+from rllib_damo.core.registration import register_algorithm
 from rllib_damo.damo.divergences import DIVERGENCES
 from rllib_damo.damo.fast_update import fastest_update
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
@@ -247,19 +248,19 @@ class DAMOConfig(ModelBasedConfig):
         super().check()
         divergence = DIVERGENCES[self.f_divergence](self.f_power)
         if divergence.has_linear_part and self.target_networks and self.behavior_alignment:
-            self._value_error(
+            self.refuse(
                 f"`f_divergence`={self.f_divergence!r} has a linear part, which with target networks raises the values "
                 "without bound. Set f_divergence='half_squared', or target_networks=False, or "
                 "behavior_alignment=False (plain TD)."
             )
         if self.bc_weight and self.initial_states != "dataset":
-            self._value_error(
+            self.refuse(
                 f"`bc_weight` anchors the policy at s0, which must then be any state of the dataset: found bc_weight="
                 f"{self.bc_weight!r} with initial_states={self.initial_states!r}; set bc_weight=0 or "
                 "initial_states='dataset'."
             )
         if self.initial_alpha > self.max_alpha:
-            self._value_error(f"`initial_alpha` ({self.initial_alpha}) must not exceed `max_alpha` ({self.max_alpha}).")
+            self.refuse(f"`initial_alpha` ({self.initial_alpha}) must not exceed `max_alpha` ({self.max_alpha}).")
         self._check_fast_step()
 
     def _check_fast_step(self) -> None:
@@ -267,18 +268,19 @@ class DAMOConfig(ModelBasedConfig):
         plain = {"target_networks": True, "classifier_spectral_norm": False, "classifier_gradient_penalty": 0}
         others = [f"{name}={getattr(self, name)!r}" for name, value in plain.items() if getattr(self, name) != value]
         if self.precision == "bf16" and others:
-            self._value_error(f"`precision`='bf16' does not go with {', '.join(others)}: set precision='fp32'.")
+            self.refuse(f"`precision`='bf16' does not go with {', '.join(others)}: set precision='fp32'.")
         if not (self.num_learners <= 1 and self.num_gpus_per_learner > 0):
             others += [f"num_learners={self.num_learners}", f"num_gpus_per_learner={self.num_gpus_per_learner}"]
         if isinstance(self.bc_weight, (list, tuple)):  # each step would be recorded anew
             others += [f"bc_weight={self.bc_weight!r}"]
         if self.cuda_graphs and others:
-            self._value_error(
+            self.refuse(
                 "`cuda_graphs`=True is for one learner on a GPU, `.learners(num_gpus_per_learner=1)`, and does not go "
                 f"with {', '.join(others)}: set cuda_graphs=False."
             )
 
 
+@register_algorithm
 class DAMO(ModelBasedAlgorithm):
     """Dual Alignment Maximin Optimization for offline model-based RL (arXiv 2502.00850)."""
 

@@ -154,7 +154,7 @@ class FastUpdate(DAMOUpdate):
 
         entropy_coefficient_loss = alpha_loss(m.log_alpha, next_log_prob, self.target_entropy)
         self._alpha_gradient.copy_(entropy_coefficient_loss)  # the exponential is its own derivative
-        self._apply_gradients([name for name in self.params if name != "classifier" or o.data_alignment])
+        self.apply_gradients([name for name in self.params if name != "classifier" or o.data_alignment])
         self._conclude()
         if not measure:
             return {}

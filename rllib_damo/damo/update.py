@@ -146,9 +146,9 @@ class DAMOUpdate(Update):
             actor_loss = actor_loss / self.return_size + self.bc_weight(step) * bc_loss
         entropy_coefficient_loss = alpha_loss(m.log_alpha, next_log_prob, self.target_entropy)
 
-        self._apply("critic", critic_loss)
-        self._apply("actor", actor_loss)
-        self._apply("alpha", entropy_coefficient_loss)
+        self.apply("critic", critic_loss)
+        self.apply("actor", actor_loss)
+        self.apply("alpha", entropy_coefficient_loss)
         self._conclude()
         return self._metrics(
             policy_loss=value_loss + entropy_loss, qf_loss=critic_loss, alpha_loss=entropy_coefficient_loss,
@@ -161,7 +161,7 @@ class DAMOUpdate(Update):
     def _conclude(self) -> None:
         """Bounds α and moves the targets."""
         self.module.log_alpha.clamp_(max=math.log(self.config.max_alpha))
-        self._move_targets()
+        self.move_targets()
 
     @staticmethod
     def _metrics(**metrics: Tensor) -> Metrics:
@@ -192,5 +192,5 @@ class DAMOUpdate(Update):
                 "classifier_loss": loss.detach(), "classifier_accuracy": accuracy,
                 "logit_offline_mean": offline.mean(), "logit_synthetic_mean": synthetic.mean(),
             }  # fmt: skip
-        self._apply("classifier", total)
+        self.apply("classifier", total)
         return rewards, metrics

@@ -14,9 +14,9 @@ from filelock import FileLock
 
 from rllib_damo.utils.paths import absolute, atomic_write, cache_root
 
-#: Part of every key; raise it when training changes so that old files no longer stand for the same settings.
+#: Part of every key; raise it when training changes so that files of older versions are not used for the same settings.
 _VERSION = 2
-_MEND = "Name a writable one in dynamics_cache_dir or in the environment variable RLLIB_DAMO_CACHE."
+_FIX = "Name a writable one in dynamics_cache_dir or in the environment variable RLLIB_DAMO_CACHE."
 
 
 def key(fingerprint: str, settings: Mapping[str, Any], seed: int | None) -> str:
@@ -45,16 +45,16 @@ def _plain(value: Any) -> Any:
 
 
 def directory(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """``cache_dir``, or else `cache_root`; made if missing.
+    """``cache_dir``, or else `cache_root`; created if missing.
 
     Raises:
-        ValueError: it cannot be made.
+        ValueError: it cannot be created.
     """
     folder = Path(absolute(cache_dir)) if cache_dir else cache_root()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"The cache directory {folder} cannot be made ({error.strerror}). {_MEND}") from error
+        raise ValueError(f"The cache directory {folder} cannot be created ({error.strerror}). {_FIX}") from error
     return folder
 
 
@@ -64,7 +64,7 @@ def check_writable(cache_dir: str | os.PathLike[str] | None = None) -> None:
     if not os.access(folder, os.W_OK):
         raise ValueError(
             f"The cache directory {folder} is not writable, and the dynamics model is to be trained and kept there. "
-            + _MEND
+            + _FIX
         )
 
 
@@ -76,15 +76,15 @@ def path(key: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
 def lock(key: str, cache_dir: str | os.PathLike[str] | None = None) -> FileLock:
     """A lock between processes, to be held while looking for a key's file and training it.
 
-    It frees itself when its holder dies. ``with lock(key): ...`` waits, and
-    ``lock(key).acquire(timeout=...)`` raises `Timeout`. Its holder is the object, in whichever thread it is used:
-    RLlib trains in a new thread each time where it evaluates beside that.
+    It is released when the process that holds it dies. ``with lock(key): ...`` waits, and
+    ``lock(key).acquire(timeout=...)`` raises `Timeout`. The object holds it, not a thread:
+    RLlib trains in a new thread each time when it evaluates in parallel to that.
     """
     return FileLock(str(path(key, cache_dir)) + ".lock", thread_local=False)
 
 
 def write(content: bytes, cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Puts a dynamics file's bytes (from a checkpoint) into the cache, under a name that derives from them."""
+    """Writes a dynamics file's bytes (from a checkpoint) to the cache; their hash is the file's name."""
     target = directory(cache_dir) / f"dynamics-content-{hashlib.sha256(content).hexdigest()[:32]}.pt"
     if not target.exists():
         with atomic_write(target) as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_damo.dynamics.termination_head import LearnedTermination
-from rllib_damo.nn.gaussian_mlp import bounded_gaussian, mlp
+from rllib_damo.nn.gaussian_mlp import bounded_gaussian
+from rllib_damo.nn.stacked_mlp import stacked_forward
 from rllib_damo.utils.paths import atomic_write
 
 _FORMAT = "rllib_damo.dynamics/1"
@@ -98,7 +101,7 @@ class DynamicsEnsemble(nn.Module):
         """
         x = (torch.cat((obs, unit_actions), dim=-1) - self.input_mean) / self.input_std
         x = x.expand(self.num_ensemble, *x.shape)
-        raw = mlp(x, list(self.weights), list(self.biases))
+        raw = stacked_forward(x, list(self.weights), list(self.biases), F.silu)
         mean, logvar = bounded_gaussian(raw, self.max_logvar, self.min_logvar)
         return mean * self.target_std + self.target_mean, logvar + 2 * self.target_std.log()
 
@@ -124,6 +127,7 @@ class DynamicsEnsemble(nn.Module):
             biases = [b[self.elites] for b in self.biases]
             max_logvar, min_logvar = self.max_logvar[self.elites], self.min_logvar[self.elites]
         num, dim = self.num_elites, self.obs_dim
+        silu_ = functools.partial(F.silu, inplace=True)
 
         @torch.inference_mode()
         def sample(obs: Tensor, unit_actions: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -135,7 +139,7 @@ class DynamicsEnsemble(nn.Module):
             rows = torch.empty_like(slots)
             rows[slots] = torch.arange(num * group, device=obs.device)
             x = torch.cat((obs, unit_actions), dim=-1).sub_(self.input_mean).div_(self.input_std)
-            raw = mlp(x[slots % batch].view(num, group, -1), weights, biases, inplace=True)
+            raw = stacked_forward(x[slots % batch].view(num, group, -1), weights, biases, silu_)
             mean, logvar = bounded_gaussian(raw, max_logvar, min_logvar)
             noise = torch.randn(mean.shape, generator=generator, device=obs.device)
             drawn = mean.addcmul(logvar.mul_(0.5).exp_(), noise).mul_(self.target_std).add_(self.target_mean)
@@ -143,6 +147,17 @@ class DynamicsEnsemble(nn.Module):
             return obs + drawn[:, :dim], drawn[:, dim]
 
         return sample
+
+    def elites_only(self) -> DynamicsEnsemble:
+        """A frozen copy whose members are the elites; without the termination head."""
+        sizes = self.hparams | {"num_ensemble": self.num_elites, "learn_terminations": False}
+        model = DynamicsEnsemble(**sizes).to(self.input_mean)
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                if name != "elites":  # all of its members
+                    own = self.state_dict()[name]
+                    value.copy_(own[self.elites] if own.ndim == 3 else own)
+        return model.requires_grad_(False)
 
     # -- files -------------------------------------------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ def rollout(
                     "terminated": terminated,
                 }
                 finite = (next_obs.sum(-1) + rewards).isfinite()
-                # In one question, since a GPU's answer is waited for
+                # both flags in one transfer: the CPU waits for each
                 are_finite, go_on = torch.stack((finite.all(), ~terminated.any())).tolist()
                 if not are_finite:
                     rows = {name: column[finite] for name, column in rows.items()}

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.rollout import Model, rollout
-from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
+from rllib_damo.dynamics.termination import TerminationFn, rule_of_model
 from rllib_damo.utils.arrow import to_arrow
 from rllib_damo.utils.batch import as_constant
 from rllib_damo.utils.ray_internals import subcomponents, wants_component
 from rllib_damo.utils.seeds import fresh_seed
-from rllib_damo.utils.spaces import action_bounds, check_spaces, from_unit_between
+from rllib_damo.utils.spaces import check_spaces
 
 
 class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
@@ -111,23 +111,8 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
                 f"The dynamics {name or 'given'} are for {found[0]} observations and {found[1]} actions, but the "
                 f"environment has {wanted[0]} and {wanted[1]}: train them on this environment's data."
             )
-        self._termination_fn = self._make_termination(loaded, act_space, name)
+        self._termination_fn = rule_of_model(self.config, loaded, act_space, self._device)
         self._dynamics, self._dynamics_path = loaded.requires_grad_(False), name
-
-    def _make_termination(self, dynamics: DynamicsEnsemble, space: gym.Space, name: str | None) -> TerminationFn:
-        """The rule over unit actions."""
-        rule = resolve_termination(self.config.env, self.config.termination_fn, self.config.env_config)
-        if rule is not None:
-            given = rule
-            # Here once: taken from the space at each step, they would be copied to a GPU then, and waited for.
-            low, high = (torch.as_tensor(bound, device=self._device) for bound in action_bounds(space))
-            return lambda obs, actions, next_obs: given(obs, from_unit_between(actions, low, high), next_obs)
-        if dynamics.termination is None:
-            raise ValueError(
-                f"There is no known termination rule for env={self.config.env!r}, and the dynamics {name or 'given'} "
-                "were trained without a learned one. Set .dynamics(termination_fn=...), or train them for this env."
-            )
-        return dynamics.termination.terminated
 
     def _set_dynamics_state(self, state: Mapping[str, Any]) -> None:
         assert self._dynamics is not None

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
+import torch
 from gymnasium.envs.registration import load_env_creator
 
 from rllib_damo.errors import UserError
 from rllib_damo.tasks import TERMINATION_RULES, TerminationFn
 from rllib_damo.utils.environments import is_registered
+from rllib_damo.utils.spaces import action_bounds, from_unit_between
+
+if TYPE_CHECKING:
+    from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 
 
 def resolve_termination(
@@ -50,3 +55,31 @@ def resolve_termination(
             f"{', '.join(sorted(defaults))}."
         )
     return TERMINATION_RULES[env_id](defaults | (spec.kwargs or {}) | given)
+
+
+def rule_of_model(
+    config: Any, dynamics: DynamicsEnsemble, action_space: gym.Space, device: torch.device
+) -> TerminationFn:
+    """The rule for transitions of a model, over unit actions: `resolve_termination`'s, or the one that it learned.
+
+    Args:
+        config: reads ``env``, ``env_config`` and ``termination_fn``.
+        dynamics: the model.
+        action_space: of the environment.
+        device: of the tensors that the rule is called with.
+
+    Raises:
+        UserError: there is neither.
+    """
+    rule = resolve_termination(config.env, config.termination_fn, config.env_config)
+    if rule is not None:
+        given = rule
+        # Here once: taken from the space at each step, they would be copied to a GPU then, and waited for.
+        low, high = (torch.as_tensor(bound, device=device) for bound in action_bounds(action_space))
+        return lambda obs, actions, next_obs: given(obs, from_unit_between(actions, low, high), next_obs)
+    if dynamics.termination is None:
+        raise UserError(
+            f"There is no known termination rule for env={config.env!r}, and the dynamics were trained without a "
+            "learned one. Set .dynamics(termination_fn=...), or train them for this env."
+        )
+    return dynamics.termination.terminated

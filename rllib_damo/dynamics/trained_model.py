@@ -1,4 +1,4 @@
-"""The dynamics model of one Algorithm: given, found in the cache, or trained epoch by epoch and then cached."""
+"""The dynamics model of one algorithm: given, found in the cache, or trained epoch by epoch and then cached."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ WAIT_SECONDS = 60.0
 
 
 class DynamicsComponent:
-    """Trains the ensemble once for each (dataset, settings, seed) on a machine, whoever asks first.
+    """Trains the ensemble once for each (dataset, settings, seed) on a machine; the first run that needs it trains it.
 
     Args:
-        config: the options under ``DAMOConfig.dynamics``, ``seed``, ``env`` and ``env_config``.
+        config: of a model-based algorithm: the options of ``.dynamics()``, ``seed``, ``env`` and ``env_config``.
         columns: the dataset's columns (NumPy arrays, unit actions).
         name: the dataset's name, for messages.
         fingerprint: of its content.
@@ -112,7 +112,7 @@ class DynamicsComponent:
         return True
 
     def train_epoch(self) -> dict[str, float]:
-        """One epoch; or, where another run trains the same model, that run's, waited for to the end.
+        """Trains one epoch; or waits, where another run trains the same model, until that run has finished it.
 
         Returns:
             ``epoch``, ``train_loss``, ``holdout_loss``, ...; or ``waited_seconds``.
@@ -143,7 +143,7 @@ class DynamicsComponent:
         return metrics
 
     def _wait(self) -> None:
-        """Until no other run trains this model."""
+        """Waits until no other run trains this model."""
         if self._lock is None:
             self._lock = cache.lock(self.key, self.config.dynamics_cache_dir)
         while not self._lock.is_locked:
@@ -188,17 +188,17 @@ class DynamicsComponent:
 
     def _finish(self) -> None:
         self.ready = True
-        self._content = self.path.read_bytes()  # a cache may be emptied while runs go on
+        self._content = self.path.read_bytes()  # a cache may be emptied during a run
         self._trainer = self.columns = None
         self.close()
 
     def close(self) -> None:
-        """Lets another process train this model."""
+        """Releases the lock: another process may train this model."""
         if self._lock is not None and self._lock.is_locked:
             self._lock.release()
 
     def file(self) -> Path:
-        """The trained model's file, written anew if it is gone."""
+        """The trained model's file, written again if it is gone."""
         if not self.path.exists():
             self.path = cache.write(self._content, self.config.dynamics_cache_dir)
         return self.path

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.termination_head import TerminationTrainer
 from rllib_damo.nn.adam import FusedAdam, load_optimizer_state, optimizer_state
 from rllib_damo.nn.batched_matmul import PRODUCT_DTYPES
-from rllib_damo.nn.gaussian_mlp import Gradients, bounded_gaussian, mlp
+from rllib_damo.nn.gaussian_mlp import Gradients, bounded_gaussian
+from rllib_damo.nn.stacked_mlp import stacked_forward
 from rllib_damo.nn.standardize import input_scales, mean_and_std
 from rllib_damo.utils.batch import unknown_successors
 
@@ -269,7 +271,8 @@ class DynamicsTrainer:
         """The hold-out metrics, and each active member's mean squared error ``(A,)``."""
         num_layers = len(self.ensemble.weights)
         x, y = self._inputs[self._holdout], self._targets[self._holdout]
-        raw = mlp(x.expand(len(self._active), *x.shape), self._params[:num_layers], self._params[num_layers:-2])
+        x = x.expand(len(self._active), *x.shape)
+        raw = stacked_forward(x, self._params[:num_layers], self._params[num_layers:-2], F.silu)
         mean, logvar = bounded_gaussian(raw, self._params[-2], self._params[-1])
         squared = (mean - y).square()
         weights = self._weights(self._holdout)

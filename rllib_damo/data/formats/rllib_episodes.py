@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +112,7 @@ class EpisodesReader(TablesReader):
             )
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
-        except (KeyError, TypeError, ValueError, msgpack.UnpackException) as error:
+        except (KeyError, TypeError, ValueError, MemoryError, zlib.error, msgpack.UnpackException) as error:
             raise DataError(
                 f"{path}: not an episode as RLlib 2.60 records it with output_write_episodes=True ({error!r})."
             ) from error
@@ -140,9 +141,7 @@ def _in_order(chunks: list[_Chunk]) -> list[_Chunk]:
 
 
 def _open(place: Place, conventions: Conventions) -> EpisodesReader:
-    files = place.files(SUFFIXES, "Parquet")
-    conventions.refuse_schema(files.name)
-    return EpisodesReader(files, conventions)
+    return EpisodesReader(place.files(SUFFIXES, "Parquet"), conventions)
 
 
 def _is_recording(place: Place) -> bool:
@@ -156,4 +155,5 @@ FORMAT = Format(
     _open,
     SUFFIXES,
     recognises=_is_recording,
+    reads=("actions_in_input_normalized",),
 )
