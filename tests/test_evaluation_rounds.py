@@ -101,7 +101,7 @@ def test_what_is_tolerated(caplog: pytest.LogCaptureFixture) -> None:
     missed = MissedEvaluations()
     for _ in range(2):
         missed.check(Evaluation(4, losses=["the runner died\nout of memory"]), 3)
-    assert "goes on without: out of memory" in caplog.text
+    assert "continues without evaluation: out of memory" in caplog.text
     missed.check(Evaluation(4, parts=[Part(1, 2)], losses=["x"]), 3)  # counted anew
     assert "played 2 of 4" in caplog.text
     for _ in range(2):

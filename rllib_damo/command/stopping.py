@@ -28,7 +28,7 @@ def reached(stop: Mapping[str, float], flat: Mapping[str, Any]) -> bool:
 class CheckedStopper(tune.Stopper):
     """Stops a trial when any metric reaches its value; stops everything if a metric does not exist.
 
-    Tune's own dict of stop conditions ignores a metric that no result has, and the run goes on forever. Here the
+    Tune's own dict of stop conditions ignores a metric that no result has, and the run never ends. Here the
     names are checked at the first result that has training metrics and, if the run is evaluated, evaluation metrics. A
     metric of evaluated episodes is waited for while all evaluation runners fail.
 
