@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar
 
 from typing_extensions import Unpack
 
-from rllib_damo.core.algorithm import ModelBasedAlgorithm
 from rllib_damo.core.config import ModelBasedConfig
-from rllib_damo.core.learner import ModelBasedTorchLearner
+from rllib_damo.core.model_based_algorithm import ModelBasedAlgorithm
+from rllib_damo.core.model_based_learner import ModelBasedTorchLearner
 from rllib_damo.core.option_groups import (
     CriticTraining,
     EntropyTraining,

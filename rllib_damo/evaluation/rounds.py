@@ -154,7 +154,8 @@ class MissedEvaluations:
         if tolerance is not None and (evaluation.errors or self._in_a_row >= tolerance):
             raise RuntimeError(
                 f"No evaluation runner could play, for {self._in_a_row} evaluations in a row (see "
-                f"`evaluation_error_after_n_consecutive_skips`={tolerance}; None continues without evaluation). The cause:\n{cause}"
+                f"`evaluation_error_after_n_consecutive_skips`={tolerance}; None continues without evaluation). "
+                f"The cause:\n{cause}"
             )
         logger.warning(f"No evaluation runner could play; the run continues without evaluation: {_last_line(cause)}")
 

@@ -285,12 +285,13 @@ _CORE = "rllib_damo.core"
 #: Methods of Ray's that are not public, and are overridden.
 OVERRIDDEN = (
     Private(
-        "_run_one_evaluation", "ray.rllib.algorithms.algorithm.Algorithm", f"{_CORE}.algorithm.OfflineAlgorithm",
+        "_run_one_evaluation", "ray.rllib.algorithms.algorithm.Algorithm",
+        f"{_CORE}.evaluated_algorithm.EvaluatedAlgorithm",
         "no evaluation of an untrained policy; none repeated when all evaluation runners died",
     ),
     Private(
         "_evaluate_with_fixed_duration", "ray.rllib.algorithms.algorithm.Algorithm",
-        f"{_CORE}.algorithm.OfflineAlgorithm", "each episode is played once, whichever runners die",
+        f"{_CORE}.evaluated_algorithm.EvaluatedAlgorithm", "each episode is played once, whichever runners die",
     ),
     Private(
         "_model_config_auto_includes", "ray.rllib.algorithms.algorithm_config.AlgorithmConfig",
