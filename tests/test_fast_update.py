@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rllib_damo.core.networks import LOG_STD_MAX, LOG_STD_MIN
 from rllib_damo.damo.fast_update import FastUpdate, fastest_update, unsupported
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
 from rllib_damo.damo.update import METRICS, DAMOUpdate, StepBatch, UpdateOptions
 from rllib_damo.nn import stacked_mlp as fast_mlp
+from rllib_damo.nn.squashed_gaussian import LOG_STD_MAX, LOG_STD_MIN
 from rllib_damo.utils.batch import Batch
 from tests.test_update import ACT, DEFAULTS, RETURN_SIZE, SEED, VARIANTS, convert, make_batch, make_module
 

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rllib_damo.core.networks import LOG_STD_MAX, LOG_STD_MIN
 from rllib_damo.damo import losses
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
 from rllib_damo.damo.update import DAMOUpdate, StepBatch, UpdateOptions
 from rllib_damo.nn.batched_matmul import PRODUCT_DTYPES
 from rllib_damo.nn.flat_parameters import gradient_of
+from rllib_damo.nn.squashed_gaussian import LOG_STD_MAX, LOG_STD_MIN
 from rllib_damo.nn.stacked_mlp import FastMLP
 from rllib_damo.nn.standardize import Standardize
 from rllib_damo.utils.batch import Batch
