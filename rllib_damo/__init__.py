@@ -10,6 +10,7 @@ from rllib_damo.baselines.combo import COMBO, COMBOConfig
 from rllib_damo.baselines.iql import OfflineIQL, OfflineIQLConfig
 from rllib_damo.baselines.mobile import MOBILE, MOBILEConfig
 from rllib_damo.baselines.mopo import MOPO, MOPOConfig
+from rllib_damo.baselines.rambo import RAMBO, RAMBOConfig
 from rllib_damo.baselines.td3bc import TD3BC, TD3BCConfig
 from rllib_damo.core.registration import ALGORITHMS, register_algorithm
 from rllib_damo.damo.damo import DAMO, DAMOConfig
@@ -19,10 +20,10 @@ from rllib_damo.evaluation.policy import load_policy
 
 __version__ = "0.2.0"
 __all__ = [
-    "ALGORITHMS", "COMBO", "DAMO", "MOBILE", "MOPO", "TD3BC", "BehaviorCloning", "BehaviorCloningConfig",
-    "COMBOConfig", "DAMOConfig", "MOBILEConfig", "MOPOConfig", "OfflineIQL", "OfflineIQLConfig", "TD3BCConfig",
-    "Transitions", "load_policy", "register_algorithm", "write_parquet",
+    "ALGORITHMS", "COMBO", "DAMO", "MOBILE", "MOPO", "RAMBO", "TD3BC", "BehaviorCloning", "BehaviorCloningConfig",
+    "COMBOConfig", "DAMOConfig", "MOBILEConfig", "MOPOConfig", "OfflineIQL", "OfflineIQLConfig", "RAMBOConfig",
+    "TD3BCConfig", "Transitions", "load_policy", "register_algorithm", "write_parquet",
 ]  # fmt: skip
 
-for _algorithm in (DAMO, MOPO, MOBILE, COMBO, TD3BC, BehaviorCloning, OfflineIQL):
+for _algorithm in (DAMO, MOPO, MOBILE, COMBO, RAMBO, TD3BC, BehaviorCloning, OfflineIQL):
     register_algorithm(_algorithm)
