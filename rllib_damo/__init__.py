@@ -5,6 +5,7 @@ Importing the package registers its algorithms with Ray Tune, by the names in `A
 
 from __future__ import annotations
 
+from rllib_damo.baselines.algaedice import AlgaeDICE, AlgaeDICEConfig
 from rllib_damo.baselines.bc import BehaviorCloning, BehaviorCloningConfig
 from rllib_damo.baselines.combo import COMBO, COMBOConfig
 from rllib_damo.baselines.iql import OfflineIQL, OfflineIQLConfig
