@@ -91,7 +91,10 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
         return {}
 
     def reward_scale(self, transitions: Transitions) -> float:
-        """What the learner's rewards are multiplied by. Metrics of values are in the dataset's own rewards."""
+        """What the learner's rewards are multiplied by, those of rollouts included.
+
+        The dynamics model, and metrics of values and rollouts, are in the dataset's own rewards.
+        """
         return 1.0
 
     def before_steps(self) -> bool:
@@ -106,7 +109,8 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
         """Hands the dataset to the learners.
 
         Returns:
-            The columns, as views of the learners' rows where these are in this machine's memory.
+            The columns with the dataset's own rewards; views of the learners' rows where these are in this machine's
+            memory.
         """
         unit_actions = to_unit(transitions.actions, self.config.action_space)
         layout = Layout(transitions.observations.shape[1], unit_actions.shape[1])
@@ -133,7 +137,8 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
         else:
             self._foreach_learner("set_dataset", rows, starts, selected, fit, extra, scale)
         self._selected = selected
-        return layout.unpack(rows)
+        columns: Any = layout.unpack(rows)
+        return columns if scale == 1.0 else columns._replace(rewards=transitions.rewards)
 
     def _take_columns(self, columns: Batch) -> None:
         """What else happens with the dataset's columns at setup."""

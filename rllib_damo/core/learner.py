@@ -28,7 +28,7 @@ from rllib_damo.utils import ray_internals
 from rllib_damo.utils.batch import Batch, Layout, as_constant, unknown_successors
 from rllib_damo.utils.seeds import fresh_seed
 
-COMPONENT_TRAINING = "damo"
+COMPONENT_TRAINING = "training"
 #: Gradient steps between those whose metrics are taken, which costs up to a tenth of a step.
 METRICS_INTERVAL = 10
 
@@ -92,10 +92,12 @@ class OfflineTorchLearner(TorchLearner):
 
     def _place_rows(self) -> None:
         """Makes the memory of a step's rows: [groups of the dataset | the group of both | groups of the model]."""
-        groups = self._update.row_groups()
+        groups, name = self._update.row_groups(), type(self._update).__name__
+        if "update" not in groups:
+            raise ValueError(f'{name}.row_groups(): there must be a group "update"; found {list(groups)}.')
         order = sorted(groups, key=lambda name: (groups[name].num_model > 0, groups[name].num_real == 0))
         if sum(group.num_real > 0 and group.num_model > 0 for group in groups.values()) > 1:
-            raise ValueError(f"{type(self._update).__name__}.row_groups(): at most one group may have rows of both.")
+            raise ValueError(f"{name}.row_groups(): at most one group may have rows of both dataset and model.")
         self._groups = {name: groups[name] for name in order}
         self._num_real = sum(group.num_real for group in groups.values())
         self._num_model = sum(group.num_model for group in groups.values())
@@ -314,7 +316,7 @@ class OfflineTorchLearner(TorchLearner):
             "num_steps": self._num_steps,
             "base_seed": self._base_seed,
             "has_pretrained": self._has_pretrained,
-            "update": self._update.get_state(),
+            "update": self._get_update_state(),
         }
 
     def _set_training_state(self, state: dict[str, Any]) -> None:
@@ -322,8 +324,12 @@ class OfflineTorchLearner(TorchLearner):
         self._has_pretrained = state["has_pretrained"]
         self._set_update_state(state["update"])
 
-    def _set_update_state(self, state: dict[str, Any]) -> None:
-        self._update.set_state(state)
+    def _get_update_state(self) -> dict[str, Any] | None:
+        return self._update.get_state()
+
+    def _set_update_state(self, state: dict[str, Any] | None) -> None:
+        if state is not None:
+            self._update.set_state(state)
 
     @override(TorchLearner)
     def _set_optimizer_state(self, state: StateDict) -> None:

@@ -38,14 +38,19 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
         """Appends a Ray Dataset of rollouts (columns of ``dynamics.rollout``) to the model buffer; returns its rows."""
         count = 0
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            rows = self._layout.pack(**from_arrow(table))
-            self.model_buffer.add(torch.from_numpy(rows).to(self._device))
+            rows = torch.from_numpy(self._layout.pack(**from_arrow(table))).to(self._device)
+            self._add_rows(rows)
             count += len(rows)
         return count
 
     def add_tensors(self, batch: dict[str, Tensor]) -> None:
         """As `add_rollouts`, for a round on this learner's own device."""
-        self.model_buffer.add(self._layout.pack(**batch))
+        self._add_rows(self._layout.pack(**batch))
+
+    def _add_rows(self, rows: Tensor) -> None:
+        if self._facts.reward_scale != 1.0:
+            self._layout.unpack(rows).rewards.mul_(self._facts.reward_scale)
+        self.model_buffer.add(rows)
 
     def get_model_buffer(self) -> dict[str, Any]:
         """The state of this learner's part of the model buffer. The algorithm saves all parts."""
@@ -62,8 +67,8 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
         if not self._has_dynamics:
             self._has_dynamics = True
             self._update.set_dynamics(DynamicsEnsemble.load(path, self._device))
-            if self._update_state is not None:
-                self._update.set_state(self._update_state)
+            super()._set_update_state(self._update_state)
+            self._update_state = None
 
     def dynamics_state(self) -> Mapping[str, Any] | None:
         """`Update.dynamics_state`, on the CPU."""
@@ -73,8 +78,15 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     @override(OfflineTorchLearner)
-    def _set_update_state(self, state: dict[str, Any]) -> None:
+    def _get_update_state(self) -> dict[str, Any] | None:
+        """None: an update that reads the model has none yet."""
+        if self._update.uses_dynamics and not self._has_dynamics:
+            return self._update_state
+        return super()._get_update_state()
+
+    @override(OfflineTorchLearner)
+    def _set_update_state(self, state: dict[str, Any] | None) -> None:
         if self._update.uses_dynamics:  # the algorithm hands the model out anew
             self._has_dynamics, self._update_state = False, state
         else:
-            self._update.set_state(state)
+            super()._set_update_state(state)
