@@ -78,9 +78,7 @@ def test_actors_gradient_is_damos(residual_gradient: float, target_networks: boo
 
 @pytest.mark.parametrize(("p", "share"), [(1.5, 0.05), (1.2, 0.3), (2.0, 0.05)])
 def test_gradients_are_the_authors_but_for_a_factor(p: float, share: float) -> None:
-    """Their losses have one coefficient, c = η^(p-1), before Q(s0,a0): those of the critics are ours times η^(p-2), and
-    those of the actor ours times c.
-    """
+    """Theirs has a coefficient c = η^(p-1) before Q(s0,a0): it is ours times η^(p-2) (critics) or c (actor)."""
     eta, module = 0.7, make_module()
     old, batch = copy.deepcopy(module), make_batch()
     make_update(module, f_power=p, residual_gradient=share).step(batch, 0, True)
@@ -147,9 +145,7 @@ def test_minimum_is_the_penalised_return(p: float) -> None:
         loss.backward()
         return loss.item(), table.grad.numpy().ravel()
 
-    found = minimize(
-        objective, np.zeros(counts.size), jac=True, method="BFGS", options={"gtol": 1e-10, "maxiter": 9999}
-    )
+    found = minimize(objective, np.zeros(counts.size), jac=True, method="BFGS", options={"gtol": 1e-10})
     occupied = occupancy(problem.real, problem.initial, problem.policy, gamma).sum(-1)
     ratio = occupied / data
     rewards_of_pairs = np.einsum("sat,sat->sa", problem.real, problem.rewards)
