@@ -26,10 +26,17 @@ from rllib_damo.utils.arrow import from_arrow
 from tests.data_helpers import ACTION_SPACE, make_transitions
 
 
+class Holder:
+    def ready(self) -> bool:
+        return True
+
+
 @pytest.fixture(scope="module")
-def one_cpu() -> Any:
-    """A trial that holds the only CPU must not wait for another."""
+def no_free_cpu() -> Any:
+    """The only CPU is taken, as by the trial that a run of the command is."""
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    holder = ray.remote(Holder).options(num_cpus=1).remote()
+    ray.get(holder.ready.remote())
     yield
     ray.shutdown()
 
@@ -49,7 +56,7 @@ def offline(config: Any, file: str, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("config_class", [BCConfig, MARWILConfig, CQLConfig, IQLConfig])
-@pytest.mark.usefixtures("one_cpu")
+@pytest.mark.usefixtures("no_free_cpu")
 def test_rllibs_algorithms_train(config_class: type, file: str) -> None:
     config = offline(config_class(), file, dataset_num_iters_per_learner=3)
     config = config.training(train_batch_size_per_learner=64)

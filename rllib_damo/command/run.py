@@ -117,7 +117,7 @@ def _new_tuner(
     name = storage.new_run(place, options.name)
     console.print(f"Results go to {name} in {without_password(place)}")
     if stop is None:
-        console.print("No stop condition: the run goes on until Ctrl-C.")
+        console.print("No stop condition: the run continues until Ctrl-C.")
     return tune.Tuner(
         config.algo_class,
         param_space=config,

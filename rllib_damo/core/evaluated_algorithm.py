@@ -10,7 +10,6 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, NUM_EPISODES_LIFETIME
 
 from rllib_damo.evaluation.rounds import Evaluation, MissedEvaluations, play_in_rounds
-from rllib_damo.utils import ray_internals
 
 
 class EvaluatedAlgorithm(Algorithm):
@@ -44,14 +43,12 @@ class EvaluatedAlgorithm(Algorithm):
         Raises:
             RuntimeError: no evaluation runner could play, for more evaluations than are tolerated; with the cause.
         """
-        group, waits = self.eval_env_runner_group, self.config.evaluation_unhealthy_workers_timeout_s
-        if (
-            group is not None
-            and group.num_remote_env_runners()
-            and not group.num_healthy_remote_workers()
-            and not waits
-        ):
-            self._check_evaluation(Evaluation(wanted=0, losses=ray_internals.runner_errors(group)))
+        group, config = self.eval_env_runner_group, self.config
+        are_lost = group is not None and group.num_remote_env_runners() and not group.num_healthy_remote_workers()
+        if are_lost and not (config.evaluation_unhealthy_workers_timeout_s or config.custom_evaluation_function):
+            missed = Evaluation(wanted=0)
+            missed.add_errors_of(group)
+            self._check_evaluation(missed)
         return super().evaluate(*args, **kwargs)
 
     @override(Algorithm)

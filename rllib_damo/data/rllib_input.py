@@ -65,7 +65,8 @@ class RLlibOfflineData(OfflineData):
         table = rows_for_rllib(read_transitions(config), _spaces(config)[1])
         reading: Any = config.copy(copy_frozen=False)
         reading.input_ = [table.slice(start, _ROWS_PER_BLOCK) for start in range(0, len(table), _ROWS_PER_BLOCK)]
-        reading.input_read_method, reading.input_read_method_kwargs = "from_arrow", {}
+        # Not "from_arrow", which starts a task to look at each table: it would wait for the CPU that the trial holds.
+        reading.input_read_method, reading.input_read_method_kwargs = "from_blocks", {}
         reading.input_filesystem = None
         super().__init__(reading)
         self.config, self.path = config, config.input_

@@ -44,14 +44,20 @@ class Evaluation:
     Attributes:
         wanted: episodes, or environment steps, that were asked for.
         parts: of runners that played.
-        errors: tracebacks of environments or policies that raised.
-        losses: what is known of runners that died, could not start, or did not answer in time.
+        errors: tracebacks of environments or policies that raised, when a runner started or played.
+        losses: what is known of runners that died or did not answer in time.
     """
 
     wanted: int
     parts: list[Part] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     losses: list[str] = field(default_factory=list)
+
+    def add_errors_of(self, group: EnvRunnerGroup) -> None:
+        """Adds what is known of runners that could not start, or died."""
+        errors, losses = ray_internals.runner_errors(group)
+        self.errors += errors
+        self.losses += losses
 
     @property
     def played(self) -> int:
@@ -105,7 +111,7 @@ def play_in_rounds(
             break
         attempt += 1
     if evaluation.played < duration:
-        evaluation.losses += ray_internals.runner_errors(group)
+        evaluation.add_errors_of(group)
     return evaluation
 
 
@@ -148,9 +154,10 @@ class MissedEvaluations:
         if tolerance is not None and (evaluation.errors or self._in_a_row >= tolerance):
             raise RuntimeError(
                 f"No evaluation runner could play, for {self._in_a_row} evaluations in a row (see "
-                f"`evaluation_error_after_n_consecutive_skips`={tolerance}; None goes on without). The cause:\n{cause}"
+                f"`evaluation_error_after_n_consecutive_skips`={tolerance}; None continues without evaluation). "
+                f"The cause:\n{cause}"
             )
-        logger.warning(f"No evaluation runner could play; the run goes on without: {_last_line(cause)}")
+        logger.warning(f"No evaluation runner could play; the run continues without evaluation: {_last_line(cause)}")
 
 
 def _last_line(text: str) -> str:

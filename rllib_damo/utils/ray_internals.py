@@ -129,6 +129,9 @@ def setting_name(config: AlgorithmConfig, key: str) -> str:
     return config._translate_special_keys(key, warn_deprecated=False)
 
 
+#: In the text of Ray's ActorDiedError if the actor's constructor raised.
+_RAISED_AT_START = "error raised in its creation task"
+
 # -- evaluation ------------------------------------------------------------------------------------------------------
 
 
@@ -152,10 +155,16 @@ def evaluate_now(algorithm: Algorithm) -> dict[str, Any]:
     return algorithm._run_one_evaluation()
 
 
-def runner_errors(group: EnvRunnerGroup) -> list[str]:
-    """Why runners of a group do not answer, a text each; of one that could not start, with its exception."""
+def runner_errors(group: EnvRunnerGroup) -> tuple[list[str], list[str]]:
+    """Why runners of a group do not answer: the exceptions of those that could not start, and what is known of others.
+
+    Those of the first kind stay dead, and would raise again.
+    """
     results = group._worker_manager.foreach_actor("ping", healthy_only=False, timeout_seconds=1.0)
-    return [str(result.get()) for result in results if not result.ok]
+    texts = [str(result.get()) for result in results if not result.ok]
+    return [text for text in texts if _RAISED_AT_START in text], [
+        text for text in texts if _RAISED_AT_START not in text
+    ]
 
 
 # -- names, runs -----------------------------------------------------------------------------------------------------
@@ -276,7 +285,8 @@ _CORE = "rllib_damo.core"
 #: Methods of Ray's that are not public, and are overridden.
 OVERRIDDEN = (
     Private(
-        "_run_one_evaluation", "ray.rllib.algorithms.algorithm.Algorithm", f"{_CORE}.evaluated_algorithm.EvaluatedAlgorithm",
+        "_run_one_evaluation", "ray.rllib.algorithms.algorithm.Algorithm",
+        f"{_CORE}.evaluated_algorithm.EvaluatedAlgorithm",
         "no evaluation of an untrained policy; none repeated when all evaluation runners died",
     ),
     Private(
