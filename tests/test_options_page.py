@@ -25,8 +25,8 @@ def test_each_algorithm_has_all_its_options() -> None:
     titles = {options_page.anchor(title): title for title in sections}
     for name, algorithm in ALGORITHMS.items():
         groups = re.findall(r"\]\(#([^)]+)\)", sections[name].split("Other defaults")[0].split("- **")[0])
-        found = [re.findall(r"^- \*\*`(\w+)`", sections[part], flags=re.M) for part in [name, *map(titles.get, groups)]]
-        assert sorted(sum(found, [])) == sorted(algorithm.get_default_config().own_options()), name
+        text = "".join(sections[part] for part in [name, *map(titles.get, groups)])
+        assert sorted(re.findall(r"^- \*\*`(\w+)`", text, flags=re.M)) == sorted(algorithm.get_default_config().own_options()), name
 
 
 def test_no_line_starts_a_list_or_a_quotation_by_accident() -> None:
