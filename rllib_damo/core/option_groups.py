@@ -16,6 +16,7 @@ from rllib_damo.core.options import (
     existing_file,
     flag,
     learning_rate,
+    names,
     not_negative,
     one_of,
     optional,
@@ -76,6 +77,7 @@ class OfflineTraining(TypedDict, total=False):
         Option(
             3e-4,
             learning_rate,
+            names,
             "Adam's learning rate for the actor, or a schedule in gradient steps: [[0, 3e-4], [100_000, 0.0]] falls "
             "linearly to 0, set anew at the end of each iteration.",
         ),
@@ -232,6 +234,18 @@ class DataOptions(TypedDict, total=False):
     ]
     input_read_schema: Annotated[
         Any, Option({}, columns, 'Names of columns: {"obs": "o_t"}, or a list of columns that make a vector.')
+    ]
+    observation_keys: Annotated[
+        list[str] | None,
+        Option(
+            None,
+            optional(names),
+            "Keys of Dict observations in datasets of Minari or robomimic that make the observation, flattened and joined. Give an "
+            "environment that does the same: FlattenObservation(FilterObservation(env, keys)) of gymnasium.wrappers.",
+        ),
+    ]
+    skip_bad_episodes: Annotated[
+        bool, Option(False, flag, "Leave out episodes of Minari's datasets that can't be used; they are counted.")
     ]
     actions_in_input_normalized: Annotated[
         bool | None,

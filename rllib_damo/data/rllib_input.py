@@ -9,7 +9,7 @@ import pyarrow as pa
 from ray.rllib.core.columns import Columns
 from ray.rllib.offline.offline_data import OfflineData
 
-from rllib_damo.data.offline_data import DAMOOfflineData
+from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import UserError
 from rllib_damo.utils.arrow import to_arrow
@@ -82,7 +82,7 @@ def read_transitions(config: AlgorithmConfig) -> Transitions:
     reading.observation_space, reading.action_space = _spaces(config)
     # RLlib's default, False, says nothing: it normalises the actions of its recordings in any case.
     reading.actions_in_input_normalized = config.actions_in_input_normalized or None
-    return DAMOOfflineData(reading).transitions
+    return BulkOfflineData(reading).transitions
 
 
 def rows_for_rllib(transitions: Transitions, action_space: gym.Space, seed: int = 0) -> pa.Table:
