@@ -240,8 +240,8 @@ class DataOptions(TypedDict, total=False):
         Option(
             None,
             optional(names),
-            "Keys of Dict observations in datasets of Minari or robomimic that make the observation, flattened and joined. Give an "
-            "environment that does the same: FlattenObservation(FilterObservation(env, keys)) of gymnasium.wrappers.",
+            "Keys of Dict observations, in datasets of Minari or robomimic, that make the observation, flattened and "
+            "joined. Give an environment that does the same: FlattenObservation(FilterObservation(env, keys)) of gymnasium.wrappers.",
         ),
     ]
     skip_bad_episodes: Annotated[

@@ -109,7 +109,7 @@ class MinariReader(Reader):
                 if key == "observation_space" and (self._keys or isinstance(space, gym.spaces.Dict)):
                     check_keys(self.name, space, self._keys)
                 elif not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-                    raise DataError(f"{self.name}: its {key} is {space!r}; DAMO needs a one-dimensional Box.")
+                    raise DataError(f"{self.name}: its {key} is {space!r}; it must be a one-dimensional Box.")
         return metadata
 
     def _episodes(self, facts: dict[str, Any], start: int, stop: int) -> dict[str, list[np.ndarray]]:
