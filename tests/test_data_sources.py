@@ -104,7 +104,7 @@ def test_actions_that_are_not_normalised_are_not_taken_for_it(tmp_path, write) -
             load(path, conventions=Conventions(ACTION_SPACE, actions_in_input_normalized=True))
     columns["actions"] = np.ones((12, 2), int)
     path = write(tmp_path / f"d.{'hdf5' if write is write_hdf5 else 'parquet'}", columns)
-    with pytest.raises(DataError, match="actions have type int64; must be continuous"):
+    with pytest.raises(DataError, match="actions have type int64; actions must be continuous"):
         load(path, conventions=Conventions(ACTION_SPACE, actions_in_input_normalized=True))
 
 

@@ -241,7 +241,8 @@ class DataOptions(TypedDict, total=False):
             None,
             optional(names),
             "Keys of Dict observations, in datasets of Minari or robomimic, that make the observation, flattened and "
-            "joined. Give an environment that does the same: FlattenObservation(FilterObservation(env, keys)) of gymnasium.wrappers.",
+            "joined. Give an environment that does the same, by gymnasium.wrappers: "
+            "FlattenObservation(FilterObservation(env, keys)).",
         ),
     ]
     skip_bad_episodes: Annotated[
