@@ -106,7 +106,7 @@ def test_recorded_numbers_of_actions_are_refused(tmp_path) -> None:
     )
     items = [_recorded(np.ones((4, ACT), np.int64), data, True, episode)]
     pq.write_table(pa.table({"item": pa.array(items, pa.binary())}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="actions must be continuous"):
+    with pytest.raises(DataError, match="they must be continuous"):
         load(str(tmp_path / "a.parquet"))
 
 

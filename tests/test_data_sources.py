@@ -68,7 +68,7 @@ def _nan(values: np.ndarray) -> np.ndarray:
         (_change("rewards", lambda x: np.full(len(x), 1e300)), "not finite in 12 row.*inf"),
         (_change("observations", lambda x: x[:, :2]), "observations have width 2, but next_observations 3"),
         (_change("actions", lambda x: x[:, :1]), "actions have width 1, but the environment's space has 2"),
-        (_change("actions", lambda x: np.arange(len(x))), "continuous actions"),
+        (_change("actions", lambda x: np.arange(len(x))), "must be continuous"),
         (_change("actions", lambda x: x * 9), "outside the action space"),
         (_change("terminals", lambda x: np.arange(len(x))), "values other than 0 and 1"),
         (
@@ -104,7 +104,7 @@ def test_actions_that_are_not_normalised_are_not_taken_for_it(tmp_path, write) -
             load(path, conventions=Conventions(ACTION_SPACE, actions_in_input_normalized=True))
     columns["actions"] = np.ones((12, 2), int)
     path = write(tmp_path / f"d.{'hdf5' if write is write_hdf5 else 'parquet'}", columns)
-    with pytest.raises(DataError, match="actions have type int64; actions must be continuous"):
+    with pytest.raises(DataError, match="actions have type int64; they must be continuous"):
         load(path, conventions=Conventions(ACTION_SPACE, actions_in_input_normalized=True))
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import gymnasium as gym
 import pytest
 from typing_extensions import Unpack
 
+import rllib_damo
 from rllib_damo import ALGORITHMS, BehaviorCloningConfig, DAMOConfig, MOPOConfig, TD3BCConfig
 from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.option_groups import OfflineTraining
@@ -220,3 +224,33 @@ def test_an_algorithms_own_default_is_checked_like_any_value() -> None:
 def test_the_check_of_a_positive_number() -> None:
     assert positive.holds(0.1)
     assert not any(map(positive.holds, (0.0, -1.0, math.nan, math.inf, True, "1", None)))
+
+
+# -- the neutral core ------------------------------------------------------------------------------------------------
+
+
+def test_no_algorithm_is_a_damo_but_damo() -> None:
+    for algorithm, config_class in zip(ALGORITHMS.values(), CONFIGS.values(), strict=True):
+        for kind in (algorithm, config_class, config_class.default_module_class, config_class.default_learner_class):
+            names = [base.__name__ for base in kind.__mro__[1:]]
+            assert not any(name.startswith("DAMO") for name in names), kind
+
+
+def strings_of(file: Path) -> Iterator[str]:
+    """All texts in a file but its docstrings and comments."""
+    tree = ast.parse(file.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docs = [node.body[0] for node in ast.walk(tree) if isinstance(node, documented) and node.body]
+    texts = {id(node.value) for node in docs if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts:
+            yield node.value
+
+
+@pytest.mark.parametrize("room", ["core", "data", "dynamics", "evaluation", "nn", "utils"])
+def test_no_message_that_users_of_other_algorithms_see_says_damo(room: str) -> None:
+    files = sorted((Path(rllib_damo.__file__).parent / room).rglob("*.py"))
+    assert files
+    for file in files:
+        for text in strings_of(file):
+            assert "DAMO" not in text.replace("RLLIB_DAMO_CACHE", ""), (file, text)

@@ -122,13 +122,13 @@ class EpisodesReader(TablesReader):
         buffer = state[key]
         data = buffer["data"][buffer["lookback"] :]
         if len(data) and isinstance(data[0] if isinstance(data, list) else data, dict):
-            raise DataError(f"{key} are dictionaries; observations must be flat vectors (FlattenObservation).")
+            raise DataError(f"{key} are dictionaries; they must be flat vectors (FlattenObservation).")
         dims = 1 if key == "rewards" else 2
         values = np.asarray(data, None if key == "actions" else np.float32)
         if values.size == 0:
             return np.zeros((0,) * dims, np.float32)
         if values.ndim != dims:
-            raise DataError(f"{key} have shape {values.shape[1:]} a step; observations must be flat vectors.")
+            raise DataError(f"{key} have shape {values.shape[1:]} a step; they must be flat vectors.")
         return as_float_matrix(self.name, key, values, dims)
 
 
