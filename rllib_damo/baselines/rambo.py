@@ -83,7 +83,7 @@ class RAMBOUpdate(SACUpdate):
 
     def set_dynamics(self, dynamics: DynamicsEnsemble) -> None:
         o, device = self.config, dynamics.input_mean.device
-        self._dynamics = dynamics.requires_grad_(False)
+        self._dynamics = dynamics.requires_grad_(True)  # `Gradients` writes those of parameters that require one
         self._terminated = rule_of_model(o, dynamics, self.module.action_space, device)
         self._model_params = [*dynamics.weights, *dynamics.biases, dynamics.max_logvar, dynamics.min_logvar]
         decay = [*o.dynamics_weight_decay, *[0.0] * (len(dynamics.biases) + 2)]
