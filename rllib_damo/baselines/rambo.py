@@ -43,7 +43,7 @@ class Imagined(NamedTuple):
 
 
 class RAMBOUpdate(SACUpdate):
-    """SAC on rollouts of a model that is itself trained on, against the policy (the paper's algorithm 1).
+    """SAC on rollouts of a model that is itself trained on, against the policy.
 
     After the gradient steps of each iteration the model minimises λ E[A log p(s',r|s,a)] plus its likelihood loss on
     rows of the dataset. p is the mixture of the elites, (s',r) is drawn from it for actions of the policy, and
@@ -219,7 +219,7 @@ class RAMBOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, total=F
         Option(
             3e-4,
             not_negative,
-            "λ, weight of the adversary against the model's likelihood loss (eq. 9). 0 leaves the model as it was "
+            "λ, weight of the adversary against the model's likelihood loss. 0 leaves the model as it was "
             "trained, and takes no adversarial steps.",
         ),
     ]
