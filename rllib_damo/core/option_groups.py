@@ -77,7 +77,6 @@ class OfflineTraining(TypedDict, total=False):
         Option(
             3e-4,
             learning_rate,
-            names,
             "Adam's learning rate for the actor, or a schedule in gradient steps: [[0, 3e-4], [100_000, 0.0]] falls "
             "linearly to 0, set anew at the end of each iteration.",
         ),
