@@ -30,6 +30,7 @@ from rllib_damo.utils import ray_internals
 from rllib_damo.utils.environments import make_env
 from rllib_damo.utils.names import near
 from rllib_damo.utils.paths import absolute, absolute_input, cache_root
+from rllib_damo.utils.policy_runner import PolicyRunner
 from rllib_damo.utils.spaces import check_spaces
 
 
@@ -59,7 +60,7 @@ class OfflineConfig(AlgorithmConfig):
     network_options: ClassVar[tuple[str, ...]] = ("hidden_dims",)
     default_module_class: ClassVar[type]
     default_learner_class: ClassVar[type]
-    rollout_runner_class: ClassVar[type] = ModelRolloutEnvRunner
+    rollout_runner_class: ClassVar[type] = PolicyRunner
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -306,6 +307,7 @@ class ModelBasedConfig(OfflineConfig):
         "training": ModelBasedTraining,
         "dynamics": DynamicsOptions,
     }
+    rollout_runner_class: ClassVar[type] = ModelRolloutEnvRunner
 
     def dynamics(self, **options: Unpack[DynamicsOptions]) -> Self:
         """Sets the options of the dynamics ensemble."""
