@@ -13,6 +13,7 @@ from rllib_damo.baselines.mobile import MOBILE, MOBILEConfig
 from rllib_damo.baselines.mopo import MOPO, MOPOConfig
 from rllib_damo.baselines.odice import ODICE, ODICEConfig
 from rllib_damo.baselines.optidice import OptiDICE, OptiDICEConfig
+from rllib_damo.baselines.rambo import RAMBO, RAMBOConfig
 from rllib_damo.baselines.rebrac import ReBRAC, ReBRACConfig
 from rllib_damo.baselines.td3bc import TD3BC, TD3BCConfig
 from rllib_damo.core.registration import ALGORITHMS, register_algorithm

@@ -16,10 +16,9 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.test_utils import check
 from ray.tune.registry import get_trainable_cls, register_env
 
-from rllib_damo import DAMO, DAMOConfig
-from rllib_damo.baselines import BehaviorCloningConfig
+from rllib_damo import DAMO, BehaviorCloningConfig, DAMOConfig
 from rllib_damo.core.cuda_graph import RecordedSteps
-from rllib_damo.damo.update import METRICS
+from rllib_damo.core.update import RowGroup
 from rllib_damo.data.generate import datasets
 from rllib_damo.evaluation.policy import load_policy
 from rllib_damo.utils.arrow import from_arrow
@@ -180,16 +179,15 @@ def test_metrics_are_means_over_every_tenth_step_and_the_last(config):
     update, taken = learner._update, []
     original = update.step
 
-    def step(batch):
-        metrics = original(batch)
-        taken.append(metrics)
-        return metrics
+    def step(*args):
+        taken.append(original(*args))
+        return taken[-1]
 
     update.step = step
     reported = train_policy(algo, 1)["learners"][DEFAULT_MODULE_ID]
     assert [len(metrics) > 0 for metrics in taken] == [i in (3, 13, 23) for i in range(24)]
-    means = dict(zip(METRICS, torch.stack([taken[i] for i in (3, 13, 23)]).mean(0).tolist(), strict=True))
-    assert {name: reported[name] for name in METRICS} == pytest.approx(means, rel=1e-5)
+    means = {name: float(sum(taken[i][name] for i in (3, 13, 23)) / 3) for name in taken[3]}
+    assert {name: reported[name] for name in means} == pytest.approx(means, rel=1e-5)
     algo.stop()
 
 
@@ -238,15 +236,16 @@ def test_batches_and_rollouts_start_from_the_best_share_of_the_data(config):
     best = transitions.best_rows(0.5)
     assert 0 < len(best) < len(transitions)
     learner = algo.learner_group._learner
-    np.testing.assert_array_equal(learner._used, best)
+    np.testing.assert_array_equal(learner._rows_of["selected"], best)
     reward_size = np.abs(transitions.rewards[best]).mean()
     assert learner._update.return_size == pytest.approx((reward_size + config.eta) / (1 - config.gamma), rel=1e-5)
     start_states = {tuple(state) for state in transitions.observations[best].tolist()}
     train_policy(algo, 1)
     branched = from_arrow(algo.env_runner.sample()[0])["obs"][:100]  # of the first step
     assert {tuple(state) for state in branched.tolist()} <= start_states
-    drawn = learner._draw(learner._used, 50, 20)
-    assert set(drawn.flatten().tolist()) <= set(best.tolist())
+    drawn = learner._draw(RowGroup(1000, of="selected"))
+    assert {tuple(state) for state in drawn.obs.tolist()} <= start_states
+    assert algo.learner_group._learner._groups["update"].of == "selected"
     algo.stop()
 
 
@@ -270,7 +269,10 @@ def test_values_that_the_critics_do_not_reach_are_warned_of(config, scale, class
     assert len(warned) == (scale == 1000)
     if warned:
         assert re.search(r"a value of \d\.\d+e\+05, .* by 1,000", warned[0])
-        assert bool(re.search(r", and set eta to a third .* \(1\.\d\)", warned[0])) == classifier
+    advice = [message for message in caplog.messages if "with rewards divided by 1,000, set eta to a third" in message]
+    assert len(advice) == (scale == 1000 and classifier)
+    if advice:
+        assert re.search(r"third of theirs \(1\.\d\)\.$", advice[0])
 
 
 def test_episodes_chosen_for_their_shortness_are_warned_of_once(config, caplog):
@@ -352,11 +354,11 @@ def test_the_classifier_sees_no_successor_that_the_source_does_not_know(config):
     next_obs = obs + ~terminated[:, None]
     rows = learner._layout.pack(obs, rng.uniform(-1, 1, (num, 1)), next_obs, np.zeros(num), terminated)
     learner.set_dataset(rows, np.array([0]), np.arange(num), True)
-    learner._synthetic.add(torch.from_numpy(rows[1:3]))
+    learner.model_buffer.add(torch.from_numpy(rows[1:3]))
     for _ in range(5):
         learner.update_many(1)
         seen = {name: unknown_successors(b.obs, b.next_obs, b.terminated).sum() for name, b in (
-            ("classifier", learner._batch.offline), ("critics", learner._batch.update)
+            ("classifier", learner._batch["classifier_offline"]), ("critics", learner._batch["update"])
         )}  # fmt: skip
         assert seen["classifier"] == 0
         assert seen["critics"] > 0

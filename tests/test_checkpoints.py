@@ -13,8 +13,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module import RLModule
 from ray.rllib.utils.test_utils import check
 
-from rllib_damo import DAMO, DAMOConfig
-from rllib_damo.baselines import BehaviorCloningConfig
+from rllib_damo import DAMO, BehaviorCloningConfig, DAMOConfig
 from rllib_damo.data.generate import datasets
 from tests.small_runs import module_state, train_policy
 
@@ -89,9 +88,9 @@ def test_other_rollouts_may_follow_a_checkpoint_but_no_other_networks(config, tm
     algo.stop()
     longer = config.copy(copy_frozen=False).training(rollout_length=3, rollout_batch_size=60).build_algo()
     longer.restore_from_path(path)
-    assert len(longer.learner_group._learner._synthetic) == 400
+    assert len(longer.learner_group._learner.model_buffer) == 400
     train_policy(longer, 1)
-    assert len(longer.learner_group._learner._synthetic) == 580
+    assert len(longer.learner_group._learner.model_buffer) == 580
     longer.stop()
     wider = config.copy(copy_frozen=False).training(hidden_dims=(48, 32)).build_algo()
     with pytest.raises(RuntimeError, match="networks are not this configuration's: restore with its hidden_dims"):

@@ -35,7 +35,7 @@ def test_the_example_of_a_search_is_valid() -> None:
 
 def test_every_point_of_a_search_is_checked_before_ray_starts() -> None:
     config = DAMOConfig().environment("Pendulum-v1").offline_data(input_="nowhere.parquet")
-    with pytest.raises(UsageError, match="`tau` must lie in"):
+    with pytest.raises(UsageError, match="`tau` must be a number in"):
         check_config(config.training(eta=tune.uniform(1, 2), tau=tune.grid_search([0.1, 1.1])), None)
     with pytest.raises(DataError, match=r"nowhere.parquet: no such file"):
         read_datasets(check_config(config.training(tau=0.1), None))

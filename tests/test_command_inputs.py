@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
-from ray import tune
-from ray.rllib.algorithms.ppo import PPOConfig
+from pathlib import Path
 
-from rllib_damo.command.inputs import apply_config, check_env, check_stop
-from rllib_damo.errors import UsageError
+import gymnasium as gym
+import pytest
+from ray import cloudpickle, tune
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.env.env_context import EnvContext
+
+from rllib_damo.command.inputs import apply_config, check_env, check_stop, run_file, share_env
+from rllib_damo.errors import UsageError, UserError
+from rllib_damo.utils import ray_internals
+from rllib_damo.utils.environments import make_env
 
 
 def test_check_stop_passes_what_tune_takes() -> None:
@@ -38,3 +44,28 @@ def test_an_environment_may_be_named_with_the_module_that_registers_it(tmp_path,
         check_env("registers_an_env:Other-v0")
     with pytest.raises(UsageError, match="no_such_module"):
         check_env("no_such_module:Other-v0")
+
+
+def test_an_environment_that_the_file_registers_with_gymnasium_is_known_to_trials(tmp_path: Path) -> None:
+    file = tmp_path / "registers.py"
+    file.write_text(
+        "import gymnasium as gym\n"
+        "from gymnasium.envs.classic_control import PendulumEnv\n"
+        "class Mine(PendulumEnv):\n"
+        "    def __init__(self, gravity=1.0, **kwargs): super().__init__(g=gravity, **kwargs)\n"
+        "gym.register('OfTheFile-v0', Mine, max_episode_steps=7)\n"
+    )
+    run_file(file)
+    share_env("OfTheFile-v0")
+    creator = cloudpickle.loads(cloudpickle.dumps(ray_internals.env_creator("OfTheFile-v0")))
+    del gym.registry["OfTheFile-v0"]  # as in another process
+    env = creator(EnvContext({"gravity": 3.0}, worker_index=0))
+    assert (env.unwrapped.g, env.spec.max_episode_steps) == (3.0, 7)
+    for other in ("Pendulum-v1", "nowhere:Id-v0", "Nobodys-v0", gym.Env, None):
+        share_env(other)
+    assert not ray_internals.is_env("Pendulum-v1")
+
+
+def test_an_environment_that_only_one_process_knows_has_a_hint() -> None:
+    with pytest.raises(UserError, match=r"env='Nobodys-v0'.*ray\.tune\.register_env, or write 'module:Id-v0'"):
+        make_env("Nobodys-v0")

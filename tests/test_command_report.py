@@ -61,3 +61,23 @@ def test_failures_and_interruptions(capsys: pytest.CaptureFixture) -> None:
     assert "Best checkpoint: /r/well/2 " in captured.out
     assert report([trial("cut", 1.0, done=False)], metric=METRIC, place="/r") == INTERRUPTED  # type: ignore[arg-type]
     assert "--resume" in capsys.readouterr().out
+
+
+def test_the_first_cause_of_a_failure_is_printed(capsys: pytest.CaptureFixture) -> None:
+    text = """Traceback (most recent call last):
+  File "/home/me/valve.py", line 10, in step
+    raise ValueError("the valve is stuck [red]")
+ValueError: the valve is stuck [red]
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "/ray/env_runner.py", line 291, in _try_env_step
+    raise RuntimeError from e
+RuntimeError
+"""
+    assert report([trial("a", error=RuntimeError(text))], metric=METRIC, place="/r") == FAILED  # type: ignore[arg-type]
+    error = capsys.readouterr().err
+    assert "Failed: ValueError: the valve is stuck [red]\n" in error
+    assert "At: /home/me/valve.py, line 10, in step\n" in error
+    assert "Cause" not in error

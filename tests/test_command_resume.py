@@ -72,7 +72,7 @@ def test_a_newer_one_is_taken_where_tune_deleted_that_of_the_snapshot(trial: Fak
     assert result.metrics == {"training_iteration": 3, SCORE: 20.0}
     kept = trial.run_metadata.checkpoint_manager.best_checkpoint_results
     assert [Path(checkpoint.checkpoint.path).name for checkpoint in kept] == ["checkpoint_000001", "checkpoint_000003"]
-    assert "goes on from checkpoint_000003" in capsys.readouterr().out
+    assert "continues from checkpoint_000003" in capsys.readouterr().out
 
 
 def test_a_half_written_one_is_left_out_and_not_written_over(trial: FakeTrial) -> None:

@@ -30,6 +30,19 @@ def test_stopper_finds_a_lost_metric_at_the_first_evaluation() -> None:
     assert "Did you mean 'evaluation/env_runners/episode_return_mean'" in str(stopper.error)
 
 
+def test_stopper_waits_for_episodes_while_evaluation_runners_fail() -> None:
+    failed = {**TRAINED, "evaluation": {"num_healthy_workers": 0}, "dataset": {"episode_return_mean": 1.0}}
+    stopper = CheckedStopper({"evaluation/env_runners/episode_return_mean": 5}, True)
+    assert not stopper("a", failed)
+    assert not stopper.stop_all()
+    assert stopper("a", EVALUATED)
+    misspelt = CheckedStopper({"evaluation/env_runners/episode_return_men": 5}, True)
+    misspelt("a", failed)
+    assert not misspelt.stop_all()
+    misspelt("a", EVALUATED)
+    assert misspelt.stop_all()
+
+
 def test_stopper_without_evaluation_checks_the_first_training_result() -> None:
     stopper = CheckedStopper({"los": 5}, False)
     stopper("a", TRAINED)

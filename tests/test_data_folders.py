@@ -79,6 +79,17 @@ def test_a_partition_that_is_missing(tmp_path) -> None:
         load(tmp_path, conventions=Conventions(input_read_schema={"obs": ["observations", "episode_id"]}))
 
 
+def test_a_column_of_the_file_goes_before_its_folders(tmp_path) -> None:
+    """Folders of batches, say, whose name is also that of a column within."""
+    for batch in range(2):
+        (tmp_path / f"episode_id={batch}").mkdir()
+        rows = (NUMBERS < 8) if batch == 0 else (NUMBERS >= 8)
+        columns = {"observations": DATA.observations[rows], "actions": DATA.actions[rows]}
+        columns |= {"rewards": DATA.rewards[rows], "episode_id": NUMBERS[rows]}
+        write_columns(tmp_path / f"episode_id={batch}" / "part.parquet", columns)
+    assert_equal(load(tmp_path), without_last_rows())
+
+
 def test_csv_may_be_partitioned(tmp_path) -> None:
     for i in range(15):
         frame = pd.DataFrame({f"obs_{k}": DATA.observations[i == NUMBERS, k] for k in range(3)})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import zipfile
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -22,7 +24,7 @@ from rllib_damo.data.convert import convert
 from rllib_damo.data.formats import registry
 from rllib_damo.data.formats.flat import ArraysReader
 from rllib_damo.data.formats.reader import Conventions, Format
-from rllib_damo.data.offline_data import DAMOOfflineData
+from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.data.schema import concatenate
 from rllib_damo.data.sources import load, resolve
 from rllib_damo.errors import DataError
@@ -173,6 +175,24 @@ class _Evil:
         return Path.touch, (Path("ran"),)
 
 
+def test_an_npz_that_asks_for_more_memory_than_there_is(tmp_path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (1 << 50,)})
+    np.savez(tmp_path / "a.npz", **d4rl_columns(DATA))
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as file:
+        file.writestr("more.npy", header.getvalue())
+    with pytest.raises(DataError, match=r"a\.npz: not a readable NPZ file \(.*allocate"):
+        load(tmp_path / "a.npz")
+
+
+def test_hdf5_that_asks_for_more_memory_than_there_is(tmp_path) -> None:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for key, array in d4rl_columns(DATA).items():
+            file.create_dataset(key, (1 << 45, *array.shape[1:]), array.dtype, chunks=(100, *array.shape[1:]))
+    with pytest.raises(DataError, match=r"a\.hdf5: cannot be read \(.*allocate"):
+        load(tmp_path / "a.hdf5")
+
+
 def test_npz_runs_no_code(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     np.savez("a.npz", **{**d4rl_columns(DATA), "infos": np.array([_Evil()], object)})
@@ -277,7 +297,7 @@ def test_a_format_from_outside(tmp_path, own_registry, monkeypatch) -> None:
     assert_equal(resolve(tmp_path / "data.toy").read(4, 7), DATA.slice(4, 7))
     config = DAMOConfig().environment(observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
     config.offline_data(input_=str(tmp_path / "data.toy"))
-    assert_equal(DAMOOfflineData(config).transitions, DATA)
+    assert_equal(BulkOfflineData(config).transitions, DATA)
     convert(tmp_path / "data.toy", tmp_path / "a.npz")
     convert(tmp_path / "a.npz", tmp_path / "back.toy")
     assert_equal(load(tmp_path / "back.toy"), DATA)
@@ -315,7 +335,7 @@ def test_the_read_method_chooses_among_formats(tmp_path) -> None:
     with pytest.raises(DataError, match=r"input_read_method='read_lance': there are 'read_parquet', 'read_csv'"):
         load(tmp_path, read_method="read_lance")
     config = DAMOConfig().offline_data(input_=str(tmp_path), input_read_method="read_csv")
-    assert_equal(DAMOOfflineData(config).transitions, DATA)
+    assert_equal(BulkOfflineData(config).transitions, DATA)
 
 
 def test_hdf5_arrays_of_a_number_are_left_alone(tmp_path) -> None:

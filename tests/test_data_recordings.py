@@ -15,6 +15,7 @@ import pytest
 
 from rllib_damo.data.formats.parquet import write_parquet
 from rllib_damo.data.formats.reader import Conventions
+from rllib_damo.data.formats.rllib_packed import unpack_array
 from rllib_damo.data.schema import Transitions, check, concatenate
 from rllib_damo.data.sources import load, resolve
 from rllib_damo.errors import DataError
@@ -75,7 +76,7 @@ def test_recorded_episodes(tmp_path) -> None:
     check(found, OBSERVATION_SPACE, ACTION_SPACE)
     raw = Conventions(actions_in_input_normalized=False)
     np.testing.assert_array_equal(load(str(tmp_path / "recorded"), conventions=raw).actions, unit[rows])
-    with pytest.raises(DataError, match="input_read_schema names the columns of tables and arrays"):
+    with pytest.raises(DataError, match=r"input_read_schema=.*: it names the columns of tables and arrays"):
         load(str(tmp_path / "recorded"), conventions=Conventions(input_read_schema={"obs": "o"}))
 
 
@@ -105,12 +106,12 @@ def test_recorded_numbers_of_actions_are_refused(tmp_path) -> None:
     )
     items = [_recorded(np.ones((4, ACT), np.int64), data, True, episode)]
     pq.write_table(pa.table({"item": pa.array(items, pa.binary())}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="DAMO needs continuous actions"):
+    with pytest.raises(DataError, match="they must be continuous"):
         load(str(tmp_path / "a.parquet"))
 
 
 def _pack(array: np.ndarray) -> str:
-    return base64.b64encode(lz4.frame.compress(pickle.dumps(array))).decode()
+    return _pack_bytes(pickle.dumps(array))
 
 
 def _recorded_columns(data: Transitions, unit: np.ndarray) -> dict[str, Any]:
@@ -138,18 +139,65 @@ def test_recordings_in_columns(tmp_path) -> None:
         load(str(tmp_path / "x.parquet"))
 
 
-def test_a_packed_value_cannot_run_code(tmp_path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return os.mkdir, (str(tmp_path / "ran"),)
+class _Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("ran",)
 
+
+def _pack_bytes(content: bytes) -> str:
+    return base64.b64encode(lz4.frame.compress(content)).decode()
+
+
+_HUGE = b"cnumpy\nndarray\n((L1000000000000L\nltR."
+_RECONSTRUCT = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(L1000000000000L\ntS'b'\ntR."
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps(_Evil()),
+        b"cnumpy.f2py.__main__\nndarray\n.",  # runs and exits when it is imported
+        b"cnumpy.f2py.__main__\nscalar\n.",
+        b"cnumpy.testing._private.utils\nruncstring\n(S'import os; os.mkdir(\"ran\")'\nd(dtR.",
+        b"cnumpy.lib.npyio\nload\n(S'/etc/passwd'\ntR.",
+        _HUGE,
+        _RECONSTRUCT,
+        b"cnumpy._core.numeric\n_frombuffer\n(S'x'\ncnumpy\ndtype\n(S'u1'\ntR(L1000000000000L\ntS'C'\ntR.",
+        b"\x80\x04\x95",
+        b"",
+    ],
+)
+def test_a_packed_value_is_an_array_or_nothing(tmp_path, monkeypatch, content) -> None:
+    monkeypatch.chdir(tmp_path)
     data = make_transitions((2,))
     columns = _recorded_columns(data, data.actions)
-    columns["obs"][1] = base64.b64encode(lz4.frame.compress(pickle.dumps(Evil()))).decode()
+    columns["obs"][1] = _pack_bytes(content)
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     with pytest.raises(DataError, match="where numbers are expected"):
         load(str(tmp_path / "x.parquet"), conventions=Conventions(ACTION_SPACE))
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_packed_value_that_unpacks_to_gigabytes(tmp_path) -> None:
+    data = make_transitions((2,))
+    columns = _recorded_columns(data, data.actions)
+    columns["obs"][1] = _pack_bytes(b"0" * (200 << 20))
+    assert len(columns["obs"][1]) < 2 << 20
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="larger than 64 MiB when it is unpacked"):
+        load(str(tmp_path / "x.parquet"), conventions=Conventions(ACTION_SPACE))
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("value", [np.float32([1, 2]), np.arange(6.0).reshape(2, 3).T, np.float64(3), np.bool_(True)])
+def test_arrays_of_each_pickle_are_unpacked(protocol, old, value) -> None:
+    content = pickle.dumps(value, protocol)
+    if old:  # of numpy 1
+        content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray") if protocol < 4 else content
+    found = unpack_array("x", "obs", _pack_bytes(content))
+    np.testing.assert_array_equal(found, value)
+    assert found.dtype == value.dtype
 
 
 def test_recordings_and_other_files_in_one_folder_are_refused(tmp_path) -> None:

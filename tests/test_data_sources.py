@@ -68,7 +68,7 @@ def _nan(values: np.ndarray) -> np.ndarray:
         (_change("rewards", lambda x: np.full(len(x), 1e300)), "not finite in 12 row.*inf"),
         (_change("observations", lambda x: x[:, :2]), "observations have width 2, but next_observations 3"),
         (_change("actions", lambda x: x[:, :1]), "actions have width 1, but the environment's space has 2"),
-        (_change("actions", lambda x: np.arange(len(x))), "continuous actions"),
+        (_change("actions", lambda x: np.arange(len(x))), "must be continuous"),
         (_change("actions", lambda x: x * 9), "outside the action space"),
         (_change("terminals", lambda x: np.arange(len(x))), "values other than 0 and 1"),
         (
@@ -104,7 +104,7 @@ def test_actions_that_are_not_normalised_are_not_taken_for_it(tmp_path, write) -
             load(path, conventions=Conventions(ACTION_SPACE, actions_in_input_normalized=True))
     columns["actions"] = np.ones((12, 2), int)
     path = write(tmp_path / f"d.{'hdf5' if write is write_hdf5 else 'parquet'}", columns)
-    with pytest.raises(DataError, match="actions have type int64; DAMO needs continuous"):
+    with pytest.raises(DataError, match="actions have type int64; they must be continuous"):
         load(path, conventions=Conventions(ACTION_SPACE, actions_in_input_normalized=True))
 
 
@@ -123,8 +123,8 @@ def test_other_unsound_files(tmp_path) -> None:
     (tmp_path / "d.hdf5").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(DataError, match="not a readable HDF5"):
         load(tmp_path / "d.hdf5")
-    with pytest.raises(DataError, match=r"no arrays at the top of the file, only groups \(data\)\. Put observations"):
-        load(write_hdf5(tmp_path / "d2.hdf5", {f"data/{key}": values for key, values in columns.items()}))
+    with pytest.raises(DataError, match=r"no arrays at the top of the file, only groups \(logs\)\. Put observations"):
+        load(write_hdf5(tmp_path / "d2.hdf5", {f"logs/of/all/{key}": values for key, values in columns.items()}))
     (tmp_path / "e.parquet").write_bytes(io.BytesIO(b"nothing").getvalue())
     with pytest.raises(DataError, match="not a readable Parquet"):
         load(tmp_path / "e.parquet")

@@ -14,8 +14,9 @@ import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from rllib_damo.baselines.mopo import MOPOConfig, MOPORolloutEnvRunner
-from rllib_damo.core.config import DAMOConfig
+from rllib_damo import DAMOConfig, MOPOConfig
+from rllib_damo.baselines.mopo import MOPORolloutEnvRunner
+from rllib_damo.core.config import ModelBasedConfig
 from rllib_damo.dynamics import DynamicsEnsemble
 from rllib_damo.dynamics.rollout_runner import ModelRolloutEnvRunner
 from rllib_damo.dynamics.termination import resolve_termination
@@ -34,7 +35,9 @@ def on_the_device(monkeypatch):
     pretend(monkeypatch)
 
 
-def make_config(base: type[DAMOConfig] = DAMOConfig, env: str | None = "Hopper-v5", **training) -> DAMOConfig:
+def make_config(
+    base: type[ModelBasedConfig] = DAMOConfig, env: str | None = "Hopper-v5", **training
+) -> ModelBasedConfig:
     return (
         base()
         .environment(
@@ -58,7 +61,7 @@ def columns() -> list[np.ndarray]:
 # -- rollouts --------------------------------------------------------------------------------------------------------
 
 
-def make_runner(config: DAMOConfig, kind: type[ModelRolloutEnvRunner] = ModelRolloutEnvRunner, **model):
+def make_runner(config: ModelBasedConfig, kind: type[ModelRolloutEnvRunner] = ModelRolloutEnvRunner, **model):
     runner = kind(config=config, worker_index=0)
     runner.set_dynamics(make_ensemble(**model))
     runner.set_start_states(columns()[0], np.arange(0, ROWS, 2))
@@ -172,18 +175,20 @@ def make_learner(**options):
         learner.set_dataset(rows, np.arange(0, ROWS, 50), np.arange(ROWS), True)
     assert seen.moves == ["learner.py:set_dataset"] * 3  # the data
     assert set(seen.reads) == {"learner.py:set_dataset", "rl_module.py:fit_standardizers"}
-    learner._synthetic.add(torch.zeros((50, rows.shape[1]), device=DEVICE))
+    learner.model_buffer.add(torch.zeros((50, rows.shape[1]), device=DEVICE))
     return learner
 
 
 @pytest.mark.parametrize("options", [{}, {"target_networks": False}, {"precision": "bf16"}], ids=str)
 def test_many_gradient_steps_wait_once_at_their_end(options):
-    """For the metrics, and for the value at the initial states."""
+    """For the metrics, for whether all weights are finite, and for the value at the initial states."""
     learner = make_learner(**options)
     with Watch() as seen:
         learner.update_many(12)
     assert seen.moves == []
-    assert Counter(seen.reads) == {"learner.py:_report": 1, "learner.py:initial_value": 1}
+    assert Counter(seen.reads) == {
+        "learner.py:_take_steps": 1, "learner.py:_non_finite_tensors": 1, "learner.py:initial_value": 1,
+    }  # fmt: skip
     tensors = [*learner.module[DEFAULT_MODULE_ID].state_dict().values()]
     tensors += [t for o in learner._named_optimizers.values() for state in o.state.values() for t in state.values()]
     assert {tensor.device for tensor in tensors} == {DEVICE}

@@ -170,7 +170,7 @@ def test_metrics_of_the_tables_are_those_of_a_result(session: None) -> None:
 
 def test_options_of_the_table_exist_and_have_these_defaults() -> None:
     config = DAMOConfig()
-    for names, default, *_ in table("docs/options.md", "# Options"):
+    for names, default, *_ in table("docs/first_options.md", "# Options to know first"):
         values = [value.strip("`\"' ") for value in re.split(r", (?!\d{3})", default)]
         options = re.findall(r"`(\w+)`", names)
         for option, value in zip(options, values * len(options), strict=False):

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 from pyarrow import fs
 
+from rllib_damo import DAMO
 from rllib_damo.errors import CheckpointError
 from rllib_damo.evaluation.checkpoints import (
     ANNOUNCEMENT,
@@ -123,6 +124,8 @@ def test_a_checkpoint_of_version_0_1_says_so(tmp_path: Path, of_version_0_1: byt
     (module / "class_and_ctor_args.pkl").write_bytes(of_version_0_1)
     with pytest.raises(CheckpointError, match=r"written by rllib_damo 0\.1\. Install that version"):
         load_policy(old)
+    with pytest.raises(CheckpointError, match=r"written by rllib_damo 0\.1\. Install that version"):
+        DAMO.from_checkpoint(old)
 
 
 def test_code_of_the_user_that_is_missing_is_named(tmp_path: Path) -> None:

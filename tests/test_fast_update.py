@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from rllib_damo import DAMOConfig
-from rllib_damo.core.networks import LOG_STD_MAX, LOG_STD_MIN
 from rllib_damo.core.update import Metrics, StepBatch
 from rllib_damo.damo.fast_update import FastUpdate, fastest_update, unsupported
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
 from rllib_damo.damo.update import DAMOUpdate
 from rllib_damo.nn import stacked_mlp as fast_mlp
+from rllib_damo.nn.squashed_gaussian import LOG_STD_MAX, LOG_STD_MIN
 from tests.damo_steps import ACT, FACTS, SEED, VARIANTS, convert, first_rows, make_batch, make_config, make_module
 
 REFERENCE_ONLY: dict[str, dict[str, Any]] = {name: v for name, v in VARIANTS.items() if "target_networks" in v}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -258,6 +259,13 @@ def test_return_range_scales_by_the_spread_of_returns() -> None:
     transitions = make_transitions(lengths=(4, 1, 7))
     returns = [transitions.rewards[a:b].sum() for a, b in ((0, 4), (4, 5), (5, 12))]
     assert return_range_scale(transitions) == pytest.approx(1000 / (max(returns) - min(returns)), rel=1e-5)
+
+
+def test_rewards_are_scaled_as_the_option_says() -> None:
+    transitions = make_transitions()
+    for option, scale in (("return_range", return_range_scale(transitions)), (0.1, 0.1)):
+        config = OfflineIQLConfig().training(reward_scale=option)
+        assert OfflineIQL.reward_scale(SimpleNamespace(config=config), transitions) == scale
 
 
 def test_equal_returns_have_no_range() -> None:

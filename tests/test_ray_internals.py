@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 from ray import tune
 from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -218,6 +219,22 @@ def evaluate_now() -> None:
     assert ray_internals.evaluate_now(SimpleNamespace(_run_one_evaluation=lambda: {"a": 1})) == {"a": 1}
 
 
+def runner_errors() -> None:
+    died = ray.exceptions.ActorDiedError(ray.exceptions.RayTaskError("f", "Traceback\nOSError: no port", OSError()))
+    lost = ray.exceptions.ActorUnavailableError("it is gone", None)
+    answers = [SimpleNamespace(ok=False, get=lambda: died), SimpleNamespace(ok=False, get=lambda: lost),
+               SimpleNamespace(ok=True)]  # fmt: skip
+    manager = SimpleNamespace(foreach_actor=lambda *args, **kwargs: answers)
+    (error,), (loss,) = ray_internals.runner_errors(SimpleNamespace(_worker_manager=manager))
+    assert "OSError: no port" in error
+    assert "it is gone" in loss
+    group = importlib.import_module("ray.rllib.env.env_runner_group").EnvRunnerGroup
+    assert "self._worker_manager = FaultTolerantActorManager(" in inspect.getsource(group.__init__)
+    actors = importlib.import_module("ray.rllib.utils.actor_manager").FaultTolerantActorManager
+    inspect.signature(actors.foreach_actor).bind(None, "ping", healthy_only=False, timeout_seconds=1.0)
+    assert hasattr(SingleAgentEnvRunner, "ping")
+
+
 class Registered(Algorithm):
     @classmethod
     def get_default_config(cls) -> BCConfig:
@@ -340,9 +357,9 @@ CHECKS = {check.__name__: check for check in (
     local_learner, learner_actors, learner_index, count_new_weights, accept_any_weights, log_trainable_parameters,
     schedule_learning_rates, wants_component, subcomponents, refuse, without_advice, is_frozen, given_model_config,
     given_module_spec, given_connector, private_options, keep_runner_states, setting_name, set_env_seed, require_reset,
-    env_to_module, evaluate_now, register, algorithm_names, is_trainable, is_env, env_creator, stop_condition,
-    add_callback, trial_folder, latest_checkpoint, forget_other_checkpoints, number_checkpoints_after, start_from,
-    tensor_column, read_task, read_error,
+    env_to_module, evaluate_now, runner_errors, register, algorithm_names, is_trainable, is_env, env_creator,
+    stop_condition, add_callback, trial_folder, latest_checkpoint, forget_other_checkpoints, number_checkpoints_after,
+    start_from, tensor_column, read_task, read_error,
 )}  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
 from torch import Tensor
 
 from rllib_damo import ReBRACConfig, TD3BCConfig
@@ -168,6 +169,31 @@ def test_next_actions_end_where_the_recording_is_cut() -> None:
     cut = make_transitions(lengths=(5, 4)).slice(1, 7)  # rows 1 to 4 of the first episode, and 0 and 1 of the second
     columns = next_action_columns(cut, np.ones((6, 2), np.float32))
     assert columns[HAS_NEXT_ACTION][:, 0].tolist() == [1, 1, 1, 0, 1, 0]
+
+
+def test_batches_hold_each_rows_own_next_action() -> None:
+    transitions = make_transitions(lengths=(30, 1, 29))
+    transitions.observations[:, 0] = np.arange(60)
+    config = ReBRACConfig().environment(
+        observation_space=gym.spaces.Box(-np.inf, np.inf, (OBS,)), action_space=gym.spaces.Box(-1, 1, (ACT,))
+    )
+    config = config.training(hidden_dims=(8,), train_batch_size_per_learner=16).debugging(seed=0)
+    spaces = config.observation_space, config.action_space
+    spec = config.get_multi_rl_module_spec(spaces={DEFAULT_MODULE_ID: spaces})
+    learner = config.get_default_learner_class()(config=config, module_spec=spec)
+    learner.build()
+    arrays = transitions.arrays()
+    unit_actions = arrays["actions"].clip(-1, 1)
+    rows = learner._layout.pack(
+        arrays["observations"], unit_actions, arrays["next_observations"], arrays["rewards"], arrays["terminations"]
+    )
+    columns = next_action_columns(transitions, unit_actions)
+    learner.set_dataset(rows, np.array([0, 30, 31]), np.arange(60), True, columns)
+    for _ in range(3):
+        learner.update_many(1)
+        number = learner._batch["update"].obs[:, 0].long().numpy()
+        for name, values in columns.items():
+            np.testing.assert_array_equal(learner._batch.extra[name], values[number])
 
 
 # -- options ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from rllib_damo.core.config import DAMOConfig
+from rllib_damo import DAMOConfig
 from rllib_damo.dynamics import DynamicsEnsemble, never_terminates
 from rllib_damo.dynamics import rollout as rollout_module
 from rllib_damo.dynamics.rollout import rollout

@@ -51,10 +51,12 @@ def test_an_evaluation_whose_runners_are_dead_has_no_result(config):
     assert "normalized_score" in train_policy(algo, 1)["evaluation"]["env_runners"]
     (runner,) = algo.eval_env_runner_group._worker_manager.actors().values()
     ray.kill(runner)
-    for _ in range(3):
+    for _ in range(2):
         evaluation = train_policy(algo, 1)["evaluation"]
         assert "env_runners" not in evaluation
         assert evaluation["num_healthy_workers"] == 0
+    with pytest.raises(RuntimeError, match="No evaluation runner could play, for 3 evaluations in a row"):
+        algo.train()
     algo.stop()
 
 
@@ -100,7 +102,7 @@ def test_overlapped_rounds_follow_the_policy_of_the_iteration_before(config):
         asked_for = algo._rounds.pending["weights"][DEFAULT_MODULE_ID]["actor.net.0.weight"]
         np.testing.assert_array_equal(asked_for, policy)
         assert (module_state(algo)["actor.net.0.weight"] != policy).any()
-    rows = algo.learner_group._learner._synthetic.rows[:600]
+    rows = algo.learner_group._learner.model_buffer.rows[:600]
     assert len(rows.unique(dim=0)) == 600  # each round has random numbers of its own
     algo.stop()
 
@@ -136,7 +138,7 @@ def test_learners_do_without_the_scheduling_that_a_system_refuses(config, monkey
 
 def _parameter_sums(learner) -> dict[str, float]:
     module = learner.module[DEFAULT_MODULE_ID]
-    return {"rows": len(learner._synthetic)} | {n: float(p.double().sum()) for n, p in module.named_parameters()}
+    return {"rows": len(learner.model_buffer)} | {n: float(p.double().sum()) for n, p in module.named_parameters()}
 
 
 def test_a_round_that_is_in_the_model_buffer_leaves_the_object_store(config):

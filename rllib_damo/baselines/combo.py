@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rllib_damo.core.algorithm import ModelBasedAlgorithm
 from rllib_damo.core.config import ModelBasedConfig
-from rllib_damo.core.learner import ModelBasedTorchLearner
+from rllib_damo.core.model_based_algorithm import ModelBasedAlgorithm
+from rllib_damo.core.model_based_learner import ModelBasedTorchLearner
 from rllib_damo.core.option_groups import CriticTraining, EntropyTraining, ModelBasedTraining
 from rllib_damo.core.options import Option, count, flag, not_negative, one_of
 from rllib_damo.core.registration import register_algorithm
@@ -22,7 +22,7 @@ from rllib_damo.core.update import Metrics, StepBatch, cosine
 
 
 class COMBOUpdate(SACUpdate):
-    """SAC whose critics are pushed down where the policy may go, and up on the dataset's actions (the paper's eq. 2).
+    """SAC whose critics are pushed down where the policy may go, and up on the dataset's actions.
 
     Each critic minimises ½ [mean (Q - target)² + w (mean_s log Σ_k exp z_k(s) - mean over dataset rows of Q(s,a))]. The
     z_k are Q(s,a_k) - log p(a_k) of N actions each of π(·|s), of π(·|s'), and of the uniform distribution: the mean of
@@ -91,8 +91,8 @@ class COMBOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, total=F
         Option(
             0.5,
             not_negative,
-            "w, weight of the conservative term against the mean squared TD error, as in public code (the paper's β, "
-            "eq. 2, is against half of it: w / 2). Published ones are 0.5 and 5. 0 is MBPO.",
+            "w, weight of the conservative term against the mean squared TD error, as in public code (the paper's β "
+            "is against half of it, from memory: w / 2). Published ones are 0.5 and 5. 0 is MBPO.",
         ),
     ]
     num_actions: Annotated[
@@ -191,7 +191,7 @@ class COMBOConfig(ModelBasedConfig):
     def check(self) -> None:
         super().check()
         if self.conservative_weight and int(self.train_batch_size_per_learner * self.real_ratio) < 1:
-            self._value_error(
+            self.refuse(
                 "`real_ratio` must leave a row of the dataset in each batch, whose value `conservative_weight` raises: "
                 f"found {self.real_ratio!r} of train_batch_size_per_learner={self.train_batch_size_per_learner!r} rows."
             )

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rllib_damo.core.algorithm import ModelBasedAlgorithm
 from rllib_damo.core.config import ModelBasedConfig
-from rllib_damo.core.learner import ModelBasedTorchLearner
+from rllib_damo.core.model_based_algorithm import ModelBasedAlgorithm
+from rllib_damo.core.model_based_learner import ModelBasedTorchLearner
 from rllib_damo.core.option_groups import CriticTraining, EntropyTraining, ModelBasedTraining
 from rllib_damo.core.options import Option, count, flag, not_negative, number, optional
 from rllib_damo.core.registration import register_algorithm
@@ -28,8 +28,9 @@ class MOBILEUpdate(SACUpdate):
     """SAC whose targets on model rows are lowered by β U(s,a): how much the elites disagree on the next state's value.
 
     U(s,a) = std_j (1/n) Σ_k min_i Q̄_i(s'_jk, a'_jk), with s'_jk drawn from elite j, a'_jk from the policy, and E - 1
-    in the standard deviation over the E elites. As in the authors' code, neither r nor γ is in it (the paper has both),
-    and it counts on rows that end, too. No gradient passes through it, and it is 0 on rows of the dataset.
+    in the standard deviation over the E elites. As in the authors' code, neither r nor γ is in it (from memory, both
+    are in the paper's), and it counts on rows that end, too. No gradient passes through it, and it is 0 on rows of the
+    dataset.
     """
 
     uses_dynamics = True
@@ -88,7 +89,7 @@ class MOBILETorchLearner(ModelBasedTorchLearner):
 
 
 class MOBILETraining(ModelBasedTraining, CriticTraining, EntropyTraining, total=False):
-    """What ``MOBILEConfig.training`` takes (β, n and U of the paper's section 4)."""
+    """What ``MOBILEConfig.training`` takes (the paper's β, n and U)."""
 
     penalty_coef: Annotated[
         float,
@@ -177,7 +178,7 @@ class MOBILEConfig(ModelBasedConfig):
     def check(self) -> None:
         super().check()
         if self.penalty_coef and self.num_elites < 2:
-            self._value_error(
+            self.refuse(
                 "`num_elites` must be 2 or more, for `penalty_coef` weighs how much they differ: found "
                 f"{self.num_elites} with penalty_coef={self.penalty_coef!r}. Set penalty_coef=0 to train without."
             )

@@ -11,9 +11,9 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rllib_damo.baselines.uncertainty import UNCERTAINTIES, PenalizedDynamics
-from rllib_damo.core.algorithm import ModelBasedAlgorithm
 from rllib_damo.core.config import ModelBasedConfig
-from rllib_damo.core.learner import ModelBasedTorchLearner
+from rllib_damo.core.model_based_algorithm import ModelBasedAlgorithm
+from rllib_damo.core.model_based_learner import ModelBasedTorchLearner
 from rllib_damo.core.option_groups import CriticTraining, EntropyTraining, ModelBasedTraining
 from rllib_damo.core.options import Option, not_negative, one_of
 from rllib_damo.core.registration import register_algorithm

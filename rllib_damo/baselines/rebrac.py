@@ -117,7 +117,12 @@ class ReBRACConfig(OfflineConfig):
     """
 
     option_groups: ClassVar[Mapping[str, type]] = {**OfflineConfig.option_groups, "training": ReBRACTraining}
-    defaults: ClassVar[Mapping[str, Any]] = {"hidden_dims": (256, 256, 256), "critic_layer_norm": True}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "hidden_dims": (256, 256, 256),
+        "critic_layer_norm": True,
+        "actor_lr": 1e-3,
+        "critic_lr": 1e-3,
+    }
     network_options = ("hidden_dims", "twin_q", "critic_layer_norm")
     default_module_class = TD3TorchRLModule
     default_learner_class = ReBRACTorchLearner
@@ -132,13 +137,7 @@ class ReBRACConfig(OfflineConfig):
 
         The critics' layer normalisation is this package's: before the ReLU, and without parameters.
         """
-        return cls().training(
-            train_batch_size_per_learner=1024,
-            actor_lr=1e-3,
-            critic_lr=1e-3,
-            normalize_observations=False,
-            policy_tau=1.0,
-        )
+        return cls().training(train_batch_size_per_learner=1024, normalize_observations=False, policy_tau=1.0)
 
     def training(self, **options: Unpack[ReBRACTraining]) -> ReBRACConfig:  # type: ignore[override]
         """Sets the options of ReBRAC."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 _LINK = re.compile(
     r"^(?:The above exception was the direct cause of the following exception:"
@@ -13,25 +14,29 @@ _FRAME = re.compile(r'^ *File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<func
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def what_failed(text: str) -> tuple[str, str]:
-    """What failed, and the first cause in the chain of exceptions.
+class Failure(NamedTuple):
+    """What failed: "ValueError: message".
 
-    Args:
-        text: a traceback, as Python or Ray formats it, or only the message of an exception.
-
-    Returns:
-        ("ValueError: message", "KeyError: 'x' (file.py, line 3, in step)"). The first is the last exception that has a
-        message. The second is empty if the text has no traceback, and only the place if there is one exception.
+    Attributes:
+        message: the last exception in the chain that has a text.
+        cause: the first exception in the chain, if it is another one; or "".
+        place: "file.py, line 3, in step", where the first was raised; "" without a traceback.
     """
+
+    message: str
+    cause: str
+    place: str
+
+
+def what_failed(text: str) -> Failure:
+    """Reads a traceback, as Python or Ray formats it, or only the message of an exception."""
     blocks = [_read(block) for block in _LINK.split(_COLOUR.sub("", text)) if block.strip()]
     if not blocks:
-        return "", ""
+        return Failure("", "", "")
     with_text = [message for message, _ in blocks if ": " in message]
-    failure = with_text[-1] if with_text else blocks[-1][0]
+    message = with_text[-1] if with_text else blocks[-1][0]
     first, place = blocks[0]
-    if not place:
-        return failure, ""
-    return failure, place if first == failure else f"{first} ({place})"
+    return Failure(message, "" if first == message else first, place)
 
 
 def _read(block: str) -> tuple[str, str]:

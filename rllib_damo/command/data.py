@@ -47,6 +47,13 @@ Columns = Annotated[
         help="obs=NAME: how a column is called in the files; obs=A,B: columns that make one vector; repeatable.",
     ),
 ]
+Keys = Annotated[
+    list[str] | None,
+    typer.Option("--observation-key", help="An entry of observations that are dictionaries; repeatable."),
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad-episodes", help="Leave out episodes that are damaged or not finite (Minari).")
+]
 Normalized = Annotated[
     bool | None,
     typer.Option(
@@ -128,11 +135,13 @@ def info(
     env: Env = None,
     column: Columns = None,
     normalized_actions: Normalized = None,
+    observation_key: Keys = None,
+    skip_bad_episodes: SkipBad = False,
 ) -> None:
     """Sizes, returns, lengths and coverage of a dataset."""
     _refuse_unmade(name)
     observation_space, action_space = _spaces(env)
-    conventions = _conventions(action_space, column, normalized_actions)
+    conventions = _conventions(action_space, column, normalized_actions, observation_key, skip_bad_episodes)
     transitions = sources.load(name, observation_space=observation_space, conventions=conventions)
     figures = info_.describe(transitions)
     typer.echo(json.dumps(figures, indent=1) if as_json else _readable(figures))
@@ -151,13 +160,15 @@ def convert(
     env: Env = None,
     column: Columns = None,
     normalized_actions: Normalized = None,
+    observation_key: Keys = None,
+    skip_bad_episodes: SkipBad = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
 ) -> None:
     """Convert between the formats; numbers are kept as float32, as they are read for training.
 
     The result has the usual column names, and actions in the environment's units.
     """
-    conventions = _conventions(None, column, normalized_actions)
+    conventions = _conventions(None, column, normalized_actions, observation_key, skip_bad_episodes)
     typer.echo(f"Written: {convert_(src, dst, env_id=env, overwrite=overwrite, conventions=conventions)}")
 
 
@@ -167,11 +178,13 @@ def check(
     env: Annotated[str | None, typer.Option("--env", "-e", help="Check against this environment's spaces.")] = None,
     column: Columns = None,
     normalized_actions: Normalized = None,
+    observation_key: Keys = None,
+    skip_bad_episodes: SkipBad = False,
 ) -> None:
     """Run every check on a dataset; exit code 1 if one fails."""
     _refuse_unmade(file)
     observation_space, action_space = _spaces(env)
-    conventions = _conventions(action_space, column, normalized_actions)
+    conventions = _conventions(action_space, column, normalized_actions, observation_key, skip_bad_episodes)
     try:
         reader = sources.resolve(file, conventions=conventions)
     except DataError:
@@ -200,7 +213,13 @@ def _refuse_unmade(name: str) -> None:
         raise DataError(f"{name} is not on this machine yet: `rllib-damo data make {name}` makes it.")
 
 
-def _conventions(action_space: gym.Space | None, columns: list[str] | None, normalized: bool | None) -> Conventions:
+def _conventions(
+    action_space: gym.Space | None,
+    columns: list[str] | None,
+    normalized: bool | None,
+    observation_keys: list[str] | None,
+    skip_bad_episodes: bool,
+) -> Conventions:
     schema: dict[str, str | list[str]] = {}
     known = [alias for aliases in ALIASES.values() for alias in aliases]
     for text in columns or ():
@@ -209,7 +228,7 @@ def _conventions(action_space: gym.Space | None, columns: list[str] | None, norm
             raise DataError(f"--column {text}: write obs=NAME, with one of {', '.join(known)} before the sign.")
         columns_of = name.split(",")
         schema[alias] = name if len(columns_of) == 1 else columns_of
-    return Conventions(action_space, normalized, schema)
+    return Conventions(action_space, normalized, schema, observation_keys or (), skip_bad_episodes)
 
 
 def _spaces(env_id: str | None) -> tuple[Any, Any]:

@@ -10,13 +10,15 @@ import math
 import sys
 import traceback
 from collections.abc import Mapping
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any
 
 import gymnasium as gym
-from ray import cloudpickle
+from gymnasium.envs.registration import EnvSpec
+from ray import cloudpickle, tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.tune.registry import get_trainable_cls
 
@@ -24,6 +26,8 @@ from rllib_damo.errors import UsageError
 from rllib_damo.utils import ray_internals
 from rllib_damo.utils.environments import is_registered
 from rllib_damo.utils.names import flatten, near, near_any_case
+
+_GYM_IDS_AT_START = frozenset(gym.registry)
 
 
 def parse_json(option: str, text: str | None) -> dict[str, Any] | None:
@@ -134,6 +138,20 @@ def check_env(env: Any) -> Any:
             "give the file that registers it (`rllib train file X.py`, `rllib evaluate --file X.py`)."
         ) from error
     return env
+
+
+def share_env(env: Any) -> None:
+    """Registers an environment with Tune if the user's file registered it with Gymnasium.
+
+    Trials run in other processes, which do not run the file.
+    """
+    if not isinstance(env, str) or env in _GYM_IDS_AT_START or is_registered(env) or env not in gym.registry:
+        return
+    tune.register_env(env, partial(_make, gym.spec(env)))
+
+
+def _make(spec: EnvSpec, context: Mapping[str, Any]) -> gym.Env:
+    return gym.make(spec, **context)
 
 
 def apply_config(config: AlgorithmConfig, changes: Mapping[str, Any], option: str = "--config") -> AlgorithmConfig:

@@ -1,4 +1,4 @@
-"""What the `rllib` command does only for the algorithms of this package: their dataset, and the idle CPUs."""
+"""What the `rllib` command does for offline algorithms: it reads their dataset, and gives ours the idle CPUs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import ray
 from rllib_damo.command.checks import has_search_space
 from rllib_damo.command.report import console
 from rllib_damo.core.config import OfflineConfig
+from rllib_damo.data.rllib_input import RLlibOfflineData, read_transitions
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -29,10 +30,11 @@ def read_datasets(configs: Iterable[AlgorithmConfig]) -> None:
     """
     seen: list[Any] = []
     for config in configs:
-        if not isinstance(config, OfflineConfig) or config.input_ in seen:
+        is_own = isinstance(config, OfflineConfig)
+        if not (is_own or config.offline_data_class is RLlibOfflineData) or config.input_ in seen:
             continue
         seen.append(config.input_)
-        data = config.offline_data_class(config).transitions
+        data = config.offline_data_class(config).transitions if is_own else read_transitions(config)
         returns = data.episode_returns()
         console.print(
             f"Dataset {data.name}: {len(data):,} transitions, {len(returns):,} episodes of mean return "

@@ -65,10 +65,12 @@ def report(
 
 def _print_error(trial: Result, place: str, verbose: bool) -> None:
     text = str(trial.error).strip()
-    failure, cause = what_failed(text)
-    err.print(f"\n[red]Failed:[/red] {escape(failure or type(trial.error).__name__)}", markup=True)
-    if cause:
-        err.print(f"Cause: {cause}", markup=False)
+    failure = what_failed(text)
+    err.print(f"\n[red]Failed:[/red] {escape(failure.message or type(trial.error).__name__)}", markup=True)
+    if failure.cause:
+        err.print(f"Cause: {failure.cause}", markup=False)
+    if failure.place:
+        err.print(f"At: {failure.place}", markup=False)
     err.print(f"The complete error: {address(f'{trial.path}/error.txt', place)}", markup=False)
     if verbose:
         err.print(text, markup=False)

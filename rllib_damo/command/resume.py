@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def restored_tuner(run: str, algorithm: Any) -> tune.Tuner:
-    """The Tuner of an earlier run, which goes on with its own config, stop and checkpoint options.
+    """The Tuner of an earlier run, which continues with its own config, stop and checkpoint options.
 
     Args:
         run: folder or address of the run.
@@ -95,5 +95,5 @@ def _take_newest(trial: Trial) -> None:
     if path is None:
         console.print(f"{trial}: no checkpoint is whole; the trial starts from the beginning.")
     else:
-        console.print(f"{trial}: goes on from {path.rsplit('/', 1)[-1]}, its newest whole checkpoint.")
+        console.print(f"{trial}: continues from {path.rsplit('/', 1)[-1]}, its newest whole checkpoint.")
     ray_internals.start_from(trial, path, metrics)

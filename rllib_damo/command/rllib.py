@@ -137,6 +137,7 @@ def train(
     if experiment.env is None:
         raise UsageError("no environment: give one with --env.")
     inputs.check_env(experiment.env)
+    inputs.share_env(experiment.env)
     raise typer.Exit(run(experiment, given_stop if given_stop is not None else file_stop, options))
 
 

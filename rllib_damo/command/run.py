@@ -22,6 +22,7 @@ from rllib_damo.command.report import INTERRUPTED, TERMINATED, USAGE, console, e
 from rllib_damo.command.resume import restored_tuner
 from rllib_damo.command.signals import sigterm_as_interrupt
 from rllib_damo.command.stopping import CheckedStopper, add_to_results, with_last_evaluation
+from rllib_damo.data.rllib_input import with_package_readers
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation import storage
 from rllib_damo.evaluation.scores import add_flat_copy
@@ -75,6 +76,7 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     scheduler = _scheduler(options, config)
     _set_up_output(options.verbosity)
     to_resume = storage.latest_run(place, options.name) if options.resume else None
+    config = with_package_readers(config)
     read_datasets(check_config(config, stop))
     own_ray = not ray.is_initialized()
     if own_ray:
@@ -115,7 +117,7 @@ def _new_tuner(
     name = storage.new_run(place, options.name)
     console.print(f"Results go to {name} in {without_password(place)}")
     if stop is None:
-        console.print("No stop condition: the run goes on until Ctrl-C.")
+        console.print("No stop condition: the run continues until Ctrl-C.")
     return tune.Tuner(
         config.algo_class,
         param_space=config,

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
-from ray.rllib.utils.metrics import EVALUATION_RESULTS, LEARNER_RESULTS
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, LEARNER_RESULTS
 from ray.tune.result import TRAINING_ITERATION
 
 from rllib_damo.utils.names import flatten, near
@@ -15,6 +15,9 @@ from rllib_damo.utils.ray_internals import evaluate_now
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+
+_PLAYED = f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/"
 
 
 def reached(stop: Mapping[str, float], flat: Mapping[str, Any]) -> bool:
@@ -25,8 +28,9 @@ def reached(stop: Mapping[str, float], flat: Mapping[str, Any]) -> bool:
 class CheckedStopper(tune.Stopper):
     """Stops a trial when any metric reaches its value; stops everything if a metric does not exist.
 
-    Tune's own dict of stop conditions ignores a metric that no result has, and the run goes on forever. Here the
-    names are checked at the first result that has training metrics and, if the run is evaluated, evaluation metrics.
+    Tune's own dict of stop conditions ignores a metric that no result has, and the run never ends. Here the
+    names are checked at the first result that has training metrics and, if the run is evaluated, evaluation metrics. A
+    metric of evaluated episodes is waited for while all evaluation runners fail.
 
     Attributes:
         error: the message about a metric that does not exist, or None.
@@ -50,8 +54,9 @@ class CheckedStopper(tune.Stopper):
         sections = {key.split("/", 1)[0] for key in self.known}
         if LEARNER_RESULTS not in sections or (self.evaluated and EVALUATION_RESULTS not in sections):
             return
-        self.checked = True
-        missing = [key for key in self.stop if key not in self.known]
+        waits = not any(key.startswith(_PLAYED) for key in self.known)  # no episode was evaluated so far
+        missing = [key for key in self.stop if key not in self.known and not (waits and key.startswith(_PLAYED))]
+        self.checked = not (waits and any(key.startswith(_PLAYED) for key in self.stop))
         if missing:
             self.error = " ".join(f"stop: no result has a metric {key!r}.{near(key, self.known)}" for key in missing)
 

@@ -1,4 +1,4 @@
-"""The RLlib Algorithms that all others extend: gradient steps on a dataset, and on rollouts of a learned model."""
+"""The RLlib Algorithm that all others extend: gradient steps on a dataset."""
 
 from __future__ import annotations
 
@@ -9,52 +9,43 @@ from operator import methodcaller
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
-import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
-    ENV_RUNNER_RESULTS,
-    EVALUATION_RESULTS,
     LEARNER_RESULTS,
-    NUM_EPISODES_LIFETIME,
     TIMERS,
 )
 from ray.rllib.utils.typing import StateDict
 
 from rllib_damo.core import dataset_checks
 from rllib_damo.core.config import OfflineConfig
+from rllib_damo.core.evaluated_algorithm import EvaluatedAlgorithm
 from rllib_damo.core.sealed_checkpoints import SealedCheckpoints
 from rllib_damo.data.schema import Transitions
-from rllib_damo.dynamics.rollout_rounds import RolloutRounds
-from rllib_damo.dynamics.trained_model import DynamicsComponent
 from rllib_damo.errors import UserError
 from rllib_damo.utils import ray_internals
-from rllib_damo.utils.batch import Batch, Layout, deal_buffers
+from rllib_damo.utils.batch import Batch, Layout
 from rllib_damo.utils.spaces import to_unit
 
 logger = logging.getLogger(__name__)
 
 COMPONENT_TRAINING = "offline_training"
-COMPONENT_DYNAMICS = "dynamics"
 NUM_GRADIENT_STEPS = "num_gradient_steps_lifetime"
-PENDING_ROUND = "pending_round"
 DATA_WINDOW = "data_window"
 FINGERPRINT = "dataset_fingerprint"
-MODEL_BUFFERS = "model_buffers"
 PHASE = "phase"
 
 
-class OfflineAlgorithm(SealedCheckpoints, Algorithm):
+class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
     """Gradient steps on a dataset: an iteration takes ``rollout_freq`` of them (``phase`` "policy").
 
-    A subclass names its config in ``config_class``. Hooks, which do nothing by default: `extra_columns`,
-    `reward_scale`, `dataset_warnings`, `before_steps`.
+    A subclass names its config in ``config_class``. Hooks: `extra_columns`, `reward_scale`, `dataset_warnings`,
+    `before_steps`.
     """
 
     config_class: ClassVar[type[OfflineConfig]]
@@ -100,11 +91,16 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
         return {}
 
     def reward_scale(self, transitions: Transitions) -> float:
-        """What the learner's rewards are multiplied by. Metrics of values are in the dataset's own rewards."""
+        """What the learner's rewards are multiplied by, those of rollouts included.
+
+        The dynamics model, and metrics of values and rollouts, are in the dataset's own rewards.
+        """
         return 1.0
 
     def before_steps(self) -> bool:
         """What an iteration does before its gradient steps; False: there can be none yet."""
+        if not self._num_gradient_steps:
+            self._foreach_learner("pretrain")
         return True
 
     # -- data ------------------------------------------------------------------------------------------------------
@@ -113,7 +109,8 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
         """Hands the dataset to the learners.
 
         Returns:
-            The columns, as views of the learners' rows where these are in this machine's memory.
+            The columns with the dataset's own rewards; views of the learners' rows where these are in this machine's
+            memory.
         """
         unit_actions = to_unit(transitions.actions, self.config.action_space)
         layout = Layout(transitions.observations.shape[1], unit_actions.shape[1])
@@ -140,7 +137,8 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
         else:
             self._foreach_learner("set_dataset", rows, starts, selected, fit, extra, scale)
         self._selected = selected
-        return layout.unpack(rows)
+        columns: Any = layout.unpack(rows)
+        return columns if scale == 1.0 else columns._replace(rewards=transitions.rewards)
 
     def _take_columns(self, columns: Batch) -> None:
         """What else happens with the dataset's columns at setup."""
@@ -207,25 +205,6 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
 
     compute_actions = get_policy = compute_single_action
 
-    # -- evaluation ------------------------------------------------------------------------------------------------
-
-    @override(Algorithm)
-    def _run_one_evaluation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """No evaluation before the first gradient step: the policy is still the initial one.
-
-        Where no episode ended (all evaluation runners died, say), RLlib gives the last evaluation's numbers again.
-        """
-        if not self._num_gradient_steps:
-            return {}
-        before = self._num_evaluation_episodes()
-        results = super()._run_one_evaluation(*args, **kwargs)
-        if self._num_evaluation_episodes() == before and self.config.custom_evaluation_function is None:
-            results[EVALUATION_RESULTS].pop(ENV_RUNNER_RESULTS, None)
-        return results
-
-    def _num_evaluation_episodes(self) -> float:
-        return self.metrics.peek((EVALUATION_RESULTS, ENV_RUNNER_RESULTS, NUM_EPISODES_LIFETIME), default=0)
-
     @override(Algorithm)
     def cleanup(self) -> None:
         super().cleanup()
@@ -280,158 +259,3 @@ class OfflineAlgorithm(SealedCheckpoints, Algorithm):
             self.eval_env_runner_group.sync_weights(
                 from_worker_or_learner_group=self.learner_group, inference_only=True
             )
-
-
-class ModelBasedAlgorithm(OfflineAlgorithm):
-    """First the dynamics model, then rollouts, gradient steps and weights in turn.
-
-    An iteration is either an epoch of the dynamics model (``phase`` "dynamics", until it is trained or found in the
-    cache), or one round of rollouts and ``rollout_freq`` gradient steps (``phase`` "policy").
-    """
-
-    @override(OfflineAlgorithm)
-    def setup(self, config: AlgorithmConfig) -> None:
-        super().setup(config)
-        self._rounds = RolloutRounds(self.config, self.env_runner, self.env_runner_group)
-
-    @override(OfflineAlgorithm)
-    def dataset_warnings(self, transitions: Transitions) -> Iterator[str]:
-        yield from super().dataset_warnings(transitions)
-        is_capped = self.offline_data.is_capped
-        yield from dataset_checks.warnings_of_model(self.config, transitions, is_capped, self._rollout_device())
-
-    def _rollout_device(self) -> torch.device | None:
-        """Where runners roll out, as seen from here; None: on a GPU, and there is none here."""
-        if self.config.num_env_runners == 0:
-            return self.env_runner._device
-        if not self.config.num_gpus_per_env_runner:
-            return torch.device("cpu")
-        return torch.device("cuda") if torch.cuda.is_available() else None
-
-    @override(OfflineAlgorithm)
-    def _set_dataset(self, transitions: Transitions, fit: bool) -> Batch:
-        """As the base's; and the states that rollouts start from are kept.
-
-        Here, and not only by the runners, since a runner that died comes back without them.
-        """
-        columns = super()._set_dataset(transitions, fit)
-        selected = self._selected if len(self._selected) < len(columns.obs) else None
-        if self.config.num_env_runners > 0:
-            self._starts = {"start_states": ray.put(columns.obs if selected is None else columns.obs[selected])}
-        else:
-            self._starts = {"start_states": columns.obs, "start_rows": selected}
-        return columns
-
-    @override(OfflineAlgorithm)
-    def _take_columns(self, columns: Batch) -> None:
-        self.dynamics = DynamicsComponent(self.config, columns, *self._dataset)
-
-    @override(OfflineAlgorithm)
-    def training_step(self) -> None:
-        if self.dynamics.ready:
-            super().training_step()
-            return
-        self.metrics.log_value(PHASE, "dynamics", reduce="item")
-        for key, value in self.dynamics.train_epoch().items():
-            self.metrics.log_value(("dynamics", key), value, window=1)
-        self._log_steps()
-
-    @override(OfflineAlgorithm)
-    def before_steps(self) -> bool:
-        """A round of rollouts. Where none came, the gradient steps go on with the rows that there are."""
-        self._hand_out_dynamics()
-        with self.metrics.log_time((TIMERS, "rollouts")):
-            parts = self.roll_out()
-        if parts:
-            with self.metrics.log_time((TIMERS, "model_buffer")):
-                self._fill_model_buffers(parts)
-        return bool(parts or self._num_gradient_steps)
-
-    def roll_out(self) -> list[Any]:
-        """A round of rollouts for this iteration: Arrow tables, or tensors on the GPU that runner and learner share.
-
-        It is rolled out now, with the current policy; with ``overlap_rollouts`` it was asked for an iteration ago, and
-        the next one is asked for.
-        """
-        if not self._rounds.pending:
-            self._request_round(self._num_gradient_steps)
-        parts, metrics = self._rounds.collect()
-        if self.config.overlap_rollouts and (parts or self._num_gradient_steps):
-            self._request_round(self._num_gradient_steps + self.config.rollout_freq)
-        self.metrics.aggregate(metrics, key=ENV_RUNNER_RESULTS)
-        return parts
-
-    def _request_round(self, iteration: int) -> None:
-        """Asks the runners for a round with the policy as it is now."""
-        saved = {"weights": self._policy_weights(), "iteration": iteration}
-        dynamics_state = self._dynamics_state()
-        if dynamics_state is not None:
-            saved["dynamics_state"] = dynamics_state
-        self._request(saved)
-
-    def _request(self, saved: Mapping[str, Any]) -> None:
-        """``saved`` determines the round (with the seed); the rest belongs to this run."""
-        self._rounds.request(**saved, dynamics_path=str(self.dynamics.file()), **self._starts)
-
-    def _dynamics_state(self) -> Mapping[str, Any] | None:
-        """The weights of a model that the learner goes on training; None: those of the file."""
-        return self._foreach_learner("dynamics_state")[0] if self._update_uses_dynamics() else None
-
-    def _hand_out_dynamics(self) -> None:
-        """Gives the learners the trained model, where their update reads it."""
-        if self._update_uses_dynamics():
-            self._foreach_learner("set_dynamics", str(self.dynamics.file()))
-
-    def _update_uses_dynamics(self) -> bool:
-        return self.config.learner_class.update_class.uses_dynamics
-
-    def _fill_model_buffers(self, parts: list[Any]) -> None:
-        """Adds a round to the learners' model buffers, tables as Ray Datasets; several learners get an equal part each.
-
-        ``from_blocks`` and not ``from_arrow_refs``: the latter starts a task to look at each table, which never gets a
-        CPU where learners and runners hold them all.
-        """
-        if not isinstance(parts[0], pa.Table):  # on the GPU already
-            ray_internals.local_learner(self.learner_group).add_tensors(parts[0])
-            return
-        round_ = pa.concat_tables(parts)
-        if not self.learner_group.is_remote:
-            ray_internals.local_learner(self.learner_group).add_rollouts(ray.data.from_blocks([round_]))
-            return
-        workers = ray_internals.learner_actors(self.learner_group)
-        size = len(round_) // len(workers)
-        parts = [ray.data.from_blocks([round_.slice(i * size, size)]) for i in range(len(workers))]
-        ray.get([worker.add_rollouts.remote(part) for worker, part in zip(workers, parts, strict=True)])
-
-    @override(OfflineAlgorithm)
-    def cleanup(self) -> None:
-        super().cleanup()
-        self.dynamics.close()
-
-    # -- checkpoints -----------------------------------------------------------------------------------------------
-
-    @override(OfflineAlgorithm)
-    def _training_state(self) -> dict[str, Any]:
-        return super()._training_state() | {
-            COMPONENT_DYNAMICS: self.dynamics.get_state(),
-            PENDING_ROUND: self._rounds.pending,
-            # Here, since RLlib keeps the first learner's state, and the model buffer is divided among all.
-            MODEL_BUFFERS: self._foreach_learner("get_model_buffer"),
-        }
-
-    @override(OfflineAlgorithm)
-    def _set_training_state(self, state: Mapping[str, Any]) -> None:
-        super()._set_training_state(state)
-        self.dynamics.set_state(state[COMPONENT_DYNAMICS])
-        if self.learner_group.is_remote:
-            workers = ray_internals.learner_actors(self.learner_group)
-            buffers = deal_buffers(state[MODEL_BUFFERS], len(workers))
-            ray.get([w.set_model_buffer.remote(buffer) for w, buffer in zip(workers, buffers, strict=True)])
-        else:
-            learner = ray_internals.local_learner(self.learner_group)
-            learner.set_model_buffer(*deal_buffers(state[MODEL_BUFFERS], 1))
-        if self.dynamics.ready:
-            self._hand_out_dynamics()
-        self._rounds.discard()  # not of the restored run
-        if state[PENDING_ROUND]:  # the same request has the same answer
-            self._request(state[PENDING_ROUND])

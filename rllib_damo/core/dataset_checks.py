@@ -37,15 +37,22 @@ def warnings_of_all(config: OfflineConfig, transitions: Transitions) -> Iterator
 
 def warnings_of_values(config: OfflineConfig, transitions: Transitions) -> Iterator[str]:
     """Critics with layer normalisation reach a value at a pace that does not depend on it, 37 in 1,000 steps."""
-    typical = transitions.reward_size()
+    typical, divisor = transitions.reward_size(), reward_divisor(config, transitions)
     value = typical / (1 - config.gamma)
-    if getattr(config, "critic_layer_norm", False) and value > _FAR_VALUE:
-        divisor = 10 ** math.ceil(math.log10(value / 1000))
+    if divisor > 1:
         yield (
             f"rewards are {typical:.3g} in the mean of absolute values, which over 1-gamma is a value of {value:.3g}, "
             "and Q moves by some 4,000 in 100,000 gradient steps, so that it stays far from it: divide the rewards by "
             f"{divisor:,}"
         )
+
+
+def reward_divisor(config: OfflineConfig, transitions: Transitions) -> int:
+    """What to divide rewards by so that critics with layer normalisation reach their values; 1: they do already."""
+    value = transitions.reward_size() / (1 - config.gamma)
+    if not getattr(config, "critic_layer_norm", False) or value <= _FAR_VALUE:
+        return 1
+    return 10 ** math.ceil(math.log10(value / 1000))
 
 
 def warnings_of_model(

@@ -22,15 +22,13 @@ from torch import Tensor
 
 from rllib_damo.core.cuda_graph import RecordedSteps
 from rllib_damo.core.update import DatasetFacts, RowGroup, StepBatch, Update
-from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.nn.adam import FusedAdam
 from rllib_damo.nn.flat_parameters import flatten
 from rllib_damo.utils import ray_internals
-from rllib_damo.utils.arrow import from_arrow
-from rllib_damo.utils.batch import Batch, Layout, RingBuffer, as_constant, unknown_successors
+from rllib_damo.utils.batch import Batch, Layout, as_constant, unknown_successors
 from rllib_damo.utils.seeds import fresh_seed
 
-COMPONENT_TRAINING = "damo"
+COMPONENT_TRAINING = "training"
 #: Gradient steps between those whose metrics are taken, which costs up to a tenth of a step.
 METRICS_INTERVAL = 10
 
@@ -73,6 +71,8 @@ class OfflineTorchLearner(TorchLearner):
         self._generator = torch.Generator(self._device)
         self._base_seed = cfg.seed if cfg.seed is not None else fresh_seed()
         self._num_steps = 0
+        self._has_pretrained = False
+        self._pretrain_metrics: dict[str, Tensor] = {}  # until the first steps
         self._update = self.make_update(
             module=module,
             optimizers={name: self.get_optimizer(DEFAULT_MODULE_ID, name) for name in module.trainable()},
@@ -92,10 +92,12 @@ class OfflineTorchLearner(TorchLearner):
 
     def _place_rows(self) -> None:
         """Makes the memory of a step's rows: [groups of the dataset | the group of both | groups of the model]."""
-        groups = self._update.row_groups()
+        groups, name = self._update.row_groups(), type(self._update).__name__
+        if "update" not in groups:
+            raise ValueError(f'{name}.row_groups(): there must be a group "update"; found {list(groups)}.')
         order = sorted(groups, key=lambda name: (groups[name].num_model > 0, groups[name].num_real == 0))
         if sum(group.num_real > 0 and group.num_model > 0 for group in groups.values()) > 1:
-            raise ValueError(f"{type(self._update).__name__}.row_groups(): at most one group may have rows of both.")
+            raise ValueError(f"{name}.row_groups(): at most one group may have rows of both dataset and model.")
         self._groups = {name: groups[name] for name in order}
         self._num_real = sum(group.num_real for group in groups.values())
         self._num_model = sum(group.num_model for group in groups.values())
@@ -198,16 +200,24 @@ class OfflineTorchLearner(TorchLearner):
         # A Ray Dataset that was read leaves reference cycles, which keep its blocks in the object store for many
         # rounds. Just after `add_rollouts` they are young, and to look at the young takes a millisecond.
         gc.collect(1)
-        seed = np.random.SeedSequence(
-            (self._base_seed, ray_internals.learner_index(self), self._num_steps)
-        ).generate_state(1)[0]
-        self._generator.manual_seed(int(seed))
-        single = {} if self._num_steps else self._update.pretrain(self._draw)
+        self._seed_generator(self._num_steps)
         metrics = self._take_steps(num_steps)
-        single |= self._update.after_iteration(self._draw)
+        single = self._pretrain_metrics | self._update.after_iteration(self._draw)
+        self._pretrain_metrics = {}
         self._num_steps += num_steps
         ray_internals.count_new_weights(self)
         return self._report({**metrics, **{k: float(v) for k, v in single.items()}}, num_steps, timesteps or {})
+
+    def pretrain(self) -> None:
+        """What the update does before the first rollouts; once. Its metrics are among those of the first steps."""
+        if not self._has_pretrained:
+            self._has_pretrained = True
+            self._seed_generator(0, 1)
+            self._pretrain_metrics = self._update.pretrain(self._draw)
+
+    def _seed_generator(self, *phase: int) -> None:
+        seed = np.random.SeedSequence((self._base_seed, ray_internals.learner_index(self), *phase)).generate_state(1)
+        self._generator.manual_seed(int(seed[0]))
 
     def _take_steps(self, num_steps: int) -> dict[str, float]:
         """The gradient steps of a call, with the policy's moving average; returns the means of their metrics."""
@@ -302,14 +312,24 @@ class OfflineTorchLearner(TorchLearner):
         return state
 
     def _training_state(self) -> dict[str, Any]:
-        return {"num_steps": self._num_steps, "base_seed": self._base_seed, "update": self._update.get_state()}
+        return {
+            "num_steps": self._num_steps,
+            "base_seed": self._base_seed,
+            "has_pretrained": self._has_pretrained,
+            "update": self._get_update_state(),
+        }
 
     def _set_training_state(self, state: dict[str, Any]) -> None:
         self._num_steps, self._base_seed = state["num_steps"], state["base_seed"]
+        self._has_pretrained = state["has_pretrained"]
         self._set_update_state(state["update"])
 
-    def _set_update_state(self, state: dict[str, Any]) -> None:
-        self._update.set_state(state)
+    def _get_update_state(self) -> dict[str, Any] | None:
+        return self._update.get_state()
+
+    def _set_update_state(self, state: dict[str, Any] | None) -> None:
+        if state is not None:
+            self._update.set_state(state)
 
     @override(TorchLearner)
     def _set_optimizer_state(self, state: StateDict) -> None:
@@ -334,66 +354,3 @@ class OfflineTorchLearner(TorchLearner):
 
     def _schedule_rates(self) -> None:
         ray_internals.schedule_learning_rates(self, self._num_steps)
-
-
-class ModelBasedTorchLearner(OfflineTorchLearner):
-    """A learner with a model buffer: the newest rows of the rollouts, beside those of the dataset."""
-
-    @override(OfflineTorchLearner)
-    def build(self) -> None:
-        cfg = self.config
-        capacity = cfg.rollout_batch_size * cfg.rollout_length * cfg.model_retain_epochs
-        self._capacity = math.ceil(capacity / max(1, cfg.num_learners))
-        self._has_dynamics = False
-        self._update_state: dict[str, Any] | None = None  # a restored one that waits for the dynamics
-        super().build()
-        self.model_buffer = RingBuffer(self._layout, self._capacity, self._device)
-
-    @override(OfflineTorchLearner)
-    def _model_rows(self) -> Tensor:
-        return self.model_buffer.rows[: len(self.model_buffer)]
-
-    def add_rollouts(self, dataset: ray.data.Dataset) -> int:
-        """Appends a Ray Dataset of rollouts (columns of ``dynamics.rollout``) to the model buffer; returns its rows."""
-        count = 0
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            rows = self._layout.pack(**from_arrow(table))
-            self.model_buffer.add(torch.from_numpy(rows).to(self._device))
-            count += len(rows)
-        return count
-
-    def add_tensors(self, batch: dict[str, Tensor]) -> None:
-        """As `add_rollouts`, for a round on this learner's own device."""
-        self.model_buffer.add(self._layout.pack(**batch))
-
-    def get_model_buffer(self) -> dict[str, Any]:
-        """The state of this learner's part of the model buffer. The algorithm saves all parts."""
-        return self.model_buffer.get_state()
-
-    def set_model_buffer(self, state: dict[str, Any]) -> None:
-        """Sets what `get_model_buffer` returned."""
-        self.model_buffer.set_state(state)
-
-    # -- the model in the update -----------------------------------------------------------------------------------
-
-    def set_dynamics(self, path: str) -> None:
-        """Hands a copy of the trained model to an update that reads it; once, and again after a restore."""
-        if not self._has_dynamics:
-            self._has_dynamics = True
-            self._update.set_dynamics(DynamicsEnsemble.load(path, self._device))
-            if self._update_state is not None:
-                self._update.set_state(self._update_state)
-
-    def dynamics_state(self) -> Mapping[str, Any] | None:
-        """`Update.dynamics_state`, on the CPU."""
-        state = self._update.dynamics_state()
-        return None if state is None else {name: value.cpu() for name, value in state.items()}
-
-    # -- checkpoints -----------------------------------------------------------------------------------------------
-
-    @override(OfflineTorchLearner)
-    def _set_update_state(self, state: dict[str, Any]) -> None:
-        if self._update.uses_dynamics:  # the algorithm hands the model out anew
-            self._has_dynamics, self._update_state = False, state
-        else:
-            self._update.set_state(state)

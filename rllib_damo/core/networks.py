@@ -6,13 +6,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rllib_damo.nn.squashed_gaussian import LOG_STD_MAX, LOG_STD_MIN, mean_and_log_std, squashed_sample
 from rllib_damo.nn.stacked_mlp import StackedMLP, mlp
 from rllib_damo.nn.standardize import Standardize
-
-LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 
 class Actor(nn.Module):
@@ -25,8 +23,7 @@ class Actor(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation before squashing, ``(B, act_dim)`` each."""
-        mean, log_std = self.net(self.standardize(obs)).chunk(2, dim=-1)
-        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        return mean_and_log_std(self.net(self.standardize(obs)))
 
     def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Re-parameterised unit actions ``(B, act_dim)`` and their log density ``(B,)``.
@@ -36,11 +33,7 @@ class Actor(nn.Module):
             noise: ``(B, act_dim)`` standard normal.
         """
         mean, log_std = self(obs)
-        u = mean + log_std.exp() * noise
-        # log N(u) - log|d tanh(u)/du|, the latter as 2(log 2 - u - softplus(-2u)), which does not underflow
-        log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        log_prob = log_prob - 2 * (math.log(2) - u - F.softplus(-2 * u))
-        return u.tanh(), log_prob.sum(-1)
+        return squashed_sample(mean, log_std, noise)
 
 
 class GaussianActor(nn.Module):

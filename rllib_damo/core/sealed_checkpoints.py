@@ -10,7 +10,7 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
 from typing_extensions import Self
 
-from rllib_damo.evaluation.checkpoints import ANNOUNCEMENT, seal, verify
+from rllib_damo.evaluation.checkpoints import ANNOUNCEMENT, CONSTRUCTOR, read_pickle, seal, verify
 from rllib_damo.utils.paths import absolute
 
 
@@ -59,12 +59,13 @@ class SealedCheckpoints(Checkpointable):
         """A new algorithm in the state of a checkpoint.
 
         Raises:
-            CheckpointError: a file is missing, truncated or changed.
+            CheckpointError: a file is missing, truncated or changed, or of version 0.1.
         """
         if isinstance(path, (str, Path)):
             if filesystem is None:
                 filesystem, path = _place(path)
             verify(path, filesystem, contents=False)  # which `restore_from_path` compares
+            read_pickle(f"{path}/{CONSTRUCTOR}", filesystem)  # RLlib only warns, and fails later
         return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
 
 

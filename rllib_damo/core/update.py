@@ -132,7 +132,7 @@ class Update:
         return None
 
     def pretrain(self, draw: Draw) -> Metrics:
-        """What comes once before the first gradient step."""
+        """What comes once, before the first rollouts and gradient steps."""
         return {}
 
     def after_iteration(self, draw: Draw) -> Metrics:
@@ -140,7 +140,7 @@ class Update:
         return {}
 
     def get_state(self) -> dict[str, Any]:
-        """What checkpoints need beside networks and optimisers."""
+        """What checkpoints need beside networks and optimisers; asked for after `set_dynamics`, if that is called."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -187,4 +187,5 @@ def mixed_rows(config: Any) -> RowGroup:
 
 def cosine(lr: float, steps: int, points: int = 20) -> list[list[float]]:
     """A schedule that falls from ``lr`` to 0 over ``steps`` gradient steps, as half a cosine."""
+    points = min(points, steps)
     return [[steps * i // points, lr * (1 + math.cos(math.pi * i / points)) / 2] for i in range(points + 1)]

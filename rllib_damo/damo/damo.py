@@ -10,9 +10,10 @@ from typing import Annotated, Any, ClassVar
 
 from typing_extensions import Unpack
 
-from rllib_damo.core.algorithm import ModelBasedAlgorithm
 from rllib_damo.core.config import ModelBasedConfig
-from rllib_damo.core.learner import ModelBasedTorchLearner
+from rllib_damo.core.dataset_checks import reward_divisor
+from rllib_damo.core.model_based_algorithm import ModelBasedAlgorithm
+from rllib_damo.core.model_based_learner import ModelBasedTorchLearner
 from rllib_damo.core.option_groups import (
     CriticTraining,
     EntropyTraining,
@@ -288,8 +289,12 @@ class DAMO(ModelBasedAlgorithm):
 
     def dataset_warnings(self, transitions: Transitions) -> Iterator[str]:
         yield from super().dataset_warnings(transitions)
-        typical = transitions.reward_size()
-        if self.config.data_alignment and self.config.eta > typical > 0:
+        if not self.config.data_alignment:
+            return
+        typical, divisor = transitions.reward_size(), reward_divisor(self.config, transitions)
+        if divisor > 1:
+            yield f"with rewards divided by {divisor:,}, set eta to a third of theirs ({typical / divisor / 3:.2g})"
+        if self.config.eta > typical > 0:
             yield (
                 f"eta={self.config.eta:g} is larger than the rewards ({typical:.3g} in the mean of absolute values), "
                 "and the classifier's logit that it multiplies is about -1 to 1, so that the policy will learn little "

@@ -7,22 +7,20 @@ pin this one to it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_damo.core.losses import alpha_loss, bellman_target, td_loss
-from rllib_damo.core.networks import LOG_STD_MAX, LOG_STD_MIN
 from rllib_damo.core.update import Metrics, StepBatch
 from rllib_damo.damo import losses
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
 from rllib_damo.damo.update import DAMOUpdate
 from rllib_damo.nn.batched_matmul import PRODUCT_DTYPES
 from rllib_damo.nn.flat_parameters import gradient_of
+from rllib_damo.nn.squashed_gaussian import SquashedSample
 from rllib_damo.nn.stacked_mlp import FastMLP
 from rllib_damo.nn.standardize import Standardize
 from rllib_damo.utils.batch import Batch
@@ -93,7 +91,7 @@ class FastUpdate(DAMOUpdate):
         noise = torch.randn(inputs.actions.shape, generator=self.generator, device=alpha.device)
         if inconsistent:
             noise = torch.cat((noise[:num], noise[num + num_initial :], noise[num : num + num_initial]))
-        policy = _Sample(self._actor.forward(inputs.actor)[0], noise, inputs.actions)
+        policy = SquashedSample(self._actor.forward(inputs.actor)[0], noise, inputs.actions)
         next_log_prob = policy.log_prob[:num]
 
         # One call for the critics: first the rows whose actions the actor improves, (s',a') or (s,π(s)); then (s0,a0),
@@ -249,38 +247,3 @@ class _Inputs:
         torch.cat([update.next_obs, *own, initial.obs, update.obs], out=self._obs)
         self._obs.sub_(standardize.mean).div_(standardize.std)
         self._data_actions.copy_(update.actions)
-
-
-class _Sample:
-    """Actions of the squashed Gaussian, as `Actor.sample` draws them, with their gradients.
-
-    Args:
-        outputs: the actor's outputs, means and log standard deviations ``(N, 2 act_dim)``.
-        noise: ``(N, act_dim)`` standard normal.
-        actions: ``(N, act_dim)``, which are set.
-
-    Attributes:
-        actions: ``(N, act_dim)``.
-        log_prob: ``(N,)``.
-    """
-
-    def __init__(self, outputs: Tensor, noise: Tensor, actions: Tensor):
-        mean, raw = outputs.chunk(2, dim=-1)
-        log_std = raw.clamp(LOG_STD_MIN, LOG_STD_MAX)
-        self._is_free = log_std == raw
-        self._spread = log_std.exp().mul_(noise)
-        u = mean + self._spread
-        self.actions = torch.tanh(u, out=actions)
-        # log N(u) - log|d tanh(u)/du|, halved: u + softplus(-2u) - (log σ + noise²/2)/2, and constants
-        halves = F.softplus(-2 * u).add_(u).sub_(torch.add(log_std, noise.square(), alpha=0.5), alpha=0.5)
-        self.log_prob = 2 * halves.sum(-1) - u.shape[1] * (0.5 * math.log(2 * math.pi) + 2 * math.log(2))
-
-    def backward(self, action_delta: Tensor, log_prob_delta: Tensor) -> Tensor:
-        """Gradient ``(N, 2 act_dim)`` at the outputs from those at the actions ``(N, act_dim)`` and densities ``(N,)``.
-
-        -log|d tanh(u)/du| has the derivative 2 tanh(u).
-        """
-        log_prob_delta = log_prob_delta[:, None]
-        d_mean = action_delta * (1 - self.actions.square()) + 2 * log_prob_delta * self.actions
-        d_log_std = (d_mean * self._spread - log_prob_delta) * self._is_free
-        return torch.cat((d_mean, d_log_std), dim=-1)

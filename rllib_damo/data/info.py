@@ -104,11 +104,15 @@ def report(
     """
     action_space = conventions.action_space
     try:
-        transitions = resolve(path, conventions=conventions).read()
+        reader = resolve(path, conventions=conventions)
+        transitions = reader.read()
     except DataError as error:
         return [f"FAIL  readable: {error}"]
     found = problems(transitions, observation_space, action_space)
     lines = [f"ok    readable: {len(transitions)} transitions of width {_widths(transitions)}"]
+    if reader.skipped:
+        numbers = ", ".join(map(str, reader.skipped[:10])) + (", ..." if len(reader.skipped) > 10 else "")
+        lines.append(f"warn  {len(reader.skipped)} bad episode(s) left out: {numbers}")
     lines += [f"FAIL  {problem}" for problem in found]
     if found:
         return lines

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 _ROWS_PER_BLOCK = 1 << 17
 
 
-class DAMOOfflineData(OfflineData):
+class BulkOfflineData(OfflineData):
     """The offline dataset of an algorithm. Nothing is read before one of its properties is used.
 
     Reads from the config: `input_` (a name, a list of names, or `Transitions`), `observation_space` and `action_space`
     (may be None), `actions_in_input_normalized`, `input_read_schema`, `input_filesystem` with
-    `input_filesystem_kwargs`, `input_read_method` (where it is not RLlib's default), and, if there, `max_dataset_rows`
-    (the cap; None: everything is held in memory).
+    `input_filesystem_kwargs`, `input_read_method` (where it is not RLlib's default), and, if there, `observation_keys`,
+    `skip_bad_episodes`, and `max_dataset_rows` (the cap; None: everything is held in memory).
 
     Raises:
         DataError: on first use, as `sources.load` does.
@@ -177,7 +177,13 @@ class DAMOOfflineData(OfflineData):
 
     def _conventions(self) -> Conventions:
         c = self.config
-        return Conventions(c.action_space, c.actions_in_input_normalized, c.input_read_schema or {})
+        return Conventions(
+            c.action_space,
+            c.actions_in_input_normalized,
+            c.input_read_schema or {},
+            getattr(c, "observation_keys", None) or (),
+            getattr(c, "skip_bad_episodes", False),
+        )
 
     def _read_method(self) -> str:
         method = self.config.input_read_method

@@ -234,7 +234,7 @@ def _width_problems(key: str, array: np.ndarray, space: gym.Space | None) -> lis
     if space is None:
         return []
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-        return [f"the environment's space for {key} is {space!r}; DAMO needs a one-dimensional Box"]
+        return [f"the environment's space for {key} is {space!r}; it must be a one-dimensional Box"]
     if array.shape[1] != space.shape[0]:
         return [
             f"{key} have width {array.shape[1]}, but the environment's space has {space.shape[0]}; "

@@ -11,9 +11,8 @@ from typing import TypeAlias
 import gymnasium as gym
 from pyarrow import fs
 
-from rllib_damo.data.formats import registry
+from rllib_damo.data.formats import minari, registry
 from rllib_damo.data.formats.files import Place
-from rllib_damo.data.formats.minari import MinariReader, download
 from rllib_damo.data.formats.minari_files import SCHEME, local_ids, local_path
 from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions, Reader
 from rllib_damo.data.generate import datasets
@@ -44,7 +43,7 @@ def load(
         DataError: for unknown names (with near matches), unreadable files, and data that breaks the schema.
     """
     if isinstance(input_, Transitions):
-        conventions.refuse(input_.name)
+        conventions.refuse_unread(input_.name, ())
         transitions = input_
     else:
         readers = resolve_all(input_, conventions=conventions, filesystem=filesystem, read_method=read_method)
@@ -92,7 +91,9 @@ def resolve(
     name = place.name
     is_there = place.is_address or place.is_folder or place.is_file or place.is_pattern
     if is_there and not name.startswith(SCHEME):
-        return registry.find(place, read_method).open(place, conventions)
+        form = registry.find(place, read_method)
+        conventions.refuse_unread(place.shown, form.reads)
+        return form.open(place, conventions)
     if not is_there and name.endswith(registry.suffixes()):
         raise DataError(f"{name}: no such file." + _near(name))
     return _by_name(name.removeprefix(SCHEME), conventions, is_short=not is_there)
@@ -106,18 +107,18 @@ def short_names() -> list[str]:
 def _by_name(name: str, conventions: Conventions, is_short: bool) -> Reader:
     """The reader of a Minari id, or of a short name if it may be one."""
     if is_short and name in short_names():
-        conventions.refuse(name)
+        conventions.refuse_unread(name, minari.FORMAT.reads)
         dataset_id = datasets.NAMES[name].dataset_id
         name = dataset_id if local_path(dataset_id) else datasets.make(name)
-    conventions.refuse(SCHEME + name)
+    conventions.refuse_unread(SCHEME + name, minari.FORMAT.reads)
     path = local_path(name) if name and ".." not in name else None
     if path is None:
         stem, _, version = name.rpartition("-v")
         near = _near(name)
         if not stem or not version.isdigit() or (is_short and "/" not in name and near):
             raise DataError(f"{name!r}: no dataset of this name." + (near or _kinds()))
-        path = download(name, near)
-    return MinariReader(path, SCHEME + name)
+        path = minari.download(name, near)
+    return minari.MinariReader(path, SCHEME + name, conventions)
 
 
 def _near(name: str) -> str:

@@ -101,15 +101,19 @@ def load_config(checkpoint: str | Path, algorithm: type[Algorithm] | None = None
     return config
 
 
-def read_pickle(file: Path) -> Any:
+def read_pickle(file: str | Path, filesystem: fs.FileSystem | None = None) -> Any:
     """What a file of a checkpoint holds. Pickles are executed: read only checkpoints that you trust.
+
+    Args:
+        file: an absolute path on `filesystem`.
+        filesystem: of this machine by default.
 
     Raises:
         CheckpointError: if the file is damaged, or refers to code that this version or this machine does not have.
     """
     try:
-        with file.open("rb") as stream:
-            return pickle.load(stream)
+        with (filesystem or fs.LocalFileSystem()).open_input_file(str(file)) as stream:
+            return pickle.loads(stream.read())
     except (ImportError, AttributeError) as error:
         raise CheckpointError(f"{file} cannot be read: {missing_code(error)}") from error
     except Exception as error:  # a damaged pickle may raise any

@@ -161,11 +161,9 @@ class FastMLP:
         """
         batch = x.shape[-2]
         if batch not in self._buffers:
-            widths = [weight.shape[2] for weight in self._weights[:-1]]
             self._buffers[batch] = _Buffers(
-                [self._weights[0].new_zeros(len(self._weights[0]), batch, width) for width in widths],
-                self._dtype, self._activation, self._layer_norm, self._centres,
-            )  # fmt: skip
+                self._weights[:-1], batch, self._dtype, self._activation, self._layer_norm, self._centres
+            )
         now = self._now = self._buffers[batch]
         self._x = inputs = x if x.ndim == 3 else x.expand(len(self._weights[0]), *x.shape)
         for own, copy in self._copies:
@@ -241,24 +239,27 @@ class _Buffers:
     a mixed one before it, which takes longer than the operation.
 
     Args:
-        templates: a tensor of the shape and own dtype of each hidden layer.
-        dtype: of the products between hidden layers; None: the templates'.
+        weights: of the hidden layers, ``(C, in, width)`` each.
+        batch: B.
+        dtype: of the products between hidden layers; None: the weights'.
         activation, layer_norm, is_centred: as in `FastMLP`.
     """
 
     def __init__(
-        self, templates: Sequence[Tensor], dtype: torch.dtype | None, activation: str, layer_norm: bool,
+        self, weights: Sequence[Tensor], batch: int, dtype: torch.dtype | None, activation: str, layer_norm: bool,
         is_centred: bool,
     ):  # fmt: skip
+        shapes = [(len(weight), batch, weight.shape[2]) for weight in weights]
+
         def buffers(dtype: torch.dtype | None) -> list[Tensor]:
-            return [torch.zeros_like(template, dtype=dtype) for template in templates]
+            return [weights[0].new_zeros(shape, dtype=dtype) for shape in shapes]
 
         is_mixed = dtype is not None
         self.hidden, self.deltas = buffers(dtype), buffers(dtype)
         self.top, self.full = self.hidden[-1], [*self.deltas]
         if is_mixed:
-            self.top = torch.zeros_like(templates[-1])
-            self.full = buffers(None) if layer_norm else [torch.zeros_like(templates[0]), *self.deltas[1:]]
+            self.top = weights[0].new_zeros(shapes[-1])
+            self.full = buffers(None) if layer_norm else [weights[0].new_zeros(shapes[0]), *self.deltas[1:]]
         if layer_norm:
             self.sums = buffers(None)
             self.results = [self.sums[0], *self.deltas[1:]] if is_mixed else self.sums

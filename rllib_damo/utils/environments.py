@@ -35,4 +35,10 @@ def make_env(env: Any, env_config: Mapping[str, Any] | None = None) -> gym.Env:
         return gym.make(env, **env_config)
     except (gym.error.Error, ImportError, TypeError) as error:
         given = f", env_config={env_config!r}" if env_config else ""
-        raise UserError(f"env={env!r}{given} (--env): no such environment can be made ({error}).") from error
+        own = ""
+        if isinstance(error, gym.error.UnregisteredEnv) and ":" not in env:
+            own = (
+                " One of your own must be known to every process: register it with ray.tune.register_env, or write "
+                "'module:Id-v0'."
+            )
+        raise UserError(f"env={env!r}{given} (--env): no such environment can be made ({error}).{own}") from error

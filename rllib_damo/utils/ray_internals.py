@@ -21,6 +21,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.registry import ALGORITHMS
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.train._internal.session import _TrainingResult
@@ -128,6 +129,9 @@ def setting_name(config: AlgorithmConfig, key: str) -> str:
     return config._translate_special_keys(key, warn_deprecated=False)
 
 
+#: In the text of Ray's ActorDiedError if the actor's constructor raised.
+_RAISED_AT_START = "error raised in its creation task"
+
 # -- evaluation ------------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +153,18 @@ def env_to_module(runner: SingleAgentEnvRunner) -> Any:
 def evaluate_now(algorithm: Algorithm) -> dict[str, Any]:
     """Evaluates as ``train`` does when an evaluation is due: beside its result, with callbacks and metrics."""
     return algorithm._run_one_evaluation()
+
+
+def runner_errors(group: EnvRunnerGroup) -> tuple[list[str], list[str]]:
+    """Why runners of a group do not answer: the exceptions of those that could not start, and what is known of others.
+
+    Those of the first kind stay dead, and would raise again.
+    """
+    results = group._worker_manager.foreach_actor("ping", healthy_only=False, timeout_seconds=1.0)
+    texts = [str(result.get()) for result in results if not result.ok]
+    return [text for text in texts if _RAISED_AT_START in text], [
+        text for text in texts if _RAISED_AT_START not in text
+    ]
 
 
 # -- names, runs -----------------------------------------------------------------------------------------------------
@@ -269,8 +285,13 @@ _CORE = "rllib_damo.core"
 #: Methods of Ray's that are not public, and are overridden.
 OVERRIDDEN = (
     Private(
-        "_run_one_evaluation", "ray.rllib.algorithms.algorithm.Algorithm", f"{_CORE}.algorithm.OfflineAlgorithm",
+        "_run_one_evaluation", "ray.rllib.algorithms.algorithm.Algorithm",
+        f"{_CORE}.evaluated_algorithm.EvaluatedAlgorithm",
         "no evaluation of an untrained policy; none repeated when all evaluation runners died",
+    ),
+    Private(
+        "_evaluate_with_fixed_duration", "ray.rllib.algorithms.algorithm.Algorithm",
+        f"{_CORE}.evaluated_algorithm.EvaluatedAlgorithm", "each episode is played once, whichever runners die",
     ),
     Private(
         "_model_config_auto_includes", "ray.rllib.algorithms.algorithm_config.AlgorithmConfig",

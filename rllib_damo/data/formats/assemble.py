@@ -20,7 +20,7 @@ def as_float_matrix(name: str, key: str, values: np.ndarray, dims: int) -> np.nd
         DataError: if the values are no numbers, or have other dimensions.
     """
     if key == "actions" and values.dtype.kind in "biu":
-        raise DataError(f"{name}: actions have type {values.dtype}; DAMO needs continuous actions (a Box), as floats.")
+        raise DataError(f"{name}: actions have type {values.dtype}; they must be continuous (a Box), as floats.")
     if values.dtype.kind not in "fiu":
         fix = " Write them with .astype(float)." if values.dtype.kind == "b" else ""
         raise DataError(f"{name}: {key} have type {values.dtype}; they must be floating point numbers.{fix}")

@@ -19,7 +19,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "rewards": ("rewards", "reward"),
     "next_observations": ("next_observations", "next_obs", "new_obs", "next_observation"),
     "terminations": ("terminations", "terminals", "terminateds", "terminated"),
-    "truncations": ("truncations", "timeouts", "truncateds", "truncated"),
+    "truncations": ("truncations", "timeouts", "truncateds", "truncated", "episode_terminals"),  # the last: d3rlpy's
     "episode_ids": ("episode_id", "eps_id"),
 }
 _KEYS = {alias: key for key, aliases in ALIASES.items() for alias in aliases}

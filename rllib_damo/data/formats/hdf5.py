@@ -16,6 +16,7 @@ import numpy as np
 from rllib_damo.data.formats.assemble import check_lengths
 from rllib_damo.data.formats.columns import Names, each_column, match_names
 from rllib_damo.data.formats.flat import FlatReader, vector
+from rllib_damo.data.formats.hdf5_inside import refuse_links_outside, refuse_storage_outside
 from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions, Format
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import DataError
@@ -33,47 +34,33 @@ class HDF5Reader(FlatReader):
         self.path = str(path)
 
     def names(self) -> Names:
-        with self._open() as file:
+        with open_hdf5(self.path) as file:
             return self._names(file)
 
     def num_rows(self) -> int:
-        with self._open() as file:
+        with open_hdf5(self.path) as file:
             return len(file[each_column(self._names(file)["rewards"])[0]])
 
     def columns(self, names: Names, start: int, stop: int) -> dict[str, np.ndarray]:
-        with self._open() as file:
+        with open_hdf5(self.path) as file:
             return {
                 key: vector(self.name, key, column, functools.partial(_read, file, key, start=start, stop=stop))
                 for key, column in names.items()
             }
 
     def metadata(self) -> dict[str, Any]:
-        with self._open() as file:
+        with open_hdf5(self.path) as file:
             stored = file.attrs.get(METADATA_ATTRIBUTE)
         return json.loads(stored) if stored else {}
 
-    @contextmanager
-    def _open(self) -> Iterator[h5py.File]:
-        if not Path(self.path).is_file():
-            raise DataError(f"{self.path}: no such file.")
-        try:
-            file = h5py.File(self.path, "r")
-        except OSError as error:
-            raise DataError(f"{self.path}: not a readable HDF5 file ({error}). Copy or download it again.") from error
-        with file:
-            try:
-                yield file
-            except (OSError, KeyError, RuntimeError, TypeError) as error:
-                raise DataError(
-                    f"{self.path}: cannot be read ({error}). Copy or download it again; or, if it needs a filter that "
-                    "is not installed, write it with gzip or without compression."
-                ) from error
-
     def _names(self, file: h5py.File) -> Names:
-        if "episode_0" in file:
+        if is_of_minari(file):
             raise DataError(
                 f"{self.path}: this is the inside of a Minari dataset; give its id, or the folder that holds it."
             )
+        for key, item in file.items():
+            if isinstance(item, h5py.Dataset):
+                refuse_storage_outside(f"{self.path}: {key!r}", item.id)
         datasets = [key for key, item in file.items() if isinstance(item, h5py.Dataset) and item.shape]
         if file and not datasets:
             raise DataError(
@@ -86,6 +73,31 @@ class HDF5Reader(FlatReader):
             self.name, {key: len(file[each]) for key, column in names.items() for each in each_column(column)}
         )
         return names
+
+
+@contextmanager
+def open_hdf5(path: str) -> Iterator[h5py.File]:
+    """A file to read, none of whose links lead out of it; what goes wrong in the block is a DataError."""
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file.")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path}: not a readable HDF5 file ({error}). Copy or download it again.") from error
+    with file:
+        try:
+            refuse_links_outside(path, file)
+            yield file
+        except (OSError, KeyError, RuntimeError, TypeError, MemoryError) as error:
+            raise DataError(
+                f"{path}: cannot be read ({error}). Copy or download it again; or, if it needs a filter that is not "
+                "installed, write it with gzip or without compression."
+            ) from error
+
+
+def is_of_minari(file: h5py.File) -> bool:
+    """Whether it is the inside of a Minari dataset, which has more in other files."""
+    return "episode_0" in file and "total_steps" in file["episode_0"].attrs
 
 
 def _read(file: h5py.File, key: str, column: str, start: int, stop: int) -> np.ndarray:

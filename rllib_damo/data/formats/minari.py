@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +16,20 @@ import h5py
 import minari
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 from filelock import FileLock
 from gymnasium.envs.registration import EnvSpec
-from h5py import h5d, h5g, h5s
+from h5py import h5s
 from minari.dataset.minari_storage import MinariStorage
-from minari.serialization import deserialize_space
+from minari.serialization import deserialize_space, serialize_space
 
 from rllib_damo.data.formats import flat_cache
 from rllib_damo.data.formats.arrow_columns import column_to_numpy
 from rllib_damo.data.formats.assemble import as_flags, as_float_matrix
+from rllib_damo.data.formats.dict_observations import check_keys, flat_space, key_paths
 from rllib_damo.data.formats.files import Place, in_natural_order
+from rllib_damo.data.formats.hdf5_inside import open_own
 from rllib_damo.data.formats.minari_files import (
     CACHE_ABOVE_EPISODES,
     MAIN_FILE,
@@ -32,42 +39,40 @@ from rllib_damo.data.formats.minari_files import (
     local_path,
     write_minari,
 )
-from rllib_damo.data.formats.reader import Conventions, Format, Reader
+from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions, Format, Reader
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 _STEP_COLUMNS = ("actions", "rewards", "terminations", "truncations")
 _COLUMNS = ("observations", *_STEP_COLUMNS)
+_UNREADABLE = (OSError, KeyError, TypeError, ValueError, RuntimeError, MemoryError, pa.ArrowException)
 
 
 class MinariReader(Reader):
     """One local Minari dataset; units are episodes."""
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, conventions: Conventions = DEFAULT_CONVENTIONS) -> None:
         self.path = path
         self.name = name
+        self._keys = tuple(conventions.observation_keys)
+        self._skip = conventions.skip_bad_episodes
 
     def read(self, start: int = 0, stop: int | None = None) -> Transitions:
-        metadata = self._raw_metadata()
-        total = metadata["total_episodes"]
+        facts = self._raw_metadata()
+        total, is_hdf5 = facts["total_episodes"], facts["data_format"] == "hdf5"
         stop = total if stop is None else min(stop, total)
         whole = start == 0 and stop == total
-        cacheable = metadata["data_format"] == "hdf5" and total > CACHE_ABOVE_EPISODES
+        cacheable = is_hdf5 and total > CACHE_ABOVE_EPISODES and not self._keys
         if cacheable and (copy := flat_cache.load(self.path / MAIN_FILE, self.name, start, stop)) is not None:
             return copy
-        if metadata["data_format"] == "hdf5":
-            episodes = self._read_hdf5(start, stop)
-        elif metadata["data_format"] in ("arrow", "parquet"):
-            episodes = self._read_arrow(start, stop, metadata["data_format"])
-        else:
-            raise DataError(
-                f"{self.name}: Minari's format {metadata['data_format']!r} is not known; re-save it as hdf5."
-            )
+        episodes = self._episodes(facts, start, stop)
         lengths = [len(rewards) for rewards in episodes["rewards"]]
         if whole and not any(lengths):
             raise DataError(f"{self.name}: no episode has a step.")
         transitions = self._join(episodes, lengths)
-        if cacheable and whole:
+        if cacheable and whole and not self.skipped:
             flat_cache.store(self.path / MAIN_FILE, transitions, np.cumsum(lengths))
         return transitions
 
@@ -82,67 +87,127 @@ class MinariReader(Reader):
         return int(self._raw_metadata()["total_steps"])
 
     def metadata(self) -> dict[str, Any]:
-        return self._raw_metadata()
+        facts = self._raw_metadata()
+        if self._keys:  # what is read is not what the environment gives
+            facts.pop("env_spec", None)
+            space = deserialize_space(facts["observation_space"])
+            facts["observation_space"] = serialize_space(flat_space(space, self._keys))
+        return facts
 
     def _raw_metadata(self) -> dict[str, Any]:
         try:
             metadata = MinariStorage.read_raw_metadata(self.path)
         except ValueError as error:
             raise DataError(f"{self.name}: {self.path / METADATA_FILE} cannot be read ({error}).") from error
-        missing = {"total_episodes", "total_steps", "data_format"} - set(metadata)
+        needed = {"total_episodes", "total_steps", "data_format"} | ({"observation_space"} if self._keys else set())
+        missing = needed - set(metadata)
         if missing:
             raise DataError(f"{self.name}: {self.path / METADATA_FILE} lacks {sorted(missing)}; download it again.")
         for key in ("observation_space", "action_space"):
             with contextlib.suppress(KeyError, NotImplementedError):
                 space = deserialize_space(metadata[key])
-                if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-                    raise DataError(f"{self.name}: its {key} is {space!r}; DAMO needs a one-dimensional Box.")
+                if key == "observation_space" and (self._keys or isinstance(space, gym.spaces.Dict)):
+                    check_keys(self.name, space, self._keys)
+                elif not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+                    raise DataError(f"{self.name}: its {key} is {space!r}; it must be a one-dimensional Box.")
         return metadata
 
-    def _read_hdf5(self, start: int, stop: int) -> dict[str, list[np.ndarray]]:
-        episodes: dict[str, list[np.ndarray]] = {key: [] for key in _COLUMNS}
-        blocks = {key: _Blocks() for key in _COLUMNS}
+    def _episodes(self, facts: dict[str, Any], start: int, stop: int) -> dict[str, list[np.ndarray]]:
+        """The arrays of the episodes [start, stop); of those that are left out, none of length more than 0."""
+        found: dict[str, list[np.ndarray]] = {key: [] for key in _COLUMNS}
+        skipped, shape = [], self._shapes(facts)
+        with self._opened(facts) as read:
+            for index in range(start, stop):
+                try:
+                    episode = read(index)
+                    problem = _problem(episode, shape)
+                except _UNREADABLE as error:
+                    problem = f"cannot be read ({error})"
+                if problem and not self._skip:
+                    raise DataError(
+                        f"{self.name}: episode {index} {problem}. Download the dataset again, or leave such episodes "
+                        "out by skip_bad_episodes=True (--skip-bad-episodes)."
+                    )
+                if problem:
+                    logger.warning("%s: episode %d is left out: it %s.", self.name, index, problem)
+                    skipped.append(index)
+                    episode = dict.fromkeys(_STEP_COLUMNS, np.zeros(0, np.float32))
+                    episode["observations"] = np.zeros(1, np.float32)
+                elif len(episode["rewards"]):
+                    shape = episode["observations"].shape[1:], episode["actions"].shape[1:]
+                for key, parts in found.items():
+                    parts.append(episode[key])
+        self.skipped = skipped
+        return found
+
+    def _shapes(self, facts: dict[str, Any]) -> tuple[tuple[int, ...], ...] | None:
+        """The shapes of an observation and an action by the dataset's spaces, None where it does not tell them."""
         try:
-            with h5py.File(self.path / MAIN_FILE, "r") as file:
-                for index in range(start, stop):
-                    group = h5g.open(file.id, b"episode_%d" % index)
-                    for key, parts in episodes.items():
-                        dataset = h5d.open(group, key.encode())
-                        values = blocks[key].take(dataset.shape, _narrow(dataset.dtype))
-                        dataset.read(h5s.ALL, h5s.ALL, values)  # HDF5 converts; what is too large becomes infinite
-                        parts.append(values)
-        except (OSError, KeyError, TypeError) as error:
+            observation, action = (deserialize_space(facts[key]) for key in ("observation_space", "action_space"))
+        except (KeyError, NotImplementedError):
+            return None
+        return (flat_space(observation, self._keys) if self._keys else observation).shape, action.shape
+
+    @contextmanager
+    def _opened(self, facts: dict[str, Any]) -> Iterator[Callable[[int], dict[str, np.ndarray]]]:
+        """A function that reads the episode of a number."""
+        paths = [("observations", *path) for path in self._paths(facts)]
+        if facts["data_format"] in ("arrow", "parquet"):
+            yield lambda index: self._read_arrow(index, facts["data_format"], paths)
+            return
+        if facts["data_format"] != "hdf5":
+            raise DataError(f"{self.name}: Minari's format {facts['data_format']!r} is not known; re-save it as hdf5.")
+        blocks: dict[str, _Blocks] = defaultdict(_Blocks)
+        try:
+            file = h5py.File(self.path / MAIN_FILE, "r")
+        except OSError as error:
             raise DataError(
                 f"{self.name}: {self.path / MAIN_FILE} cannot be read ({error}); download it again."
             ) from error
-        return episodes
+        with file:
+            yield lambda index: self._read_hdf5(file, index, paths, blocks)
 
-    def _read_arrow(self, start: int, stop: int, data_format: str) -> dict[str, list[np.ndarray]]:
-        episodes: dict[str, list[np.ndarray]] = {key: [] for key in _COLUMNS}
-        for index in range(start, stop):
-            folder = self.path / str(index)
-            try:
-                files = in_natural_order([str(path) for path in folder.iterdir() if path.suffix == f".{data_format}"])
-                table = pa.dataset.dataset(files, format=data_format).to_table(columns=list(_COLUMNS))
-            except (OSError, pa.ArrowInvalid) as error:
-                raise DataError(f"{self.name}: {folder} cannot be read ({error}); download it again.") from error
-            for key, parts in episodes.items():
-                values = column_to_numpy(self.name, key, table[key], key=key)
-                parts.append(values if key == "observations" else values[:-1])
-        return episodes
+    def _paths(self, facts: dict[str, Any]) -> list[tuple[str, ...]]:
+        """Where in an episode's observations the parts of the vector are."""
+        return key_paths(deserialize_space(facts["observation_space"]), self._keys) if self._keys else [()]
+
+    def _read_hdf5(
+        self, file: h5py.File, index: int, paths: list[tuple[str, ...]], blocks: dict[str, _Blocks]
+    ) -> dict[str, np.ndarray]:
+        episode = open_own(file.id, f"episode_{index}")
+
+        def read(path: tuple[str, ...]) -> np.ndarray:
+            item = episode
+            for name in path:
+                item = open_own(item, name)
+            values = blocks[path[0]].take(item.shape, _narrow(item.dtype))
+            item.read(h5s.ALL, h5s.ALL, values)  # HDF5 converts; what is too large becomes infinite
+            return values
+
+        return {
+            "observations": _flat({path: read(path) for path in paths}),
+            **{key: read((key,)) for key in _STEP_COLUMNS},
+        }
+
+    def _read_arrow(self, index: int, data_format: str, paths: list[tuple[str, ...]]) -> dict[str, np.ndarray]:
+        folder = self.path / str(index)
+        files = in_natural_order([str(path) for path in folder.iterdir() if path.suffix == f".{data_format}"])
+        table = pa.dataset.dataset(files, format=data_format).to_table(columns=list(_COLUMNS))
+
+        def read(path: tuple[str, ...]) -> np.ndarray:
+            values = table[path[0]]
+            for name in path[1:]:
+                values = pc.struct_field(values, name)
+            return column_to_numpy(self.name, "/".join(path), values, key=path[0])
+
+        steps = {key: read((key,))[:-1] for key in _STEP_COLUMNS}  # the last row is padded
+        return {"observations": _flat({path: read(path) for path in paths}), **steps}
 
     def _join(self, episodes: dict[str, list[np.ndarray]], lengths: list[int]) -> Transitions:
-        for index, length in enumerate(lengths):
-            found = {key: len(parts[index]) for key, parts in episodes.items()}
-            if found != {"observations": length + 1, **dict.fromkeys(_STEP_COLUMNS, length)}:
-                raise DataError(
-                    f"{self.name}: an episode's arrays have lengths {found}; observations must have one more."
-                )
-        observations = episodes.pop("observations")
         if any(lengths):
-            observations = [part for part, length in zip(observations, lengths, strict=True) if length]
-        if len({part.shape[1:] for part in observations}) > 1:
-            raise DataError(f"{self.name}: episodes have observations of different widths.")
+            kept = [index for index, length in enumerate(lengths) if length]
+            episodes = {key: [parts[index] for index in kept] for key, parts in episodes.items()}
+        observations = episodes.pop("observations")
         columns = {key: np.concatenate(episodes.pop(key)) for key in _STEP_COLUMNS}
         terminations, truncations = (as_flags(self.name, key, columns[key]) for key in ("terminations", "truncations"))
         last = np.cumsum([length for length in lengths if length], dtype=np.int64) - 1
@@ -156,6 +221,28 @@ class MinariReader(Reader):
             truncations,
             self.name,
         )
+
+
+def _flat(parts: Mapping[tuple[str, ...], np.ndarray]) -> np.ndarray:
+    """Observations as they are, or the entries of dictionaries as one vector a row."""
+    if ("observations",) in parts:
+        return parts[("observations",)]
+    return np.concatenate([part.reshape(len(part), -1) for part in parts.values()], axis=1)
+
+
+def _problem(episode: dict[str, np.ndarray], shape: tuple[tuple[int, ...], ...] | None) -> str:
+    """What is wrong with an episode, after its name; "" if nothing is. `shape`: of others' observations and actions."""
+    length = len(episode["rewards"])
+    found = {key: len(values) for key, values in episode.items()}
+    if found != {"observations": length + 1, **dict.fromkeys(_STEP_COLUMNS, length)}:
+        return f"has arrays of lengths {found}; observations must have one more than the others"
+    for key in ("observations", "actions", "rewards"):
+        if episode[key].dtype.kind == "f" and not np.isfinite(episode[key]).all():
+            return f"has {key} that are not finite"
+    own = episode["observations"].shape[1:], episode["actions"].shape[1:]
+    if length and shape not in (None, own):
+        return f"has observations and actions of the shapes {own}, and the others {shape}"
+    return ""
 
 
 class _Blocks:
@@ -218,10 +305,9 @@ def _folder(place: Place) -> Path | None:
 
 
 def _open(place: Place, conventions: Conventions) -> MinariReader:
-    conventions.refuse(place.name)
     folder = _folder(place)
     assert folder is not None  # it was recognised by it
-    return MinariReader(folder, place.name)
+    return MinariReader(folder, place.name, conventions)
 
 
 def _write(
@@ -250,4 +336,5 @@ FORMAT = Format(
     scheme=SCHEME,
     recognises=lambda place: _folder(place) is not None,
     write=_write,
+    reads=("observation_keys", "skip_bad_episodes"),
 )

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rllib_damo.data.formats.episode_rows import by_steps
 from rllib_damo.data.formats.files import Files
 from rllib_damo.data.formats.reader import Format
-from rllib_damo.data.formats.tables import FlatTablesReader
+from rllib_damo.data.formats.tables import FlatTablesReader, TableFile
 from rllib_damo.data.schema import Transitions
 from rllib_damo.utils.paths import new_file
 
@@ -55,8 +56,10 @@ class ParquetReader(FlatTablesReader):
         stored = (self._first_schema().metadata or {}).get(METADATA_KEY)
         return json.loads(stored) if stored else {}
 
-    def _open(self, path: str) -> ParquetFile:
-        return ParquetFile(self.files, path)
+    def _open(self, path: str) -> TableFile:
+        file = ParquetFile(self.files, path)
+        first_id = self.files.paths.index(path) << 32  # no two files share one
+        return by_steps(self.files.shown(path), file, self._conventions.input_read_schema, first_id)
 
 
 def write_parquet(

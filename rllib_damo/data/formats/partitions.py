@@ -33,6 +33,7 @@ class Partitions:
     def add_to(self, path: str, file: TableFile) -> TableFile:
         """The file with the columns of its folders; a column of the same name in the file itself goes before."""
         values = {column: value for column, value in self._values[path].items() if column not in file.schema.names}
+        self._values[path] = values
         return _PartitionedFile(file, values) if values else file
 
     def folder_number(self, path: str, column: str) -> int | None:

@@ -8,7 +8,7 @@ a call of `registry.register_format`). Most formats hold flat columns, a row a s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,35 +33,38 @@ class Conventions:
             recordings, and in nothing else.
         input_read_schema: {one of the names that a column is known by: the name that it has in the files}. A list of
             names makes one vector of several columns.
+        observation_keys: which entries of observations that are dictionaries make up the vector. They stand in it in
+            the order of the space (gymnasium sorts the names), as FilterObservation and FlattenObservation give them.
+        skip_bad_episodes: leave out episodes that cannot be read, or whose values are not finite, with a warning.
     """
 
     action_space: gym.Space | None = None
     actions_in_input_normalized: bool | None = None
     input_read_schema: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    observation_keys: Sequence[str] = ()
+    skip_bad_episodes: bool = False
 
     def are_normalized(self, is_recording: bool) -> bool:
         """Whether actions are to be mapped to the environment's units; of RLlib's own recordings, or of others."""
         given = self.actions_in_input_normalized
         return is_recording if given is None else given
 
-    def refuse_schema(self, name: str) -> None:
-        """Raises DataError if `input_read_schema` is given, for a format that has no columns to name."""
-        if self.input_read_schema:
-            raise DataError(
-                f"{name}: input_read_schema names the columns of tables and arrays (Parquet, CSV, HDF5, NPZ), and here "
-                "there are none of those. Leave it empty."
-            )
-
-    def refuse(self, name: str) -> None:
-        """Raises DataError where something is given, for a format that says all of it itself."""
-        if self.are_normalized(is_recording=False):
-            raise DataError(
-                f"{name}: actions_in_input_normalized=True, but here actions are in the environment's units by "
-                "definition. Leave it None."
-            )
-        self.refuse_schema(name)
+    def refuse_unread(self, name: str, reads: Collection[str]) -> None:
+        """Raises DataError where an option is given that a format does not read; `reads` are those that it does."""
+        for option, why in _UNREAD.items():
+            if getattr(self, option) and option not in reads:
+                raise DataError(f"{name}: {option}={getattr(self, option)!r}: {why}")
 
 
+_UNREAD = {
+    "actions_in_input_normalized": "here actions are in the environment's units by definition. Leave it None.",
+    "input_read_schema": "it names the columns of tables and arrays (Parquet, CSV, HDF5, NPZ), and here there are none "
+    "of those. Leave it empty.",
+    "observation_keys": "it chooses among the entries of dictionaries (Minari), and here observations are vectors. "
+    "Leave it empty; columns are chosen by input_read_schema.",
+    "skip_bad_episodes": "it leaves out episodes that a format holds each by itself (Minari), and here they are rows "
+    "of one table. Remove them there, and leave it False.",
+}
 DEFAULT_CONVENTIONS = Conventions()
 
 
@@ -74,6 +77,7 @@ class Reader(ABC):
     """
 
     name: str
+    skipped: Sequence[int] = ()  # the episodes, by number, that skip_bad_episodes left out at the last reading
 
     @abstractmethod
     def read(self, start: int = 0, stop: int | None = None) -> Transitions:
@@ -119,6 +123,7 @@ class Format:
             It may raise DataError for files that cannot be read.
         write: makes a file (of the first of the suffixes), or None where there is no writer.
         read_method: the `input_read_method` of RLlib that asks for this format, or "".
+        reads: which of the `Conventions` it reads; others are refused where they are given.
     """
 
     name: str
@@ -129,6 +134,7 @@ class Format:
     recognises: Callable[[Place], bool] | None = None
     write: Writer | None = None
     read_method: str = ""
+    reads: tuple[str, ...] = ("actions_in_input_normalized", "input_read_schema")
 
 
 def split_at_ends(ends: np.ndarray, max_rows: int) -> list[tuple[int, int]]:

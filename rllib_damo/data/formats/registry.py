@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.tune.registry import register_input, registry_contains_input, registry_get_input
 
-from rllib_damo.data.formats import csv, hdf5, minari, npz, parquet, rllib_episodes
+from rllib_damo.data.formats import csv, hdf5, hdf5_episodes, lerobot, minari, npz, parquet, rllib_episodes, rllib_json
 from rllib_damo.data.formats.files import Place
 from rllib_damo.data.formats.reader import Format
 from rllib_damo.errors import DataError
@@ -12,11 +12,14 @@ from rllib_damo.errors import DataError
 # The first that recognises a place has it.
 _OWN = (
     minari.FORMAT,
+    lerobot.FORMAT,
     rllib_episodes.FORMAT,
     parquet.FORMAT,
+    hdf5_episodes.FORMAT,
     hdf5.FORMAT,
     npz.FORMAT,
     csv.FORMAT,
+    rllib_json.FORMAT,
 )
 _others: dict[str, Format] = {}
 _KEY = "rllib_damo/formats"  # in Ray's registry, by which the processes of trials know what the user's file registers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +112,7 @@ class EpisodesReader(TablesReader):
             )
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
-        except (KeyError, TypeError, ValueError, msgpack.UnpackException) as error:
+        except (KeyError, TypeError, ValueError, MemoryError, zlib.error, msgpack.UnpackException) as error:
             raise DataError(
                 f"{path}: not an episode as RLlib 2.60 records it with output_write_episodes=True ({error!r})."
             ) from error
@@ -121,13 +122,13 @@ class EpisodesReader(TablesReader):
         buffer = state[key]
         data = buffer["data"][buffer["lookback"] :]
         if len(data) and isinstance(data[0] if isinstance(data, list) else data, dict):
-            raise DataError(f"{key} are dictionaries; DAMO needs flat vectors (FlattenObservation).")
+            raise DataError(f"{key} are dictionaries; they must be flat vectors (FlattenObservation).")
         dims = 1 if key == "rewards" else 2
         values = np.asarray(data, None if key == "actions" else np.float32)
         if values.size == 0:
             return np.zeros((0,) * dims, np.float32)
         if values.ndim != dims:
-            raise DataError(f"{key} have shape {values.shape[1:]} a step; DAMO needs flat vectors.")
+            raise DataError(f"{key} have shape {values.shape[1:]} a step; they must be flat vectors.")
         return as_float_matrix(self.name, key, values, dims)
 
 
@@ -140,9 +141,7 @@ def _in_order(chunks: list[_Chunk]) -> list[_Chunk]:
 
 
 def _open(place: Place, conventions: Conventions) -> EpisodesReader:
-    files = place.files(SUFFIXES, "Parquet")
-    conventions.refuse_schema(files.name)
-    return EpisodesReader(files, conventions)
+    return EpisodesReader(place.files(SUFFIXES, "Parquet"), conventions)
 
 
 def _is_recording(place: Place) -> bool:
@@ -156,4 +155,5 @@ FORMAT = Format(
     _open,
     SUFFIXES,
     recognises=_is_recording,
+    reads=("actions_in_input_normalized",),
 )

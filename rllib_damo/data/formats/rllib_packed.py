@@ -52,26 +52,62 @@ def normalized_to_env(name: str, actions: np.ndarray, space: gym.Space | None, *
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays and nothing else, so that a data file cannot run code."""
+    """Unpickles numpy arrays and nothing else, so that a data file cannot run code, or ask for memory it does not fill.
 
-    _ALLOWED = frozenset({"_frombuffer", "_reconstruct", "ndarray", "dtype", "scalar"})
+    What pickles of arrays name is replaced by functions of this module, by exact names.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "numpy" and name in self._ALLOWED:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is no numpy array")
+        try:
+            return _NAMES[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"{module}.{name} is no numpy array") from None
 
 
-def unpack_array(name: str, column: str, value: str | bytes) -> Any:
-    """One value of a column that RLlib packed: base64 of an LZ4 frame of a pickled array."""
+def _empty_array(kind: Any, shape: Any, dtype: Any) -> np.ndarray:
+    """The array that a pickle then fills with its own bytes."""
+    if kind is not _ARRAY or shape != (0,):
+        raise pickle.UnpicklingError("not a plain array")
+    return np.empty((0,), "b")
+
+
+_ARRAY = "ndarray"  # an argument in pickles; no class, which could be called
+_NAMES: dict[tuple[str, str], Any] = {("numpy", "dtype"): np.dtype, ("numpy", "ndarray"): _ARRAY}
+for _module in ("numpy.core", "numpy._core"):  # before numpy 2, and since
+    _NAMES[f"{_module}.multiarray", "_reconstruct"] = _empty_array
+    _NAMES[f"{_module}.multiarray", "scalar"] = np.float64(0).__reduce__()[0]
+    _NAMES[f"{_module}.numeric", "_frombuffer"] = lambda data, dtype, shape, order: np.frombuffer(data, dtype).reshape(
+        shape, order=order
+    )
+
+
+def unpack_array(name: str, column: str, value: str | bytes, max_bytes: int = 1 << 26) -> Any:
+    """One value of a column that RLlib packed: base64 of an LZ4 frame of a pickled array.
+
+    Args:
+        name: of the dataset, for messages.
+        column: its name, for messages.
+        value: as it is in the file.
+        max_bytes: what is larger when it is unpacked is refused.
+
+    Raises:
+        DataError: if it is anything else.
+    """
     try:
         import lz4.frame
 
-        return _ArrayUnpickler(io.BytesIO(lz4.frame.decompress(base64.b64decode(value)))).load()
-    except (ImportError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        frame = lz4.frame.LZ4FrameDecompressor()
+        content = frame.decompress(base64.b64decode(value), max_length=max_bytes)
+        if not frame.eof:
+            raise ValueError(f"cut short, or larger than {max_bytes >> 20} MiB when it is unpacked")
+        return _ArrayUnpickler(io.BytesIO(content)).load()
+    except DataError:
+        raise
+    except Exception as error:  # a damaged pickle raises anything
         raise DataError(
             f"{name}: column {column!r} holds text, {str(value)[:40]!r} for one, where numbers are expected. (Text is "
-            f"read where RLlib packed arrays into it; this is none: {error}.)"
+            f"read where RLlib packed arrays into it; this is none: {error}.) Write numbers; of a vector, a list a "
+            "row, or one column a dimension (obs_0, obs_1, ...)."
         ) from error
 
 
@@ -94,7 +130,7 @@ def decode_box(state: dict[str, Any] | None) -> gym.spaces.Box | None:
     if not state or state.get("space") != "box":
         return None
     low, high = (
-        np.load(io.BytesIO(zlib.decompress(base64.b64decode(state[side]))), allow_pickle=False)
+        np.load(io.BytesIO(zlib.decompressobj().decompress(base64.b64decode(state[side]), 1 << 26)), allow_pickle=False)
         for side in ("low", "high")
     )
     dtype = np.dtype(state["dtype"])

@@ -1,0 +1,185 @@
+"""The Algorithm that model-based ones extend: a dynamics model first, then rollouts and gradient steps in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    TIMERS,
+)
+
+from rllib_damo.core import dataset_checks
+from rllib_damo.core.algorithm import PHASE, OfflineAlgorithm
+from rllib_damo.data.schema import Transitions
+from rllib_damo.dynamics.rollout_rounds import RolloutRounds
+from rllib_damo.dynamics.trained_model import DynamicsComponent
+from rllib_damo.utils import ray_internals
+from rllib_damo.utils.batch import Batch, deal_buffers
+
+COMPONENT_DYNAMICS = "dynamics"
+PENDING_ROUND = "pending_round"
+MODEL_BUFFERS = "model_buffers"
+
+
+class ModelBasedAlgorithm(OfflineAlgorithm):
+    """First the dynamics model, then rollouts, gradient steps and weights in turn.
+
+    An iteration is either an epoch of the dynamics model (``phase`` "dynamics", until it is trained or found in the
+    cache), or one round of rollouts and ``rollout_freq`` gradient steps (``phase`` "policy").
+    """
+
+    @override(OfflineAlgorithm)
+    def setup(self, config: AlgorithmConfig) -> None:
+        super().setup(config)
+        self._rounds = RolloutRounds(self.config, self.env_runner, self.env_runner_group)
+
+    @override(OfflineAlgorithm)
+    def dataset_warnings(self, transitions: Transitions) -> Iterator[str]:
+        yield from super().dataset_warnings(transitions)
+        is_capped = self.offline_data.is_capped
+        yield from dataset_checks.warnings_of_model(self.config, transitions, is_capped, self._rollout_device())
+
+    def _rollout_device(self) -> torch.device | None:
+        """Where runners roll out, as seen from here; None: on a GPU, and there is none here."""
+        if self.config.num_env_runners == 0:
+            return self.env_runner._device
+        if not self.config.num_gpus_per_env_runner:
+            return torch.device("cpu")
+        return torch.device("cuda") if torch.cuda.is_available() else None
+
+    @override(OfflineAlgorithm)
+    def _set_dataset(self, transitions: Transitions, fit: bool) -> Batch:
+        """As the base's; and the states that rollouts start from are kept.
+
+        Here, and not only by the runners, since a runner that died comes back without them.
+        """
+        columns = super()._set_dataset(transitions, fit)
+        selected = self._selected if len(self._selected) < len(columns.obs) else None
+        if self.config.num_env_runners > 0:
+            self._starts = {"start_states": ray.put(columns.obs if selected is None else columns.obs[selected])}
+        else:
+            self._starts = {"start_states": columns.obs, "start_rows": selected}
+        return columns
+
+    @override(OfflineAlgorithm)
+    def _take_columns(self, columns: Batch) -> None:
+        self.dynamics = DynamicsComponent(self.config, columns, *self._dataset)
+
+    @override(OfflineAlgorithm)
+    def training_step(self) -> None:
+        if self.dynamics.ready:
+            super().training_step()
+            return
+        self.metrics.log_value(PHASE, "dynamics", reduce="item")
+        for key, value in self.dynamics.train_epoch().items():
+            self.metrics.log_value(("dynamics", key), value, window=1)
+        self._log_steps()
+
+    @override(OfflineAlgorithm)
+    def before_steps(self) -> bool:
+        """A round of rollouts. Where none came, the gradient steps go on with the rows that there are."""
+        self._hand_out_dynamics()
+        super().before_steps()
+        with self.metrics.log_time((TIMERS, "rollouts")):
+            parts = self.roll_out()
+        if parts:
+            with self.metrics.log_time((TIMERS, "model_buffer")):
+                self._fill_model_buffers(parts)
+        return bool(parts or self._num_gradient_steps)
+
+    def roll_out(self) -> list[Any]:
+        """A round of rollouts for this iteration: Arrow tables, or tensors on the GPU that runner and learner share.
+
+        It is rolled out now, with the current policy; with ``overlap_rollouts`` it was asked for an iteration ago, and
+        the next one is asked for.
+        """
+        if not self._rounds.pending:
+            self._request_round(self._num_gradient_steps)
+        parts, metrics = self._rounds.collect()
+        if self.config.overlap_rollouts and (parts or self._num_gradient_steps):
+            self._request_round(self._num_gradient_steps + self.config.rollout_freq)
+        self.metrics.aggregate(metrics, key=ENV_RUNNER_RESULTS)
+        return parts
+
+    def _request_round(self, iteration: int) -> None:
+        """Asks the runners for a round with the policy as it is now."""
+        saved = {"weights": self._policy_weights(), "iteration": iteration}
+        dynamics_state = self._dynamics_state()
+        if dynamics_state is not None:
+            saved["dynamics_state"] = dynamics_state
+        self._request(saved)
+
+    def _request(self, saved: Mapping[str, Any]) -> None:
+        """``saved`` determines the round (with the seed); the rest belongs to this run."""
+        self._rounds.request(**saved, dynamics_path=str(self.dynamics.file()), **self._starts)
+
+    def _dynamics_state(self) -> Mapping[str, Any] | None:
+        """The weights of a model that the learner goes on training; None: those of the file."""
+        return self._foreach_learner("dynamics_state")[0] if self._update_uses_dynamics() else None
+
+    def _hand_out_dynamics(self) -> None:
+        """Gives the learners the trained model, where their update reads it."""
+        if self._update_uses_dynamics():
+            self._foreach_learner("set_dynamics", str(self.dynamics.file()))
+
+    def _update_uses_dynamics(self) -> bool:
+        return self.config.learner_class.update_class.uses_dynamics
+
+    def _fill_model_buffers(self, parts: list[Any]) -> None:
+        """Adds a round to the learners' model buffers, tables as Ray Datasets; several learners get an equal part each.
+
+        ``from_blocks`` and not ``from_arrow_refs``: the latter starts a task to look at each table, which never gets a
+        CPU where learners and runners hold them all.
+        """
+        if not isinstance(parts[0], pa.Table):  # on the GPU already
+            ray_internals.local_learner(self.learner_group).add_tensors(parts[0])
+            return
+        round_ = pa.concat_tables(parts)
+        if not self.learner_group.is_remote:
+            ray_internals.local_learner(self.learner_group).add_rollouts(ray.data.from_blocks([round_]))
+            return
+        workers = ray_internals.learner_actors(self.learner_group)
+        size = len(round_) // len(workers)
+        parts = [ray.data.from_blocks([round_.slice(i * size, size)]) for i in range(len(workers))]
+        ray.get([worker.add_rollouts.remote(part) for worker, part in zip(workers, parts, strict=True)])
+
+    @override(OfflineAlgorithm)
+    def cleanup(self) -> None:
+        super().cleanup()
+        self.dynamics.close()
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    @override(OfflineAlgorithm)
+    def _training_state(self) -> dict[str, Any]:
+        return super()._training_state() | {
+            COMPONENT_DYNAMICS: self.dynamics.get_state(),
+            PENDING_ROUND: self._rounds.pending,
+            # Here, since RLlib keeps the first learner's state, and the model buffer is divided among all.
+            MODEL_BUFFERS: self._foreach_learner("get_model_buffer"),
+        }
+
+    @override(OfflineAlgorithm)
+    def _set_training_state(self, state: Mapping[str, Any]) -> None:
+        super()._set_training_state(state)
+        self.dynamics.set_state(state[COMPONENT_DYNAMICS])
+        if self.learner_group.is_remote:
+            workers = ray_internals.learner_actors(self.learner_group)
+            buffers = deal_buffers(state[MODEL_BUFFERS], len(workers))
+            ray.get([w.set_model_buffer.remote(buffer) for w, buffer in zip(workers, buffers, strict=True)])
+        else:
+            learner = ray_internals.local_learner(self.learner_group)
+            learner.set_model_buffer(*deal_buffers(state[MODEL_BUFFERS], 1))
+        if self.dynamics.ready:
+            self._hand_out_dynamics()
+        self._rounds.discard()  # not of the restored run
+        if state[PENDING_ROUND]:  # the same request has the same answer
+            self._request(state[PENDING_ROUND])

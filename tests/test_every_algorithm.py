@@ -1,0 +1,65 @@
+"""Every algorithm end to end in RLlib, on Pendulum: training, evaluation, checkpoints, the policy as a function."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.tune.registry import get_trainable_cls
+
+from rllib_damo import ALGORITHMS
+from rllib_damo.core.config import ModelBasedConfig, OfflineConfig
+from rllib_damo.evaluation.play import play
+from rllib_damo.evaluation.policy import load_policy
+from tests.small_runs import make_small, module_state, train_policy
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def test_are_registered_beside_rllibs_own() -> None:
+    for name, algorithm in ALGORITHMS.items():
+        assert get_trainable_cls(name) is algorithm
+        assert algorithm.get_default_config().algo_class is algorithm
+    assert get_trainable_cls("BC").__module__.startswith("ray.")
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_trains_and_goes_on_exactly_from_a_checkpoint(name: str, dataset: str, cache_dir: str, tmp_path: Path) -> None:
+    config: OfflineConfig = make_small(ALGORITHMS[name].get_default_config(), dataset, cache_dir)
+    # an odd number of steps: a delay of the actor has to go on where it stood
+    config.training(rollout_freq=15).evaluation(evaluation_interval=1, evaluation_duration=1)
+    algo: Any = config.build_algo()
+    has_model = isinstance(config, ModelBasedConfig)
+    first = train_policy(algo, 1)
+    assert ("env_runners" in first) == has_model
+    assert hasattr(algo, "dynamics") == has_model
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    result = train_policy(algo, 1)
+    uninterrupted = copy.deepcopy(module_state(algo))
+    algo.stop()
+    learner = {k: v for k, v in result["learners"][DEFAULT_MODULE_ID].items() if "diff_num" not in k}
+    assert ("initial_value_mean" in learner) == any(parameter.startswith("critics") for parameter in uninterrupted)
+    evaluation = result["evaluation"]["env_runners"]
+    assert -2000 < evaluation["episode_return_mean"] < 0
+    assert "normalized_score" in evaluation
+
+    restored: Any = ALGORITHMS[name].from_checkpoint(path)
+    again = train_policy(restored, 1)
+    assert again["num_gradient_steps_lifetime"] == 30
+    for metric in ("policy_loss", "bc_loss", "qf_loss", "initial_value_mean"):
+        assert again["learners"][DEFAULT_MODULE_ID].get(metric) == learner.get(metric)
+    continued = module_state(restored)
+    path = restored.save_to_path(str(tmp_path / "second"))
+    restored.stop()
+    assert uninterrupted.keys() == continued.keys()
+    for parameter, value in uninterrupted.items():
+        np.testing.assert_array_equal(value, continued[parameter], err_msg=parameter)
+
+    (episode,) = play(path, episodes=1, seed=0)
+    action = load_policy(path)(np.asarray(episode.get_observations(0)))
+    assert action.shape == (1,)
+    np.testing.assert_allclose(2 * np.asarray(episode.get_actions(0)), action, rtol=1e-4)
