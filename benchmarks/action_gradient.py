@@ -26,7 +26,7 @@ from score_settings import add_options, environment, make_config
 from torch import Tensor
 
 from rllib_damo.core.algorithm import NUM_GRADIENT_STEPS
-from rllib_damo.data.offline_data import DAMOOfflineData
+from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.data.schema import Transitions
 from rllib_damo.evaluation.scores import discounted_return
 
@@ -87,7 +87,7 @@ def main() -> None:
     while result.get(NUM_GRADIENT_STEPS, 0) < args.steps:
         result = algo.train()
     module = algo.learner_group._learner.module[DEFAULT_MODULE_ID]
-    states = start_states(DAMOOfflineData(config).transitions, args.states)
+    states = start_states(BulkOfflineData(config).transitions, args.states)
 
     def policy(obs: Tensor) -> Tensor:
         return module.mean_actions(obs).detach()

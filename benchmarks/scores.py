@@ -31,7 +31,7 @@ from score_tables import Dataset, markdown, plot, replace_block, summarise
 from score_trials import Trial, is_finished, read_rows, run_trial
 
 from rllib_damo.command.inputs import parse_json
-from rllib_damo.data.offline_data import DAMOOfflineData
+from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.errors import UsageError
 from rllib_damo.tasks import normalized_score
 from rllib_damo.utils.names import near
@@ -107,7 +107,7 @@ def describe(task: str, input_: str) -> Dataset:
     """Makes or reads the dataset, before trials that run side by side would."""
     config = make_config(task, "bc", 0, input_, {}, 1)
     config.validate()
-    data = DAMOOfflineData(config).transitions
+    data = BulkOfflineData(config).transitions
     returns = data.episode_returns()
     mean = float(returns.mean())
     return Dataset(data.name, len(data), len(returns), data.fingerprint(), mean, normalized_score(config.env, mean))

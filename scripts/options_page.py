@@ -73,7 +73,8 @@ def page() -> str:
 def algorithm(config: OfflineConfig) -> str:
     """What is particular to an algorithm."""
     kind = type(config)
-    own, taken = {}, []
+    own: dict[str, tuple[str, Option]] = {}
+    taken: list[str] = []
     for method in kind.option_groups:
         left = kind.own_options(method)
         for group_method, title, group in SHARED:

@@ -3,7 +3,7 @@
 PENDULUM_PPO = """
 from ray.rllib.algorithms.ppo import PPOConfig
 from rllib_damo.command.rllib import run_config
-from rllib_damo.evaluation.scores import DAMOCallbacks
+from rllib_damo.evaluation.scores import ScoreCallbacks
 
 def bonus(algorithm, result, **kwargs):
     result["from_a_function_of_the_file"] = 1.0
@@ -14,7 +14,7 @@ config = (
     .env_runners(num_env_runners=0)
     .training(train_batch_size=200, minibatch_size=200, num_epochs=1)
     .evaluation(evaluation_interval=1, evaluation_duration=1)
-    .callbacks(DAMOCallbacks, on_train_result=bonus)
+    .callbacks(ScoreCallbacks, on_train_result=bonus)
 )
 stop = {"training_iteration": 2}
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from rllib_damo.data.convert import convert
 from rllib_damo.data.formats import registry
 from rllib_damo.data.formats.flat import ArraysReader
 from rllib_damo.data.formats.reader import Conventions, Format
-from rllib_damo.data.offline_data import DAMOOfflineData
+from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.data.schema import concatenate
 from rllib_damo.data.sources import load, resolve
 from rllib_damo.errors import DataError
@@ -297,7 +297,7 @@ def test_a_format_from_outside(tmp_path, own_registry, monkeypatch) -> None:
     assert_equal(resolve(tmp_path / "data.toy").read(4, 7), DATA.slice(4, 7))
     config = DAMOConfig().environment(observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
     config.offline_data(input_=str(tmp_path / "data.toy"))
-    assert_equal(DAMOOfflineData(config).transitions, DATA)
+    assert_equal(BulkOfflineData(config).transitions, DATA)
     convert(tmp_path / "data.toy", tmp_path / "a.npz")
     convert(tmp_path / "a.npz", tmp_path / "back.toy")
     assert_equal(load(tmp_path / "back.toy"), DATA)
@@ -335,7 +335,7 @@ def test_the_read_method_chooses_among_formats(tmp_path) -> None:
     with pytest.raises(DataError, match=r"input_read_method='read_lance': there are 'read_parquet', 'read_csv'"):
         load(tmp_path, read_method="read_lance")
     config = DAMOConfig().offline_data(input_=str(tmp_path), input_read_method="read_csv")
-    assert_equal(DAMOOfflineData(config).transitions, DATA)
+    assert_equal(BulkOfflineData(config).transitions, DATA)
 
 
 def test_hdf5_arrays_of_a_number_are_left_alone(tmp_path) -> None:

@@ -14,7 +14,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
 from rllib_damo import DAMOConfig
 from rllib_damo.data.formats.reader import Conventions
-from rllib_damo.data.offline_data import DAMOOfflineData
+from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.data.schema import concatenate
 from rllib_damo.data.sources import load, resolve
 from rllib_damo.errors import DataError
@@ -78,7 +78,7 @@ def test_the_config_reads_them(tmp_path) -> None:
     (tmp_path / "other.parquet").write_text("x")
     config = DAMOConfig().environment(observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
     config.offline_data(input_=str(tmp_path), input_read_method="read_json", actions_in_input_normalized=False)
-    assert_equal(DAMOOfflineData(config).transitions, DATA)
+    assert_equal(BulkOfflineData(config).transitions, DATA)
 
 
 def test_dones_of_older_versions_are_terminations(tmp_path, caplog) -> None:

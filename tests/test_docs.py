@@ -168,6 +168,16 @@ def test_metrics_of_the_tables_are_those_of_a_result(session: None) -> None:
                 found = found[part]
 
 
+def test_options_of_the_table_exist_and_have_these_defaults() -> None:
+    config = DAMOConfig()
+    for names, default, *_ in table("docs/first_options.md", "# Options to know first"):
+        values = [value.strip("`\"' ") for value in re.split(r", (?!\d{3})", default)]
+        options = re.findall(r"`(\w+)`", names)
+        for option, value in zip(options, values * len(options), strict=False):
+            found = getattr(config, option)
+            assert value.replace(",", "") == str(found) or float(value.replace(",", "")) == found, option
+
+
 def test_the_readme_is_short() -> None:
     lines = re.sub(r"```bash.*?```", "", PAGES["README.md"], flags=re.S).splitlines()
     assert len(PAGES["README.md"].splitlines()) <= 150

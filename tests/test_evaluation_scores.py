@@ -17,7 +17,7 @@ from ray.tune import Checkpoint, CheckpointConfig
 from rllib_damo import DAMOConfig
 from rllib_damo.evaluation import runner as runner_module
 from rllib_damo.evaluation.runner import EvaluationEnvRunner
-from rllib_damo.evaluation.scores import DAMOCallbacks, discounted_return
+from rllib_damo.evaluation.scores import ScoreCallbacks, discounted_return
 from rllib_damo.tasks import REFERENCE_RETURNS, TASKS, normalized_score, normalized_std, reference_returns
 
 
@@ -68,7 +68,7 @@ def end_episode(in_evaluation: bool, chunks: list[list[float]]) -> FakeLogger:
     logger = FakeLogger()
     config = SimpleNamespace(in_evaluation=in_evaluation, gamma=0.5)
     *previous, last = [SimpleNamespace(get_rewards=lambda rewards=rewards: rewards) for rewards in chunks]
-    DAMOCallbacks().on_episode_end(
+    ScoreCallbacks().on_episode_end(
         episode=last,
         prev_episode_chunks=previous,
         env_runner=SimpleNamespace(config=config),
@@ -90,7 +90,7 @@ def test_training_episodes_are_not_counted() -> None:
 def evaluate_end(env: object, env_runners: dict[str, Any]) -> dict[str, Any]:
     metrics = {"env_runners": env_runners}
     algorithm = SimpleNamespace(evaluation_config=SimpleNamespace(env=env), config=None)
-    DAMOCallbacks().on_evaluate_end(algorithm=algorithm, evaluation_metrics=metrics)
+    ScoreCallbacks().on_evaluate_end(algorithm=algorithm, evaluation_metrics=metrics)
     return metrics["env_runners"]
 
 
@@ -123,10 +123,10 @@ def test_evaluation_without_a_finished_episode() -> None:
 
 def test_echo_of_an_evaluation_leaves_the_next_result() -> None:
     echo = {"evaluation": {"env_runners": {"episode_return_mean": 1.0, "_episode_returns": [1.0]}}, "iteration": 2}
-    DAMOCallbacks().on_train_result(algorithm=None, result=echo)
+    ScoreCallbacks().on_train_result(algorithm=None, result=echo)
     assert echo == {"iteration": 2}
     fresh = {"evaluation": {"env_runners": {"episode_return_mean": 1.0}, "num_healthy_workers": 0}}
-    DAMOCallbacks().on_train_result(algorithm=None, result=fresh)
+    ScoreCallbacks().on_train_result(algorithm=None, result=fresh)
     assert fresh["evaluation"]["env_runners"] == {"episode_return_mean": 1.0}
 
 
@@ -138,14 +138,14 @@ def test_tune_keeps_the_best_checkpoints_by_a_nested_metric(tmp_path: Path) -> N
         result: dict[str, Any] = {
             "evaluation": {"env_runners": {"episode_return_mean": 2.0, "normalized_score": score}}
         }
-        DAMOCallbacks().on_train_result(algorithm=None, result=result)
+        ScoreCallbacks().on_train_result(algorithm=None, result=result)
         assert result["evaluation/env_runners/episode_return_mean"] == 2.0
         (tmp_path / str(i)).mkdir()
         keeper.register_checkpoint(_TrainingResult(Checkpoint(str(tmp_path / str(i))), result))
     assert (tmp_path / "1").exists()
     assert not (tmp_path / "0").exists()
     unscored: dict[str, Any] = {"evaluation": {"env_runners": {"episode_return_mean": float("nan")}}, "x": 1}
-    DAMOCallbacks().on_train_result(algorithm=None, result=unscored)
+    ScoreCallbacks().on_train_result(algorithm=None, result=unscored)
     assert unscored.keys() == {"evaluation", "x"}
 
 

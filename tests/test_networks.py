@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
-from rllib_damo.core.networks import Actor, Classifier, Critics
+from rllib_damo.core.networks import Actor, Critics
+from rllib_damo.damo.networks import Classifier
 from rllib_damo.nn.squashed_gaussian import LOG_STD_MAX, LOG_STD_MIN
 from rllib_damo.nn.standardize import ACTION_STD_MIN, Standardize, input_scales
 

@@ -18,7 +18,7 @@ from rllib_damo import DAMOConfig
 from rllib_damo.data import offline_data
 from rllib_damo.data.formats.hdf5 import write_hdf5 as write_d4rl
 from rllib_damo.data.formats.parquet import ParquetReader, write_parquet
-from rllib_damo.data.offline_data import DAMOOfflineData, windows
+from rllib_damo.data.offline_data import BulkOfflineData, windows
 from rllib_damo.data.schema import Transitions, concatenate
 from rllib_damo.errors import DataError
 from rllib_damo.utils.arrow import from_arrow, to_arrow
@@ -35,12 +35,12 @@ from tests.data_helpers import (
 DATA = make_transitions((30, 1, 25, 40, 4))
 
 
-def _offline(input_: object, **options: object) -> DAMOOfflineData:
+def _offline(input_: object, **options: object) -> BulkOfflineData:
     config = DAMOConfig().environment(observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE)
     config.offline_data(input_=input_)
     for key, value in options.items():
         setattr(config, key, value)
-    return DAMOOfflineData(config)
+    return BulkOfflineData(config)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_the_cost_of_windows_does_not_grow_with_the_number_of_parts(monkeypatch)
     assert sum(copied) <= 2 * len(DATA)
 
 
-def _pass(offline: DAMOOfflineData, rows: int) -> list[Transitions]:
+def _pass(offline: BulkOfflineData, rows: int) -> list[Transitions]:
     found = [offline.transitions]
     while sum(map(len, found)) < rows:
         window = offline.refresh()

@@ -18,7 +18,7 @@ from rllib_damo.baselines.rambo import Imagined, RAMBOUpdate
 from rllib_damo.core.update import RowGroup
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.nn.adam import FusedAdam
-from rllib_damo.nn.gaussian_mlp import Gradients, bounded_gaussian, mlp, reference_loss
+from rllib_damo.nn.gaussian_mlp import Gradients, reference_loss
 from rllib_damo.tasks import never_terminates
 from rllib_damo.utils.batch import Batch
 from tests.small_runs import module_state, train_policy
@@ -70,14 +70,12 @@ def parameters(model: DynamicsEnsemble) -> list[Tensor]:
 
 def objective(model: DynamicsEnsemble, rows: Batch, imagined: Imagined, weight: float, coef: float = 0.01) -> Tensor:
     """What the model minimises, by its definition: λ mean_b[A log (1/E) Σ_j N_j] + the trainer's loss."""
-    params, num_layers = parameters(model), len(model.weights)
     x, y = standardized(model, rows)
-    _, likelihood = reference_loss(params, x.view(E, B, -1), y.view(E, B, -1), coef)
-    raw = mlp(imagined.inputs.expand(E, -1, -1), params[:num_layers], params[num_layers:-2])
-    mean, logvar = bounded_gaussian(raw, *params[-2:])
-    varies = model.target_std > 0
+    _, likelihood = reference_loss(parameters(model), x.view(E, B, -1), y.view(E, B, -1), coef)
+    mean, logvar = model(*in_data_units(model, imagined))
+    drawn, varies = imagined.targets * model.target_std + model.target_mean, model.target_std > 0
     normal = torch.distributions.Normal(mean[..., varies], (0.5 * logvar[..., varies]).exp())
-    log_prob = normal.log_prob(imagined.targets[:, varies]).sum(-1)[model.elites]
+    log_prob = normal.log_prob(drawn[:, varies]).sum(-1)[model.elites]
     mixture = log_prob.logsumexp(0) - math.log(len(model.elites))
     return weight * (imagined.advantages * mixture).mean() + likelihood
 
@@ -113,7 +111,7 @@ def test_the_models_gradient_is_the_slope_of_its_objective() -> None:
     for index, place in ((0, (0, 1, 2)), (1, (3, 4, 5)), (3, (2, 0, 1)), (4, (1, 0, 2)), (5, (0, 0, 0))):
         values = []
         for step in (1e-6, -1e-6):
-            moved = copy.deepcopy(before)
+            moved = copy.deepcopy(before).requires_grad_(False)
             parameters(moved)[index][place] += step
             values.append(objective(moved, data(), imagined, 0.7))
         slope = float(values[0] - values[1]) / 2e-6

@@ -22,7 +22,7 @@ from rllib_damo.core.update import Metrics, StepBatch, cosine
 
 
 class COMBOUpdate(SACUpdate):
-    """SAC whose critics are pushed down where the policy may go, and up on the dataset's actions (the paper's eq. 2).
+    """SAC whose critics are pushed down where the policy may go, and up on the dataset's actions.
 
     Each critic minimises ½ [mean (Q - target)² + w (mean_s log Σ_k exp z_k(s) - mean over dataset rows of Q(s,a))]. The
     z_k are Q(s,a_k) - log p(a_k) of N actions each of π(·|s), of π(·|s'), and of the uniform distribution: the mean of
@@ -91,8 +91,8 @@ class COMBOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, total=F
         Option(
             0.5,
             not_negative,
-            "w, weight of the conservative term against the mean squared TD error, as in public code (the paper's β, "
-            "eq. 2, is against half of it: w / 2). Published ones are 0.5 and 5. 0 is MBPO.",
+            "w, weight of the conservative term against the mean squared TD error, as in public code (the paper's β "
+            "is against half of it, from memory: w / 2). Published ones are 0.5 and 5. 0 is MBPO.",
         ),
     ]
     num_actions: Annotated[

@@ -28,8 +28,9 @@ class MOBILEUpdate(SACUpdate):
     """SAC whose targets on model rows are lowered by β U(s,a): how much the elites disagree on the next state's value.
 
     U(s,a) = std_j (1/n) Σ_k min_i Q̄_i(s'_jk, a'_jk), with s'_jk drawn from elite j, a'_jk from the policy, and E - 1
-    in the standard deviation over the E elites. As in the authors' code, neither r nor γ is in it (the paper has both),
-    and it counts on rows that end, too. No gradient passes through it, and it is 0 on rows of the dataset.
+    in the standard deviation over the E elites. As in the authors' code, neither r nor γ is in it (from memory, both
+    are in the paper's), and it counts on rows that end, too. No gradient passes through it, and it is 0 on rows of the
+    dataset.
     """
 
     uses_dynamics = True
@@ -88,7 +89,7 @@ class MOBILETorchLearner(ModelBasedTorchLearner):
 
 
 class MOBILETraining(ModelBasedTraining, CriticTraining, EntropyTraining, total=False):
-    """What ``MOBILEConfig.training`` takes (β, n and U of the paper's section 4)."""
+    """What ``MOBILEConfig.training`` takes (the paper's β, n and U)."""
 
     penalty_coef: Annotated[
         float,

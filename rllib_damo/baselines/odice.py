@@ -136,7 +136,8 @@ class ODICETorchLearner(OfflineTorchLearner):
 
     Metrics: ``value_mean`` is the mean V(s) and ``td_error_abs`` the mean |y|, in the dataset's own rewards;
     ``weight_mean`` is the mean weight of the cloned actions, ``cloned_share`` the share of rows with a weight above 0
-    (near 0, the policy learns of few rows or none: lower ``lambda_``); ``gradient_cosine`` is the cosine of the angle
+    (near 0, the policy learns of few rows or none: lower ``lambda_``; it is near 0 as long as V still falls, which it
+    does at first where rewards are negative); ``gradient_cosine`` is the cosine of the angle
     between V's two gradients (near 1 or -1, the projection takes nearly all of the backward one away); ``policy_loss``
     and ``value_loss`` are the losses, in scaled rewards.
     """

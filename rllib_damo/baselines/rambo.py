@@ -43,7 +43,7 @@ class Imagined(NamedTuple):
 
 
 class RAMBOUpdate(SACUpdate):
-    """SAC on rollouts of a model that is itself trained on, against the policy (the paper's algorithm 1).
+    """SAC on rollouts of a model that is itself trained on, against the policy.
 
     After the gradient steps of each iteration the model minimises λ E[A log p(s',r|s,a)] plus its likelihood loss on
     rows of the dataset. p is the mixture of the elites, (s',r) is drawn from it for actions of the policy, and
@@ -83,7 +83,7 @@ class RAMBOUpdate(SACUpdate):
 
     def set_dynamics(self, dynamics: DynamicsEnsemble) -> None:
         o, device = self.config, dynamics.input_mean.device
-        self._dynamics = dynamics.requires_grad_(False)
+        self._dynamics = dynamics.requires_grad_(True)  # `Gradients` writes those of parameters that require one
         self._terminated = rule_of_model(o, dynamics, self.module.action_space, device)
         self._model_params = [*dynamics.weights, *dynamics.biases, dynamics.max_logvar, dynamics.min_logvar]
         decay = [*o.dynamics_weight_decay, *[0.0] * (len(dynamics.biases) + 2)]
@@ -219,7 +219,7 @@ class RAMBOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, total=F
         Option(
             3e-4,
             not_negative,
-            "λ, weight of the adversary against the model's likelihood loss (eq. 9). 0 leaves the model as it was "
+            "λ, weight of the adversary against the model's likelihood loss. 0 leaves the model as it was "
             "trained, and takes no adversarial steps.",
         ),
     ]

@@ -21,15 +21,16 @@ from rllib_damo.core.option_groups import (
 )
 from rllib_damo.core.options import Option, is_number, options_of, unknown_option
 from rllib_damo.core.unused_options import check_unused
-from rllib_damo.data.offline_data import DAMOOfflineData
+from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.rollout_runner import ModelRolloutEnvRunner
 from rllib_damo.evaluation.runner import EvaluationEnvRunner
-from rllib_damo.evaluation.scores import DAMOCallbacks
+from rllib_damo.evaluation.scores import ScoreCallbacks
 from rllib_damo.utils import ray_internals
 from rllib_damo.utils.environments import make_env
 from rllib_damo.utils.names import near
 from rllib_damo.utils.paths import absolute, absolute_input, cache_root
+from rllib_damo.utils.policy_runner import PolicyRunner
 from rllib_damo.utils.spaces import check_spaces
 
 
@@ -59,7 +60,7 @@ class OfflineConfig(AlgorithmConfig):
     network_options: ClassVar[tuple[str, ...]] = ("hidden_dims",)
     default_module_class: ClassVar[type]
     default_learner_class: ClassVar[type]
-    rollout_runner_class: ClassVar[type] = ModelRolloutEnvRunner
+    rollout_runner_class: ClassVar[type] = PolicyRunner
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -77,8 +78,8 @@ class OfflineConfig(AlgorithmConfig):
         self._set_defaults()
         # Wiring into RLlib. The training "environment" is the dataset (and the model): the real one is for evaluation.
         self.env_runner_cls = self.rollout_runner_class
-        self.offline_data_class = DAMOOfflineData
-        self.callbacks_class = DAMOCallbacks
+        self.offline_data_class = BulkOfflineData
+        self.callbacks_class = ScoreCallbacks
         self.num_env_runners = 0
         self.evaluation_interval = 10
         self.evaluation_duration = 10
@@ -282,8 +283,8 @@ class OfflineConfig(AlgorithmConfig):
         """Fills in what follows from other options."""
         # `.callbacks(Mine)` replaces the default: the scores stay beside the user's own.
         callbacks = self.callbacks_class if isinstance(self.callbacks_class, (list, tuple)) else [self.callbacks_class]
-        if not any(isinstance(c, type) and issubclass(c, DAMOCallbacks) for c in callbacks):
-            self.callbacks([DAMOCallbacks, *callbacks])
+        if not any(isinstance(c, type) and issubclass(c, ScoreCallbacks) for c in callbacks):
+            self.callbacks([ScoreCallbacks, *callbacks])
         # Tune's `param_space` may be a dictionary, which has passed no method of this class.
         self._make_absolute("input_", absolute_input)
         if self.observation_space is None and self.env is not None and not self.in_evaluation:
@@ -306,6 +307,7 @@ class ModelBasedConfig(OfflineConfig):
         "training": ModelBasedTraining,
         "dynamics": DynamicsOptions,
     }
+    rollout_runner_class: ClassVar[type] = ModelRolloutEnvRunner
 
     def dynamics(self, **options: Unpack[DynamicsOptions]) -> Self:
         """Sets the options of the dynamics ensemble."""

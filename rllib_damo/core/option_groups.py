@@ -16,6 +16,7 @@ from rllib_damo.core.options import (
     existing_file,
     flag,
     learning_rate,
+    names,
     not_negative,
     one_of,
     optional,
@@ -232,6 +233,19 @@ class DataOptions(TypedDict, total=False):
     ]
     input_read_schema: Annotated[
         Any, Option({}, columns, 'Names of columns: {"obs": "o_t"}, or a list of columns that make a vector.')
+    ]
+    observation_keys: Annotated[
+        list[str] | None,
+        Option(
+            None,
+            optional(names),
+            "Keys of Dict observations, in datasets of Minari or robomimic, that make the observation, flattened and "
+            "joined. Give an environment that does the same, by gymnasium.wrappers: "
+            "FlattenObservation(FilterObservation(env, keys)).",
+        ),
+    ]
+    skip_bad_episodes: Annotated[
+        bool, Option(False, flag, "Leave out episodes of Minari's datasets that can't be used; they are counted.")
     ]
     actions_in_input_normalized: Annotated[
         bool | None,

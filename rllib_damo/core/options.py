@@ -155,6 +155,9 @@ existing_file = Check(
     lambda v: " Leave it None to train the model from the dataset.",
 )
 path = Check("a path", lambda v: isinstance(v, (str, Path)) and bool(str(v)))
+names = Check(
+    "a list of names", lambda v: isinstance(v, (list, tuple)) and len(v) > 0 and all(isinstance(n, str) for n in v)
+)
 columns = Check('a dict of column names, {"obs": "o_t"} or {"obs": ["position", "velocity"]}', _are_columns)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _ROWS_PER_BLOCK = 1 << 17
 
 
-class DAMOOfflineData(OfflineData):
+class BulkOfflineData(OfflineData):
     """The offline dataset of an algorithm. Nothing is read before one of its properties is used.
 
     Reads from the config: `input_` (a name, a list of names, or `Transitions`), `observation_space` and `action_space`

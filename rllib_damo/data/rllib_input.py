@@ -9,7 +9,7 @@ import pyarrow as pa
 from ray.rllib.core.columns import Columns
 from ray.rllib.offline.offline_data import OfflineData
 
-from rllib_damo.data.offline_data import DAMOOfflineData
+from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import UserError
 from rllib_damo.utils.arrow import to_arrow
@@ -29,8 +29,9 @@ def with_package_readers(config: AlgorithmConfig) -> AlgorithmConfig:
     """A copy of an RLlib algorithm's config whose ``input_`` may be whatever this package reads.
 
     Changed are: ``offline_data_class``, to `RLlibOfflineData`; ``dataset_num_iters_per_learner``, where it is None, to
-    1000; the spaces, where they are None, to the environment's; ``map_batches_kwargs``, by which preparing the batches
-    waits for no CPU that the trial holds; and CQL's default of ``lr``, which CQL refuses, to None.
+    1000; the spaces, where they are None, to the environment's; ``map_batches_kwargs``, by which one process a learner
+    prepares the batches and waits for no CPU that the trial holds; and CQL's default of ``lr``, which CQL refuses, to
+    None.
 
     Configs are returned as they are that are not offline, or have an ``offline_data_class`` or a way of reading of
     their own, or spaces that this package does not read (`check_spaces`).
@@ -50,7 +51,7 @@ def with_package_readers(config: AlgorithmConfig) -> AlgorithmConfig:
     return config.offline_data(
         offline_data_class=RLlibOfflineData,
         dataset_num_iters_per_learner=config.dataset_num_iters_per_learner or STEPS_PER_ITERATION,
-        map_batches_kwargs={"num_cpus": 0, **config.map_batches_kwargs},
+        map_batches_kwargs={"num_cpus": 0, "concurrency": max(1, config.num_learners), **config.map_batches_kwargs},
     )
 
 
@@ -82,7 +83,7 @@ def read_transitions(config: AlgorithmConfig) -> Transitions:
     reading.observation_space, reading.action_space = _spaces(config)
     # RLlib's default, False, says nothing: it normalises the actions of its recordings in any case.
     reading.actions_in_input_normalized = config.actions_in_input_normalized or None
-    return DAMOOfflineData(reading).transitions
+    return BulkOfflineData(reading).transitions
 
 
 def rows_for_rllib(transitions: Transitions, action_space: gym.Space, seed: int = 0) -> pa.Table:

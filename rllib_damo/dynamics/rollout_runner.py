@@ -6,18 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
-from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
-from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.checkpoints import Checkpointable
-from ray.rllib.utils.framework import get_device
-from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 from ray.rllib.utils.typing import StateDict
 from torch import Tensor
 
@@ -26,12 +19,12 @@ from rllib_damo.dynamics.rollout import Model, rollout
 from rllib_damo.dynamics.termination import TerminationFn, rule_of_model
 from rllib_damo.utils.arrow import to_arrow
 from rllib_damo.utils.batch import as_constant
-from rllib_damo.utils.ray_internals import subcomponents, wants_component
+from rllib_damo.utils.policy_runner import PolicyRunner
 from rllib_damo.utils.seeds import fresh_seed
 from rllib_damo.utils.spaces import check_spaces
 
 
-class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
+class ModelRolloutEnvRunner(PolicyRunner):
     """RLlib's EnvRunner with the learned model in the place of the environment.
 
     It can be made before the dynamics are trained: `sample` takes the model's file and the states to branch from, so
@@ -50,42 +43,18 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         kwargs: RLlib's ``worker_index``, ``num_workers``, ``spaces``, ...
     """
 
-    @override(EnvRunner)
+    @override(PolicyRunner)
     def __init__(self, *, config: AlgorithmConfig, **kwargs: Any):
         super().__init__(config=config, **kwargs)
-        self.worker_index: int = kwargs.get("worker_index") or 0
-        self.spaces = kwargs.get("spaces") or {}
-        self._device = torch.device(get_device(self.config, self._num_gpus()))
         self._base_seed = self.config.seed if self.config.seed is not None else fresh_seed()
         self._generator = torch.Generator(self._device)
         self._iteration = 0
-        self._weights_seq_no = 0
         self._starts: Tensor | None = None
         self._start_rows: Tensor | None = None
         self._starts_source: tuple[Any, Any] = None, None
         self._dynamics: DynamicsEnsemble | None = None
         self._dynamics_path: str | None = None
         self._termination_fn: TerminationFn | None = None
-        self.module: Any = None
-        self.make_module()
-
-    def _num_gpus(self) -> float:
-        cfg = self.config
-        if cfg.num_env_runners > 0 and self.worker_index == 0:  # it rolls out nothing
-            return 0
-        return max(cfg.num_gpus_per_env_runner, self._shares_learners_gpu())
-
-    def _shares_learners_gpu(self) -> bool:
-        """Whether runner and learner are both in the algorithm's process, and on a GPU there."""
-        cfg = self.config
-        return cfg.num_env_runners == cfg.num_learners == 0 and cfg.num_gpus_per_learner > 0
-
-    @override(EnvRunner)
-    def make_module(self) -> None:
-        """Builds the policy's RLModule from the config, on this runner's device."""
-        spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
-        self.module = spec.build()
-        self.module.to(self._device)
 
     # -- what to roll out --------------------------------------------------------------------------------------------
 
@@ -150,7 +119,7 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 
-    @override(EnvRunner)
+    @override(PolicyRunner)
     def sample(
         self,
         *,
@@ -264,58 +233,15 @@ class ModelRolloutEnvRunner(EnvRunner, Checkpointable):
         sequence = np.random.SeedSequence((self._base_seed, self.worker_index, self._iteration))
         self._generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
 
-    def _set_weights(self, weights: Any) -> None:
-        if isinstance(weights, ray.ObjectRef):  # within the state that RLlib sends
-            weights = ray.get(weights)
-        self.module.set_state(weights.get(DEFAULT_MODULE_ID, weights))
+    # -- checkpoints -------------------------------------------------------------------------------------------------
 
-    # -- what RLlib asks for -----------------------------------------------------------------------------------------
-
-    @override(EnvRunner)
-    def assert_healthy(self) -> None:
-        assert self.module is not None, "The runner has no RLModule."
-
-    @override(EnvRunner)
-    def get_metrics(self) -> dict[str, Any]:
-        return self.metrics.reduce()
-
-    @override(EnvRunner)
-    def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
-        spaces = self.config.observation_space, self.config.action_space
-        if None in spaces and self.spaces:
-            return self.spaces
-        return {INPUT_ENV_SPACES: spaces, INPUT_ENV_SINGLE_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
-
-    @override(Checkpointable)
+    @override(PolicyRunner)
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> StateDict:
-        state: StateDict = {
-            NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_env_steps_sampled_lifetime,
-            "rollout": {"seed": self._base_seed, "iteration": self._iteration},
-        }
-        if wants_component(self, COMPONENT_RL_MODULE, components, not_components):
-            state[COMPONENT_RL_MODULE] = self.module.get_state(
-                components=subcomponents(self, COMPONENT_RL_MODULE, components),
-                not_components=subcomponents(self, COMPONENT_RL_MODULE, not_components),
-                **kwargs,
-            )
-            state[WEIGHTS_SEQ_NO] = self._weights_seq_no
-        return state
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        return state | {"rollout": {"seed": self._base_seed, "iteration": self._iteration}}
 
-    @override(Checkpointable)
+    @override(PolicyRunner)
     def set_state(self, state: StateDict) -> None:
-        """Takes over all that ``state`` holds; weights too when they are older than the present ones."""
-        if COMPONENT_RL_MODULE in state:
-            self._set_weights(state[COMPONENT_RL_MODULE])
-            self._weights_seq_no = state.get(WEIGHTS_SEQ_NO, 0)
-        if NUM_ENV_STEPS_SAMPLED_LIFETIME in state:
-            self.num_env_steps_sampled_lifetime = state[NUM_ENV_STEPS_SAMPLED_LIFETIME]
+        super().set_state(state)
         if "rollout" in state:
             self._base_seed, self._iteration = state["rollout"]["seed"], state["rollout"]["iteration"]
-
-    @override(Checkpointable)
-    def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
-        return (), {"config": self.config, "worker_index": self.worker_index}
-
-    @override(Checkpointable)
-    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
-        return [(COMPONENT_RL_MODULE, self.module)]

@@ -1,7 +1,7 @@
 """Callbacks that add scores to an evaluation: the normalised score, and the discounted return.
 
-`DAMOCallbacks` works with every RLlib algorithm, and together with other callbacks:
-`config.callbacks([DAMOCallbacks, MyCallbacks])`.
+`ScoreCallbacks` works with every RLlib algorithm, and together with other callbacks:
+`config.callbacks([ScoreCallbacks, MyCallbacks])`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def discounted_return(rewards: Sequence[float] | np.ndarray, gamma: float) -> fl
     return float(rewards @ gamma ** np.arange(len(rewards)))
 
 
-class DAMOCallbacks(RLlibCallback):
+class ScoreCallbacks(RLlibCallback):
     """Adds to `evaluation/env_runners`: `discounted_return_mean`, `episode_return_std`, and the normalised scores.
 
     `discounted_return_mean` is the real value of the policy at the start states, to be compared with the critics'
