@@ -26,9 +26,8 @@ def test_each_algorithm_has_all_its_options() -> None:
     for name, algorithm in ALGORITHMS.items():
         groups = re.findall(r"\]\(#([^)]+)\)", sections[name].split("Other defaults")[0].split("- **")[0])
         text = "".join(sections[part] for part in [name, *map(titles.get, groups)])
-        assert sorted(re.findall(r"^- \*\*`(\w+)`", text, flags=re.M)) == sorted(
-            algorithm.get_default_config().own_options()
-        ), name
+        found = re.findall(r"^- \*\*`(\w+)`", text, flags=re.M)
+        assert sorted(found) == sorted(algorithm.get_default_config().own_options()), name
 
 
 def test_no_line_starts_a_list_or_a_quotation_by_accident() -> None:
