@@ -50,9 +50,9 @@ def run(name: str, options: dict[str, Any], seed: int) -> dict[str, Any]:
     steps, returns, metrics = 0, {}, {}
     while steps < STEPS:
         result = algo.train()
-        steps = result["num_gradient_steps_lifetime"]
+        steps = int(result["num_gradient_steps_lifetime"])
         if steps and steps % BETWEEN == 0:
-            returns[steps] = round(algo.evaluate()["env_runners"]["episode_return_mean"], 1)
+            returns[steps] = round(float(algo.evaluate()["env_runners"]["episode_return_mean"]), 1)
             print(name, steps, returns[steps], flush=True)
             metrics = result["learners"]["default_policy"]
     algo.stop()
