@@ -11,6 +11,7 @@ from rllib_damo.command.signals import sigterm_as_interrupt
 
 
 def test_sigterm_is_an_interrupt_inside_the_block() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a run of Tune in this process has replaced
     before = signal.getsignal(signal.SIGTERM)
     with sigterm_as_interrupt() as termination:
         assert not termination.received

@@ -13,6 +13,7 @@ from ray.rllib.offline.offline_prelearner import OfflinePreLearner
 from ray.tune.registry import register_env
 
 from rllib_damo import DAMOConfig
+from rllib_damo.baselines.td3bc import TD3BCTorchLearner
 from rllib_damo.damo.divergences import DIVERGENCES
 
 OBS, ACT = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-2, 2, (2,))
@@ -349,3 +350,16 @@ def test_an_option_changed_after_validate_still_counts() -> None:
     config.training(eta=3.0)
     config.validate()
     assert (config.actor_eta or config.eta) == 3.0
+
+
+def test_an_option_of_a_dictionary_that_no_algorithm_has_is_refused() -> None:
+    """Tune's `param_space` may be one, which passes no method of the config."""
+    config = good().update_from_dict({"etta": 2.0})
+    message = error_of(config)
+    assert "DAMOConfig has no option 'etta'" in message
+    assert "'eta'" in message
+
+
+def test_a_learner_of_another_kind_is_refused() -> None:
+    message = error_of(good().training(learner_class=TD3BCTorchLearner))
+    assert "`learner_class` must extend ModelBasedTorchLearner" in message

@@ -13,6 +13,7 @@ from pyarrow import fs
 
 from rllib_damo import DAMO
 from rllib_damo.errors import CheckpointError
+from rllib_damo.evaluation import checkpoints
 from rllib_damo.evaluation.checkpoints import (
     ANNOUNCEMENT,
     MANIFEST,
@@ -139,3 +140,16 @@ def test_a_damaged_pickle_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pkl").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"x\.pkl cannot be read .* damaged: take another"):
         read_pickle(tmp_path / "x.pkl")
+
+
+def test_files_beside_a_checkpoint_are_not_its_own(tmp_path: Path) -> None:
+    for name in (checkpoints.METADATA, checkpoints.STATES[0], "learner_group/state.pkl", "run.log", "inner/state.pkl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    checkpoints.seal(tmp_path, components=["learner_group"])
+    (tmp_path / "run.log").write_text("more")
+    (tmp_path / "inner" / "state.pkl").write_text("more")
+    checkpoints.verify(tmp_path)
+    (tmp_path / "learner_group" / "state.pkl").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"learner_group/state\.pkl"):
+        checkpoints.verify(tmp_path)

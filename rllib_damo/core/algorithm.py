@@ -39,6 +39,7 @@ NUM_GRADIENT_STEPS = "num_gradient_steps_lifetime"
 DATA_WINDOW = "data_window"
 FINGERPRINT = "dataset_fingerprint"
 PHASE = "phase"
+ALGORITHM = "algorithm"
 
 
 class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
@@ -221,6 +222,7 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
 
     def _training_state(self) -> dict[str, Any]:
         return {
+            ALGORITHM: type(self).__name__,
             FINGERPRINT: self._dataset[1],
             NUM_GRADIENT_STEPS: self._num_gradient_steps,
             DATA_WINDOW: self.offline_data.window,
@@ -230,11 +232,16 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
     def set_state(self, state: StateDict) -> None:
         training = state.get(COMPONENT_TRAINING)
         if training is not None:
+            self._check_algorithm(training.get(ALGORITHM))
             self._check_fingerprint(training[FINGERPRINT])
         super().set_state(state)
         self._is_module_current = False
         if training is not None:
             self._set_training_state(training)
+
+    def _check_algorithm(self, saved: str | None) -> None:
+        if saved not in (None, *(base.__name__ for base in type(self).__mro__)):
+            raise ValueError(f"The checkpoint is of {saved}, and this is {type(self).__name__}: restore it by {saved}.")
 
     def _check_fingerprint(self, saved: str) -> None:
         name, fingerprint = self._dataset

@@ -68,6 +68,9 @@ class OfflineConfig(AlgorithmConfig):
         for name in cls.defaults:
             if name not in own:
                 raise TypeError(f"{cls.__name__}.defaults: there is no option {name!r}.{near(name, own)}")
+        for name in own:
+            if inspect.isroutine(getattr(cls, name, None)):
+                raise TypeError(f"{cls.__name__}: {name!r} is one of its methods: give the option another name.")
         for method in cls.option_groups:
             if method in vars(cls):
                 _document(vars(cls)[method], cls.own_options(method))
@@ -91,7 +94,7 @@ class OfflineConfig(AlgorithmConfig):
     @classmethod
     def algorithm_class(cls) -> type:
         """The algorithm of this config."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{cls.__name__}.algorithm_class(): return the class of its algorithm.")
 
     # -- options ---------------------------------------------------------------------------------------------------
 
@@ -221,6 +224,10 @@ class OfflineConfig(AlgorithmConfig):
             if not option.check.holds(value):
                 hint = option.check.hint(value)
                 self.refuse(f"`{name}` must be {option.check.expected}; found {value!r}.{hint}")
+        known = {*vars(type(self)()), "class"}  # the latter is in RLlib's dictionaries
+        for name in vars(self):
+            if name not in known:  # Tune's `param_space` may be a dictionary, or another algorithm's config
+                self.refuse(f"{type(self).__name__} has no option {name!r}.{near(name, known)}")
         check_unused(self)
         self.check()
 
@@ -249,6 +256,9 @@ class OfflineConfig(AlgorithmConfig):
                 "`num_gpus_per_learner` must be 0 or a whole number for several learners, which can't share a GPU: "
                 f"found num_gpus_per_learner={self.num_gpus_per_learner} with num_learners={self.num_learners}."
             )
+        base = next(c for c in self.default_learner_class.__mro__ if c.__module__.startswith("rllib_damo.core."))
+        if not (isinstance(self.learner_class, type) and issubclass(self.learner_class, base)):
+            self.refuse(f"`learner_class` must extend {base.__name__}; found {self.learner_class!r}.")
         self._check_runners()
         self._check_spaces()
 

@@ -9,6 +9,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, NUM_EPISODES_LIFETIME
 
+from rllib_damo.errors import UserError
 from rllib_damo.evaluation.rounds import Evaluation, MissedEvaluations, play_in_rounds
 from rllib_damo.utils import ray_internals
 
@@ -45,6 +46,11 @@ class EvaluatedAlgorithm(Algorithm):
             RuntimeError: no evaluation runner could play, for more evaluations than are tolerated; with the cause.
         """
         group, self._has_checked = self.eval_env_runner_group, False
+        if group is None and not self.config.custom_evaluation_function:  # RLlib's would ask the training runner
+            raise UserError(
+                "There are no evaluation runners: set `config.evaluation(evaluation_interval=...)` (a large one for "
+                "`evaluate()` alone) and `config.environment(env=...)`."
+            )
         ray_internals.forget_skipped_evaluations(self)  # which are counted here
         results = super().evaluate(*args, **kwargs)
         is_remote = group is not None and group.num_remote_env_runners() and not self.config.custom_evaluation_function

@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rllib_damo.utils.names import near
 
 
@@ -135,7 +137,7 @@ rate = number("a number in (0, 1]", lambda v: 0 < v <= 1)
 share = number("a number in [0, 1)", lambda v: 0 <= v < 1)
 count = Check("a whole number >= 1", is_count)
 count_or_zero = Check("a whole number >= 0", lambda v: is_count(v) or (is_number(v) and v == 0))
-flag = Check("True or False", lambda v: isinstance(v, bool))
+flag = Check("True or False", lambda v: isinstance(v, (bool, np.bool_)))
 learning_rate = schedule_of(positive)
 widths = Check(
     "a tuple of layer widths, such as (256, 256)",

@@ -31,7 +31,7 @@ class SealedCheckpoints(Checkpointable):
         if filesystem is None and path is not None:
             filesystem, path = _place(path)
         saved = super().save_to_path(path, filesystem=filesystem, **kwargs)
-        seal(saved, filesystem, self._last_result)
+        seal(saved, filesystem, self._last_result, [name for name, _ in self.get_checkpointable_components()])
         return saved
 
     @override(Checkpointable)

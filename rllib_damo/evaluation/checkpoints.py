@@ -11,7 +11,7 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +114,8 @@ def read_pickle(file: str | Path, filesystem: fs.FileSystem | None = None) -> An
     try:
         with (filesystem or fs.LocalFileSystem()).open_input_file(str(file)) as stream:
             return pickle.loads(stream.read())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no checkpoint at {Path(file).parent}: there is no {Path(file).name}.") from error
     except (ImportError, AttributeError) as error:
         raise CheckpointError(f"{file} cannot be read: {missing_code(error)}") from error
     except Exception as error:  # a damaged pickle may raise any
@@ -129,7 +131,12 @@ def missing_code(error: ImportError | AttributeError) -> str:
     return f"{error}. Install what is missing, or give the file that defines it (--file)."
 
 
-def seal(folder: str | Path, filesystem: fs.FileSystem | None = None, metrics: Mapping[str, Any] | None = None) -> None:
+def seal(
+    folder: str | Path,
+    filesystem: fs.FileSystem | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    components: Collection[str] | None = None,
+) -> None:
     """Writes the manifest of a checkpoint, as its last file.
 
     Args:
@@ -137,12 +144,13 @@ def seal(folder: str | Path, filesystem: fs.FileSystem | None = None, metrics: M
         filesystem: of this machine by default.
         metrics: the result that belongs to the checkpoint. Its numbers are kept, so that a run can be resumed from
             here if Tune's own record is lost.
+        components: names of the checkpoint's own folders; whatever else lies there is not its own. None: all is.
     """
     filesystem, root = filesystem or fs.LocalFileSystem(), str(folder).rstrip("/")
     files = {
         name: {"size": size, "sha256": _digest(filesystem, f"{root}/{name}")}
         for name, size in _files(filesystem, root)
-        if name != MANIFEST
+        if name != MANIFEST and _is_own(name, components)
     }
     with filesystem.open_output_stream(f"{root}/{MANIFEST}") as stream:
         stream.write(json.dumps({"metrics": _numbers(metrics or {}), "files": files}, indent=1).encode())
@@ -165,7 +173,7 @@ def verify(folder: str | Path, filesystem: fs.FileSystem | None = None, *, conte
         CheckpointError: for a missing, truncated or changed file; the message names it.
     """
     filesystem, given = filesystem or fs.LocalFileSystem(), PurePosixPath(str(folder).rstrip("/"))
-    marks = (METADATA, MANIFEST, COMPONENT_LEARNER_GROUP)
+    marks = (METADATA, COMPONENT_LEARNER_GROUP)  # other programs write files of the manifest's name, too
     places = (given, *given.parents[:4])
     root = next((place for place in places if any(_exists(filesystem, place / mark) for mark in marks)), None)
     if root is None:  # a module's own checkpoint
@@ -222,6 +230,11 @@ def _files(filesystem: fs.FileSystem, root: str) -> Iterator[tuple[str, int]]:
     for info in sorted(filesystem.get_file_info(fs.FileSelector(root, recursive=True)), key=lambda info: info.path):
         if info.is_file:
             yield str(PurePosixPath(info.path).relative_to(PurePosixPath(root))), info.size
+
+
+def _is_own(name: str, components: Collection[str] | None) -> bool:
+    first, *rest = PurePosixPath(name).parts
+    return components is None or (first in components if rest else first in (METADATA, CONSTRUCTOR, *STATES))
 
 
 def _digest(filesystem: fs.FileSystem, file: str) -> str:
