@@ -18,12 +18,13 @@ ArrayFn = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class Divergence:
-    """f, f', the conjugate f* and f*' (docs/damo.md 7)."""
+    """f, f', the conjugate f*, f*' and f*'' (docs/damo.md 7)."""
 
     f: ArrayFn
     f_prime: ArrayFn
     conjugate: ArrayFn
     conjugate_prime: ArrayFn
+    conjugate_second: ArrayFn
 
 
 DIVERGENCES: dict[str, Divergence] = {
@@ -32,6 +33,7 @@ DIVERGENCES: dict[str, Divergence] = {
         f_prime=lambda x: x,
         conjugate=lambda y: y**2 / 2,
         conjugate_prime=lambda y: y,
+        conjugate_second=np.ones_like,
     ),
     # y + y²/4 for y >= -2 and -1 below, written as one square
     "chi_squared": Divergence(
@@ -39,6 +41,7 @@ DIVERGENCES: dict[str, Divergence] = {
         f_prime=lambda x: 2 * (x - 1),
         conjugate=lambda y: np.maximum(1 + y / 2, 0) ** 2 - 1,
         conjugate_prime=lambda y: np.maximum(1 + y / 2, 0),
+        conjugate_second=lambda y: 0.5 * (y > -2),
     ),
     # p = 1.5 and q = 3
     "power": Divergence(
@@ -46,6 +49,7 @@ DIVERGENCES: dict[str, Divergence] = {
         f_prime=lambda x: np.sign(x) * x**2,
         conjugate=lambda y: np.abs(y) ** 1.5 / 1.5,
         conjugate_prime=lambda y: np.sign(y) * np.sqrt(np.abs(y)),
+        conjugate_second=lambda y: 0.5 / np.sqrt(np.maximum(np.abs(y), 1e-12)),
     ),
 }
 #: p of "power".
@@ -207,12 +211,7 @@ class Dual:
     def _newton_step(self, q: Array, all_rows: bool = False) -> Array:
         y = self.residual(q) / self.eta
         slope = 1 + y / 2 if all_rows else self.divergence.conjugate_prime(y)
-        if self.name == "half_squared":
-            curvature = np.ones_like(y)
-        elif self.name == "power" and not all_rows:
-            curvature = 0.5 / np.sqrt(np.maximum(np.abs(y), 1e-12))
-        else:
-            curvature = 0.5 * (np.ones_like(y) if all_rows else y > -2)
+        curvature = 0.5 * np.ones_like(y) if all_rows else self.divergence.conjugate_second(y)
         gradient = self.initial_map + self.residual_map.T @ (self.rho * slope).ravel()
         hessian = self.residual_map.T @ ((curvature / self.eta * self.rho).ravel()[:, None] * self.residual_map)
         step: Array = np.linalg.lstsq(hessian, gradient, rcond=1e-13)[0]

@@ -15,6 +15,7 @@ from ray.rllib.utils.test_utils import check
 
 from rllib_damo import DAMO, BehaviorCloningConfig, DAMOConfig
 from rllib_damo.data.generate import datasets
+from rllib_damo.evaluation.checkpoints import seal
 from tests.small_runs import module_state, train_policy
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -183,6 +184,7 @@ def test_a_checkpoint_that_is_older_than_an_option_goes_on_with_its_default(conf
     older = stored["ctor_args_and_kwargs"][0][0]
     del older["cuda_graphs"]
     file.write_bytes(cloudpickle.dumps(stored))
+    seal(path)
     restored = DAMO.from_checkpoint(path)
     assert restored.config.cuda_graphs is False
     assert restored.config.hidden_dims == (32, 32)  # what it does have stays

@@ -14,7 +14,7 @@ from rllib_damo.data.formats.minari_files import write_minari
 from rllib_damo.data.formats.reader import Conventions
 from rllib_damo.data.info import describe, plot, report
 from rllib_damo.data.sources import load, resolve
-from rllib_damo.errors import DataError
+from rllib_damo.errors import DataError, UserError
 from tests.data_helpers import ACTION_SPACE, OBSERVATION_SPACE, assert_equal, make_transitions
 
 ENV = "Pendulum-v1"  # three observations; its one action is not ours, so the tests name it only where spaces are unused
@@ -59,7 +59,7 @@ def test_the_environment_gives_what_the_file_does_not(tmp_path) -> None:
     assert convert(src, "test/plain-v0", env_id=ENV) == "test/plain-v0"
     assert minari.load_dataset("test/plain-v0").env_spec.id == ENV
     assert_equal(load("test/plain-v0"), data)
-    with pytest.raises(DataError, match=r"env='Nothing-v9' .--env."):
+    with pytest.raises(UserError, match=r"env='Nothing-v9' .--env."):
         convert(src, "test/other-v0", env_id="Nothing-v9")
     with pytest.raises(DataError, match="exists"):
         convert(src, "test/plain-v0", env_id=ENV)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import scores
 
-from rllib_damo import ALGORITHMS, BehaviorCloningConfig, DAMOConfig, MOPOConfig, TD3BCConfig
+from rllib_damo import ALGORITHMS, DAMOConfig
 from rllib_damo.command import data as data_cli
 from rllib_damo.command import rllib
 from rllib_damo.command.inputs import parse_json
@@ -133,7 +133,7 @@ def test_flags_in_sentences_exist() -> None:
 def test_settings_in_sentences_are_accepted() -> None:
     """`.training(eta=1)` can be called, and `eta=1` is an option of some algorithm."""
     names = {"DAMOConfig": DAMOConfig, "f": lambda obs, actions, next_obs: None}
-    configs = [config() for config in (DAMOConfig, MOPOConfig, TD3BCConfig, BehaviorCloningConfig)]
+    configs = [algorithm.get_default_config() for algorithm in ALGORITHMS.values()]
     for span in SPANS:
         if re.fullmatch(r"\.\w+\(.*\)", span):
             eval(f"DAMOConfig(){span}", dict(names))

@@ -137,5 +137,5 @@ def test_surrogate_with_a_perfect_model_is_the_penalised_return(divergence: str)
     problem = random_problem(0)
     problem = dataclasses.replace(problem, model=problem.real)
     penalised = problem.value() - 2.0 * kl(problem.rho_real, problem.rho_behavior)
-    constant = {"half_squared": 1 / 2, "chi_squared": 0.0, "power": 1 / 3}[divergence]
+    constant = float(DIVERGENCES[divergence].f(np.ones(1))[0])
     assert problem.surrogate(2.0, divergence) == pytest.approx(penalised - 2.0 * constant, abs=TOLERANCE)

@@ -219,6 +219,15 @@ def evaluate_now() -> None:
     assert ray_internals.evaluate_now(SimpleNamespace(_run_one_evaluation=lambda: {"a": 1})) == {"a": 1}
 
 
+def forget_skipped_evaluations() -> None:
+    algorithm = SimpleNamespace(_counters={})
+    ray_internals.forget_skipped_evaluations(algorithm)
+    ((name, count),) = algorithm._counters.items()
+    assert count < 0
+    source = inspect.getsource(Algorithm.evaluate)
+    assert name in source or "consecutive" not in source  # a version that does not count
+
+
 def runner_errors() -> None:
     died = ray.exceptions.ActorDiedError(ray.exceptions.RayTaskError("f", "Traceback\nOSError: no port", OSError()))
     lost = ray.exceptions.ActorUnavailableError("it is gone", None)
@@ -357,7 +366,8 @@ CHECKS = {check.__name__: check for check in (
     local_learner, learner_actors, learner_index, count_new_weights, accept_any_weights, log_trainable_parameters,
     schedule_learning_rates, wants_component, subcomponents, refuse, without_advice, is_frozen, given_model_config,
     given_module_spec, given_connector, private_options, keep_runner_states, setting_name, set_env_seed, require_reset,
-    env_to_module, evaluate_now, runner_errors, register, algorithm_names, is_trainable, is_env, env_creator,
+    env_to_module, evaluate_now, forget_skipped_evaluations,
+    runner_errors, register, algorithm_names, is_trainable, is_env, env_creator,
     stop_condition, add_callback, trial_folder, latest_checkpoint, forget_other_checkpoints, number_checkpoints_after,
     start_from, tensor_column, read_task, read_error,
 )}  # fmt: skip

@@ -84,5 +84,5 @@ def pretend(monkeypatch: Any) -> None:
     monkeypatch.setattr(torch, "Generator", _Generator)
     adam = importlib.import_module("torch.optim.adam")  # torch.optim hides its modules
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *args, **kwargs: None)
-    for module in ("ray.rllib.core.learner.torch.torch_learner", "rllib_damo.dynamics.rollout_runner"):
+    for module in ("ray.rllib.core.learner.torch.torch_learner", "rllib_damo.utils.policy_runner"):
         monkeypatch.setattr(f"{module}.get_device", lambda *args: DEVICE)

