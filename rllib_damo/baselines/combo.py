@@ -17,7 +17,7 @@ from rllib_damo.core.option_groups import CriticTraining, EntropyTraining, Model
 from rllib_damo.core.options import Option, count, flag, not_negative, one_of
 from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.rl_module import SACTorchRLModule
-from rllib_damo.core.sac import SACUpdate
+from rllib_damo.core.sac import NETWORK_OPTIONS, SHORT_RUN, SACUpdate
 from rllib_damo.core.update import Metrics, StepBatch, cosine
 
 
@@ -144,11 +144,8 @@ class COMBOConfig(ModelBasedConfig):
     """
 
     option_groups: ClassVar[Mapping[str, type]] = {**ModelBasedConfig.option_groups, "training": COMBOTraining}
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "actor_lr": 1e-4, "alpha_lr": 1e-4, "critic_layer_norm": True, "real_ratio": 0.5, "initial_alpha": 0.1,
-        "max_alpha": 1.0,
-    }  # fmt: skip
-    network_options = ("hidden_dims", "twin_q", "critic_layer_norm", "initial_alpha")
+    defaults = SHORT_RUN
+    network_options = NETWORK_OPTIONS
     default_module_class = SACTorchRLModule
     default_learner_class = COMBOTorchLearner
 

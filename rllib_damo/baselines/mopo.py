@@ -18,7 +18,7 @@ from rllib_damo.core.option_groups import CriticTraining, EntropyTraining, Model
 from rllib_damo.core.options import Option, not_negative, one_of
 from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.rl_module import SACTorchRLModule
-from rllib_damo.core.sac import SACUpdate
+from rllib_damo.core.sac import NETWORK_OPTIONS, SACUpdate
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.rollout import Model
@@ -88,7 +88,7 @@ class MOPOConfig(ModelBasedConfig):
 
     option_groups: ClassVar[Mapping[str, type]] = {**ModelBasedConfig.option_groups, "training": MOPOTraining}
     defaults: ClassVar[Mapping[str, Any]] = {"actor_lr": 1e-4, "alpha_lr": 1e-4}
-    network_options = ("hidden_dims", "twin_q", "critic_layer_norm", "initial_alpha")
+    network_options = NETWORK_OPTIONS
     default_module_class = SACTorchRLModule
     default_learner_class = MOPOTorchLearner
     rollout_runner_class = MOPORolloutEnvRunner

@@ -17,7 +17,7 @@ from rllib_damo.core.option_groups import CriticTraining, EntropyTraining, Model
 from rllib_damo.core.options import Option, count, count_or_zero, not_negative, positive
 from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.rl_module import SACTorchRLModule
-from rllib_damo.core.sac import SACUpdate
+from rllib_damo.core.sac import NETWORK_OPTIONS, SHORT_RUN, SACUpdate
 from rllib_damo.core.update import Draw, Metrics, RowGroup
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.termination import rule_of_model
@@ -256,11 +256,8 @@ class RAMBOConfig(ModelBasedConfig):
     """
 
     option_groups: ClassVar[Mapping[str, type]] = {**ModelBasedConfig.option_groups, "training": RAMBOTraining}
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "actor_lr": 1e-4, "alpha_lr": 1e-4, "critic_layer_norm": True, "real_ratio": 0.5, "initial_alpha": 0.1,
-        "max_alpha": 1.0,
-    }  # fmt: skip
-    network_options = ("hidden_dims", "twin_q", "critic_layer_norm", "initial_alpha")
+    defaults = SHORT_RUN
+    network_options = NETWORK_OPTIONS
     default_module_class = SACTorchRLModule
     default_learner_class = RAMBOTorchLearner
 
