@@ -226,7 +226,9 @@ class OfflineConfig(AlgorithmConfig):
                 self.refuse(f"`{name}` must be {option.check.expected}; found {value!r}.{hint}")
         known = {*vars(type(self)()), "class"}  # the latter is in RLlib's dictionaries
         for name in vars(self):
-            if name not in known:  # Tune's `param_space` may be a dictionary, or another algorithm's config
+            if name not in known and not name.startswith(
+                "_"
+            ):  # Tune's `param_space` may be a dictionary, or another algorithm's config
                 self.refuse(f"{type(self).__name__} has no option {name!r}.{near(name, known)}")
         check_unused(self)
         self.check()
