@@ -66,11 +66,11 @@ class PenalizedDynamics:
         def penalized(obs: Tensor, unit_actions: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
             next_obs, rewards = sample(obs, unit_actions, generator)
             rows = _ROWS if obs.device.type == "cpu" else max(1, len(obs))
-            doubt = torch.cat(
+            uncertainty = torch.cat(
                 [self._doubt(*part) for part in zip(obs.split(rows), unit_actions.split(rows), strict=True)]
             )
-            self._sum, self._count = self._sum + doubt.sum(), self._count + len(doubt)
-            return next_obs, rewards - self.penalty_coef * doubt
+            self._sum, self._count = self._sum + uncertainty.sum(), self._count + len(uncertainty)
+            return next_obs, rewards - self.penalty_coef * uncertainty
 
         return penalized
 

@@ -103,7 +103,7 @@ def try_rule(rule: TerminationFn, transitions: Transitions, device: torch.device
         device: where rollouts will call the rule.
 
     Returns:
-        Cautions, a sentence each, where the rule and the dataset's terminations are at odds.
+        Warnings, a sentence each, where the rule and the dataset's terminations are at odds.
 
     Raises:
         ValueError: the rule fails, or returns something else than a flag a row.

@@ -194,17 +194,17 @@ class DynamicsEnsemble(nn.Module):
             raise FileNotFoundError(
                 f"No dynamics file at {source}. Leave dynamics_path unset to train the model from the dataset."
             )
-        mend = "Delete it and train the dynamics again, or name another file in dynamics_path."
+        fix = "Delete it and train the dynamics again, or name another file in dynamics_path."
         try:
             content = torch.load(source, map_location=device, weights_only=True)
         except Exception as error:  # a damaged file may raise any
-            raise ValueError(f"{source} is damaged or not a dynamics file ({type(error).__name__}). {mend}") from error
+            raise ValueError(f"{source} is damaged or not a dynamics file ({type(error).__name__}). {fix}") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"{source} is not a dynamics file of format {_FORMAT!r}: found {found!r}. {mend}")
+            raise ValueError(f"{source} is not a dynamics file of format {_FORMAT!r}: found {found!r}. {fix}")
         model = cls(**content["hparams"]).to(device)
         try:
             model.load_state_dict(content["state"])
         except RuntimeError as error:
-            raise ValueError(f"{source} holds weights that do not fit its own sizes: {error}. {mend}") from error
+            raise ValueError(f"{source} holds weights that do not fit its own sizes: {error}. {fix}") from error
         return model
