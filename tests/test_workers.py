@@ -141,7 +141,6 @@ def _parameter_sums(learner) -> dict[str, float]:
     return {"rows": len(learner.model_buffer)} | {n: float(p.double().sum()) for n, p in module.named_parameters()}
 
 
-@pytest.mark.xfail(strict=False, reason="passes alone; after the tests above, Ray Data's executors stay: cause unknown")
 def test_a_round_that_is_in_the_model_buffer_leaves_the_object_store(config):
     """The Ray Dataset that brought it is gone, executor and all, without waiting for Python's garbage collection."""
     algo = config.evaluation(evaluation_interval=None).build_algo()
