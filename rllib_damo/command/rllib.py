@@ -44,6 +44,12 @@ def train(
         str | None, typer.Option("--env", "-e", help="Environment: a Gymnasium id, or one registered with Tune.")
     ] = None,
     input_: Annotated[str | None, typer.Option("--input", "-i", help="Offline dataset (`input_`).")] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Checkpoint to go on from, with the dataset of --input. Its config is used if none is given."
+        ),
+    ] = None,
     config: Annotated[
         str | None, typer.Option("--config", "-c", help="""JSON of settings to change: '{"eta": 1.0, "seed": 1}'.""")
     ] = None,
@@ -126,11 +132,14 @@ def train(
         ray_num_gpus=ray_num_gpus,
         verbosity=verbose,
     )
-    experiment, file_stop, source = _experiment(what or [], algo, context.obj)
+    experiment, file_stop, source = _experiment(what or [], algo, from_, context.obj)
     options.name = name or source.stem
     options.file = source if source.suffix == ".py" else None
     if input_ is not None:
         changes = {**changes, "input_": input_}
+    if from_ is not None:
+        changes = {**changes, "start_from": from_}
+        typer.echo(f"Goes on from {from_}: networks and optimisers are kept, rollouts start anew.")
     if env is not None:
         changes = {**changes, "env": env}
     experiment = inputs.apply_config(experiment, changes)
@@ -141,7 +150,7 @@ def train(
     raise typer.Exit(run(experiment, given_stop if given_stop is not None else file_stop, options))
 
 
-def _experiment(what: list[str], algo: str | None, preset: Any) -> tuple[AlgorithmConfig, Any, Path]:
+def _experiment(what: list[str], algo: str | None, from_: str | None, preset: Any) -> tuple[AlgorithmConfig, Any, Path]:
     """(config, stop, file or algorithm) of what `rllib train` was asked for; `preset` is what `run_config` passes."""
     if preset is not None:
         if what or algo is not None:
@@ -156,6 +165,10 @@ def _experiment(what: list[str], algo: str | None, preset: Any) -> tuple[Algorit
             raise UsageError("--algo and a file exclude each other: the file's `config` says the algorithm.")
         config, stop = inputs.load_file(Path(what[1]))
         return config, stop, Path(what[1])
+    if algo is None and from_ is not None:
+        with local_copy(from_) as folder:
+            config = load_config(folder).copy(copy_frozen=False)
+        return config, None, Path(config.algo_class.__name__)
     if algo is None:
         raise UsageError("nothing to train: `rllib train file X.py`, or `rllib train --algo A --env E`.")
     return inputs.default_config(algo), None, Path(algo)

@@ -21,13 +21,17 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 from ray.rllib.utils.typing import StateDict
+from typing_extensions import Self
 
 from rllib_damo.core import dataset_checks
 from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.evaluated_algorithm import EvaluatedAlgorithm
+from rllib_damo.core.going_on import Start
 from rllib_damo.core.sealed_checkpoints import SealedCheckpoints
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import UserError
+from rllib_damo.evaluation.checkpoints import load_config
+from rllib_damo.evaluation.storage import local_copy
 from rllib_damo.utils import ray_internals
 from rllib_damo.utils.batch import Batch, Layout
 from rllib_damo.utils.spaces import to_unit
@@ -38,6 +42,8 @@ COMPONENT_TRAINING = "offline_training"
 NUM_GRADIENT_STEPS = "num_gradient_steps_lifetime"
 DATA_WINDOW = "data_window"
 FINGERPRINT = "dataset_fingerprint"
+EARLIER_DATA = "earlier_dataset_fingerprints"
+REWARD_SCALE = "reward_scale"
 PHASE = "phase"
 ALGORITHM = "algorithm"
 
@@ -68,14 +74,30 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
         super().setup(config)
         self._num_gradient_steps = 0
         self._is_module_current = False  # whether what `get_module` gave is still the policy
+        name = self.config.start_from
+        self._start = None if name is None else Start.read(name, COMPONENT_TRAINING)
         transitions = self.offline_data.transitions
         for warning in self.dataset_warnings(transitions):
             logger.warning(f"{transitions.name}: {warning}.")
         self._dataset = transitions.name, transitions.fingerprint()
         self._reward_scale = self.reward_scale(transitions)
+        self._earlier_data: list[str] = []
+        if self._start is not None:
+            self._check_algorithm(self._start.training.get(ALGORITHM))
+            self._reward_scale = self._start.training.get(REWARD_SCALE, self._reward_scale)
         self._take_columns(self._set_dataset(transitions, fit=True))
+        if self._start is not None:
+            self._go_on(self._start)
         del transitions
         self.offline_data.release()
+
+    def _go_on(self, start: Start) -> None:
+        """Takes over what a checkpoint has learned, whatever its data."""
+        start.restore_learners(self.learner_group)
+        self._num_gradient_steps = start.training[NUM_GRADIENT_STEPS]
+        earlier = [*start.training.get(EARLIER_DATA, []), start.training[FINGERPRINT]]
+        self._earlier_data = [data for data in dict.fromkeys(earlier) if data != self._dataset[1]]
+        self._sync_evaluation()
 
     # -- hooks -----------------------------------------------------------------------------------------------------
 
@@ -224,6 +246,8 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
         return {
             ALGORITHM: type(self).__name__,
             FINGERPRINT: self._dataset[1],
+            EARLIER_DATA: self._earlier_data,
+            REWARD_SCALE: self._reward_scale,
             NUM_GRADIENT_STEPS: self._num_gradient_steps,
             DATA_WINDOW: self.offline_data.window,
         }
@@ -248,19 +272,49 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
         if saved != fingerprint:
             raise ValueError(
                 f"The checkpoint was trained on other data than {name} (fingerprints {saved[:12]} and "
-                f"{fingerprint[:12]}): give it the dataset it was trained on."
+                f"{fingerprint[:12]}): give it the dataset it was trained on. A new run goes on with other data: "
+                "`.offline_data(start_from=CHECKPOINT)`, or `rllib train --from CHECKPOINT --input DATA`."
             )
 
     def _set_training_state(self, state: Mapping[str, Any]) -> None:
         self._num_gradient_steps = state[NUM_GRADIENT_STEPS]
+        self._earlier_data = state.get(EARLIER_DATA, [])
         window = state[DATA_WINDOW]
         if self.offline_data.is_capped and window != self.offline_data.window:
             self._set_dataset(self.offline_data.skip_to(window), fit=False)
 
     @override(Algorithm)
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A checkpoint does not need the one that its run went on from."""
+        config = self.config.copy(copy_frozen=False)
+        config.start_from = None
+        config.freeze()
+        return (config,), {}
+
+    @classmethod
+    @override(SealedCheckpoints)
+    def from_checkpoint(cls, path: Any, filesystem: Any = None, *, input_: Any = None, **kwargs: Any) -> Self:
+        """A new algorithm in the state of a checkpoint.
+
+        Args:
+            path: the folder or the address of a checkpoint.
+            filesystem: where the path is.
+            input_: another dataset. The algorithm then goes on with it from the checkpoint (``start_from``).
+        """
+        if input_ is None:
+            return super().from_checkpoint(path, filesystem, **kwargs)
+        with local_copy(path) as folder:
+            config = load_config(folder).copy(copy_frozen=False)
+        config.offline_data(input_=input_, start_from=path)
+        return config.build_algo()
+
+    @override(Algorithm)
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         """Restores all components; the evaluation runners take the weights even if these are older than theirs."""
         super().restore_from_path(path, *args, **kwargs)
+        self._sync_evaluation()
+
+    def _sync_evaluation(self) -> None:
         if self.eval_env_runner_group is not None:
             self.eval_env_runner_group.foreach_env_runner(ray_internals.accept_any_weights)
             self.eval_env_runner_group.sync_weights(

@@ -121,6 +121,8 @@ class OfflineConfig(AlgorithmConfig):
         """Sets the dataset: the package's options, and RLlib's own of this method."""
         if "input_" in options:
             options["input_"] = absolute_input(options["input_"])
+        if options.get("start_from"):
+            options["start_from"] = absolute_input(str(options["start_from"]))
         return self._take("offline_data", options)
 
     def _take(self, method: str, given: Mapping[str, Any]) -> Self:
@@ -299,6 +301,7 @@ class OfflineConfig(AlgorithmConfig):
             self.callbacks([ScoreCallbacks, *callbacks])
         # Tune's `param_space` may be a dictionary, which has passed no method of this class.
         self._make_absolute("input_", absolute_input)
+        self._make_absolute("start_from", absolute_input)
         if self.observation_space is None and self.env is not None and not self.in_evaluation:
             env = make_env(self.env, self.env_config)
             self.environment(observation_space=env.observation_space, action_space=env.action_space)

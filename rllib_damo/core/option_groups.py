@@ -222,6 +222,15 @@ class DataOptions(TypedDict, total=False):
             "or `Transitions`. Relative paths are made absolute.",
         ),
     ]
+    start_from: Annotated[
+        str | None,
+        Option(
+            None,
+            optional(path),
+            "A checkpoint, by folder or address, to go on from with this dataset: networks and optimisers are taken "
+            "over, the dynamics model is trained further from its weights, rollouts start anew.",
+        ),
+    ]
     max_dataset_rows: Annotated[
         int | None,
         Option(

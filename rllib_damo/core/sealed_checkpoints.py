@@ -11,7 +11,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from typing_extensions import Self
 
 from rllib_damo.evaluation.checkpoints import ANNOUNCEMENT, CONSTRUCTOR, read_pickle, seal, verify
-from rllib_damo.utils.paths import absolute
+from rllib_damo.utils.paths import place_of
 
 
 class SealedCheckpoints(Checkpointable):
@@ -29,7 +29,7 @@ class SealedCheckpoints(Checkpointable):
     ) -> str:
         """Saves all components, and then the manifest with their sizes and hashes."""
         if filesystem is None and path is not None:
-            filesystem, path = _place(path)
+            filesystem, path = place_of(path)
         saved = super().save_to_path(path, filesystem=filesystem, **kwargs)
         seal(saved, filesystem, self._last_result, [name for name, _ in self.get_checkpointable_components()])
         return saved
@@ -49,7 +49,7 @@ class SealedCheckpoints(Checkpointable):
             CheckpointError: a file is missing, truncated or changed; nothing has been restored then.
         """
         if filesystem is None:
-            filesystem, path = _place(path)
+            filesystem, path = place_of(path)
         verify(path, filesystem)
         super().restore_from_path(path, component=component, filesystem=filesystem, **kwargs)
 
@@ -63,12 +63,7 @@ class SealedCheckpoints(Checkpointable):
         """
         if isinstance(path, (str, Path)):
             if filesystem is None:
-                filesystem, path = _place(path)
+                filesystem, path = place_of(path)
             verify(path, filesystem, contents=False)  # which `restore_from_path` compares
             read_pickle(f"{path}/{CONSTRUCTOR}", filesystem)  # RLlib only warns, and fails later
         return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
-
-
-def _place(path: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The filesystem of a path or an address, and the path on it."""
-    return pyarrow.fs.FileSystem.from_uri(str(path) if "://" in str(path) else absolute(path))

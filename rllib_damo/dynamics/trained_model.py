@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ class DynamicsComponent:
         columns: the dataset's columns (NumPy arrays, unit actions).
         name: the dataset's name, for messages.
         fingerprint: of its content.
+        parent: the file of a model of other data, whose weights training starts from.
 
     Attributes:
         path: the trained model's file, once ``ready``.
@@ -39,8 +41,10 @@ class DynamicsComponent:
         ValueError: ``dynamics_path`` holds no model for this dataset, or a model is to be trained and can't be kept.
     """
 
-    def __init__(self, config: AlgorithmConfig, columns: Batch, name: str, fingerprint: str):
-        self.config, self.name = config, name
+    def __init__(
+        self, config: AlgorithmConfig, columns: Batch, name: str, fingerprint: str, parent: bytes | None = None
+    ):
+        self.config, self.name, self._fingerprint, self._parent = config, name, fingerprint, parent
         self.columns: Batch | None = columns  # until the model is trained
         wants_gpu = config.num_gpus_per_learner > 0 or config.num_gpus_per_env_runner > 0
         self.device = torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
@@ -52,13 +56,20 @@ class DynamicsComponent:
             self._check(self.path, columns)
             self._finish()
         else:
-            self.key = cache.key(fingerprint, self._settings(), config.seed or 0)
-            self.path = cache.path(self.key, config.dynamics_cache_dir)
+            self._locate()
             self.ready = False
             if self.path.exists() and self._is_sound():
                 self._finish()
             else:
                 cache.check_writable(config.dynamics_cache_dir)
+
+    def _locate(self) -> None:
+        """Where the cache has, or will have, the model."""
+        settings = self._settings()
+        if self._parent is not None:
+            settings["parent"] = hashlib.sha256(self._parent).hexdigest()
+        self.key = cache.key(self._fingerprint, settings, self.config.seed or 0)
+        self.path = cache.path(self.key, self.config.dynamics_cache_dir)
 
     def _settings(self) -> dict[str, Any]:
         c = self.config
@@ -159,14 +170,17 @@ class DynamicsComponent:
         c, rows = self.config, self.columns
         assert rows is not None  # it is not trained yet
         torch.manual_seed(c.seed or 0)
-        ensemble = DynamicsEnsemble(
-            rows.obs.shape[1],
-            rows.actions.shape[1],
-            hidden_dims=tuple(c.dynamics_hidden_dims),
-            num_ensemble=c.num_ensemble,
-            num_elites=c.num_elites,
-            learn_terminations=self.learn_terminations,
-        ).to(self.device)
+        if self._parent is None:
+            ensemble = DynamicsEnsemble(
+                rows.obs.shape[1],
+                rows.actions.shape[1],
+                hidden_dims=tuple(c.dynamics_hidden_dims),
+                num_ensemble=c.num_ensemble,
+                num_elites=c.num_elites,
+                learn_terminations=self.learn_terminations,
+            ).to(self.device)
+        else:
+            ensemble = DynamicsEnsemble.load(cache.write(self._parent, c.dynamics_cache_dir), self.device)
         return DynamicsTrainer(
             ensemble,
             rows.obs,
@@ -184,6 +198,7 @@ class DynamicsComponent:
             precision=c.dynamics_precision,
             seed=c.seed or 0,
             device=self.device,
+            fit_statistics=self._parent is None,
         )
 
     def _finish(self) -> None:
@@ -211,7 +226,7 @@ class DynamicsComponent:
         if self.ready:
             state["file"] = self._content
         elif self._trainer is not None:
-            state["trainer"] = self._trainer.state_dict()
+            state |= {"trainer": self._trainer.state_dict(), "parent": self._parent}
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -221,5 +236,7 @@ class DynamicsComponent:
                 self.path = cache.write(state["file"], self.config.dynamics_cache_dir)
             self._finish()
         elif state["trainer"] is not None and not self.ready:
+            self._parent = state.get("parent")
+            self._locate()
             self._trainer = self._make_trainer()
             self._trainer.load_state_dict(state["trainer"])

@@ -8,7 +8,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow.fs
 
 from rllib_damo.errors import DataError
 
@@ -47,6 +50,14 @@ def _on_this_machine(address: str) -> str:
         f"{without_password(address)}: dynamics_cache_dir, dynamics_path and RLLIB_DAMO_CACHE must be a folder or file "
         f"of this machine; for several machines, on a filesystem that all of them see.{found}"
     )
+
+
+def place_of(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The filesystem of a path or an address, and the path on it."""
+    # Imported here, since the processes that play episodes do not need pyarrow.
+    import pyarrow.fs
+
+    return pyarrow.fs.FileSystem.from_uri(str(place) if "://" in str(place) else absolute(place))
 
 
 def absolute_input(place: Any) -> Any:
