@@ -7,10 +7,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.bc import BCConfig
+from ray.rllib.algorithms.cql import CQLConfig
+from ray.rllib.algorithms.iql import IQLConfig
+from ray.rllib.algorithms.marwil import MARWILConfig
 
 from rllib_damo import ALGORITHMS, DAMOConfig
 from rllib_damo.command.inputs import apply_config, parse_json
+from rllib_damo.core.config import OfflineConfig
 from rllib_damo.data.generate.datasets import ENVS
+from rllib_damo.data.rllib_input import with_package_readers
 from rllib_damo.errors import UsageError
 from rllib_damo.utils.names import near
 
@@ -23,7 +29,10 @@ METHODS: dict[str, Callable[[], AlgorithmConfig]] = {
 } | {
     name.lower(): ALGORITHMS[name].get_default_config
     for name in ("MOPO", "MOBILE", "COMBO", "RAMBO", "TD3BC", "ReBRAC", "ODICE", "AlgaeDICE", "OptiDICE")
-}
+} | {
+    # RLlib's own, with RLlib's networks and settings
+    "rllib-bc": BCConfig, "rllib-marwil": MARWILConfig, "rllib-cql": CQLConfig, "rllib-iql": IQLConfig,
+}  # fmt: skip
 
 # All methods alike: small networks, for a small budget.
 _MUJOCO: dict[str, Any] = {"hidden_dims": (128, 128)}
@@ -144,6 +153,11 @@ def settings(task: str, method: str) -> dict[str, Any]:
     return table.get(method, {})
 
 
+def steps_per_iteration(config: AlgorithmConfig) -> int:
+    """Gradient steps of one `train()`."""
+    return config.rollout_freq if isinstance(config, OfflineConfig) else config.dataset_num_iters_per_learner
+
+
 def make_config(
     task: str, method: str, seed: int, input_: str, overrides: Mapping[str, Any], episodes: int
 ) -> AlgorithmConfig:
@@ -163,8 +177,11 @@ def make_config(
     if method not in METHODS:
         raise UsageError(f"--methods: unknown {method!r}.{near(method, METHODS)} Known: {', '.join(METHODS)}.")
     config = METHODS[method]().environment(environment(task)).offline_data(input_=input_).debugging(seed=seed)
-    config.evaluation(evaluation_interval=1_000_000_000, evaluation_duration=episodes)
     config.resources(num_cpus_for_main_process=1)
+    if isinstance(config, OfflineConfig):
+        config.evaluation(evaluation_interval=1_000_000_000, evaluation_duration=episodes)
+    else:
+        config = with_package_readers(config.training(train_batch_size_per_learner=256))
     made = apply_config(config, {**settings(task, method), **overrides}, "settings")
     made.copy(copy_frozen=False).validate()
     return made
