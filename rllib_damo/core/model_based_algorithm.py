@@ -90,6 +90,12 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         super().before_steps()
         with self.metrics.log_time((TIMERS, "rollouts")):
             parts = self.roll_out()
+        if parts and not any(len(part if isinstance(part, pa.Table) else part["rewards"]) for part in parts):
+            raise RuntimeError(
+                f"No prediction of the dynamics model {self.dynamics.path} is finite, from any start state of this "
+                "round of rollouts. Restore the last checkpoint with smaller learning rates; or delete the file, and "
+                "train the model anew with a smaller dynamics_lr."
+            )
         if parts:
             with self.metrics.log_time((TIMERS, "model_buffer")):
                 self._fill_model_buffers(parts)

@@ -8,6 +8,7 @@ workers.
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import queue
@@ -22,6 +23,9 @@ import torch
 
 from rllib_damo.data.generate.collect import FIELDS
 from rllib_damo.data.generate.worker import ANSWER, run_unit
+from rllib_damo.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 UNIT_TRANSITIONS = 16_000  # about: what a worker plays in one go, some seconds
 MAX_UNIT_EPISODES = 256
@@ -80,8 +84,11 @@ class _Progress:
         self.running: set[int] = set()
         self.done: dict[int, int] = {}  # unit to transitions
         for path in folder.glob(stream.path(folder, 0).name.replace("00000", "?????")):
-            with np.load(path, allow_pickle=False) as file:
-                self.done[int(path.stem[-5:])] = int(file["lengths"].sum())
+            try:
+                self.done[int(path.stem[-5:])] = int(_read(path)["lengths"].sum())
+            except DataError as error:
+                logger.warning("%s Its episodes are played again.", error)
+                path.unlink()
 
     def played(self) -> int:
         """Transitions of the units before the first that is missing, at most those wanted."""
@@ -227,8 +234,16 @@ def _worker_pool(num: int, folder: pathlib.Path) -> Iterator[tuple[Send, Answers
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in (*FIELDS, "lengths")}
+    """A unit's arrays, whose CRCs NumPy compares.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in (*FIELDS, "lengths")}
+    except Exception as error:  # a damaged file may raise any
+        raise DataError(f"{path} is damaged ({error}).") from error
 
 
 def join(streams: Sequence[Stream], folder: pathlib.Path) -> dict[str, np.ndarray]:
