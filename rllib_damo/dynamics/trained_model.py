@@ -148,9 +148,9 @@ class DynamicsComponent:
                 self._trainer.finish().save(self.path)
             except OSError as error:
                 raise ValueError(
-                    f"The dynamics model is trained and can't be written to {self.path} ({error.strerror}). Make room "
-                    "and train on; or save a checkpoint and restore it with another dynamics_cache_dir or "
-                    "RLLIB_DAMO_CACHE."
+                    f"The dynamics model is trained and can't be written to {self.path} "
+                    f"({error.strerror or error}). Make room and train on; or save a checkpoint and restore it with "
+                    "another dynamics_cache_dir or RLLIB_DAMO_CACHE."
                 ) from error
             self._finish()
         return metrics

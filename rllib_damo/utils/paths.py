@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rllib_damo.errors import DataError
+from rllib_damo.utils.disk import disk_full, is_full
 
 
 def cache_root() -> Path:
@@ -64,6 +65,7 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[P
 
     Raises:
         DataError: if ``path`` exists and `overwrite` is not set; nothing has been done then.
+        DiskFullError: there is no room.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -73,6 +75,10 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[P
     try:
         yield scratch
         os.replace(scratch, path)
+    except OSError as error:
+        if is_full(error):
+            raise disk_full(str(path), path, "try again") from error
+        raise
     finally:
         scratch.unlink(missing_ok=True)
 

@@ -23,12 +23,13 @@ import torch
 
 from rllib_damo.data.generate.collect import FIELDS
 from rllib_damo.data.generate.worker import ANSWER, run_unit
-from rllib_damo.errors import DataError
+from rllib_damo.errors import DataError, DiskFullError
 
 logger = logging.getLogger(__name__)
 
 UNIT_TRANSITIONS = 16_000  # about: what a worker plays in one go, some seconds
 MAX_UNIT_EPISODES = 256
+_PACKAGE = pathlib.Path(__file__).parents[2]
 # Runs worker.main without the package's __init__, which would import Ray and torch: seconds and 400 MB a worker.
 _START_WORKER = """
 import sys, types
@@ -126,6 +127,7 @@ def play_units(
         report: called with the number of wanted transitions played so far.
 
     Raises:
+        DiskFullError: there is no room for a unit.
         RuntimeError: when a worker stops, with the end of its output.
     """
     progress = [_Progress(stream, folder) for stream in streams]
@@ -203,13 +205,15 @@ def _worker_pool(num: int, folder: pathlib.Path) -> Iterator[tuple[Send, Answers
         if transitions is None:
             processes[worker].wait()
             tail = logs[worker].read_text(errors="replace")[-2000:].strip()
+            if DiskFullError.__name__ in tail:
+                raise DiskFullError(tail.rpartition(f"{DiskFullError.__name__}: ")[2])
             raise RuntimeError(f"a worker stopped with exit code {processes[worker].returncode}:\n{tail}")
         return worker, transitions
 
     try:
         for log in logs:
             with log.open("w") as file:
-                command = [sys.executable, "-c", _START_WORKER, str(pathlib.Path(__file__).parents[1])]
+                command = [sys.executable, "-c", _START_WORKER, str(_PACKAGE)]
                 processes.append(
                     subprocess.Popen(
                         command,
