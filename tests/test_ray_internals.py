@@ -14,11 +14,12 @@ import pyarrow as pa
 import pytest
 import ray
 from ray import tune
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.bc import BCConfig
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from ray.train._internal.session import _TrainingResult
 from ray.train._internal.storage import StorageContext
 from ray.tune import Trainable
@@ -80,6 +81,18 @@ def local_learner() -> None:
 def learner_actors() -> None:
     assert ray_internals.learner_actors(make_group()) == []
     assert "self._workers = [" in inspect.getsource(LearnerGroup.__init__)
+
+
+def num_lost_learners() -> None:
+    assert ray_internals.num_lost_learners(make_group()) == 0
+    manager = SimpleNamespace(num_actors=lambda: 2, num_healthy_actors=lambda: 1)
+    assert ray_internals.num_lost_learners(SimpleNamespace(_worker_manager=manager)) == 1
+    assert hasattr(FaultTolerantActorManager, "num_actors")
+    assert hasattr(FaultTolerantActorManager, "num_healthy_actors")
+
+
+def why_died() -> None:
+    assert ray_internals.why_died(ActorDiedError()) == "The actor died unexpectedly before finishing this task."
 
 
 def learner_index() -> None:
@@ -385,7 +398,8 @@ def read_error() -> None:
 
 
 CHECKS = {check.__name__: check for check in (
-    local_learner, learner_actors, learner_index, count_new_weights, accept_any_weights, log_trainable_parameters,
+    local_learner, learner_actors, num_lost_learners, why_died,
+    learner_index, count_new_weights, accept_any_weights, log_trainable_parameters,
     schedule_learning_rates, wants_component, subcomponents, refuse, without_advice, is_frozen, given_model_config,
     given_module_spec, given_connector, private_options, keep_runner_states, setting_name, set_env_seed, require_reset,
     env_to_module, evaluate_now, forget_skipped_evaluations,

@@ -155,7 +155,8 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         workers = ray_internals.learner_actors(self.learner_group)
         size = len(round_) // len(workers)
         parts = [ray.data.from_blocks([round_.slice(i * size, size)]) for i in range(len(workers))]
-        ray.get([worker.add_rollouts.remote(part) for worker, part in zip(workers, parts, strict=True)])
+        with self.guarding_learners():
+            ray.get([worker.add_rollouts.remote(part) for worker, part in zip(workers, parts, strict=True)])
 
     @override(OfflineAlgorithm)
     def cleanup(self) -> None:

@@ -15,7 +15,7 @@ from pyarrow import fs
 from ray.data import ReadTask
 from ray.data.block import BlockMetadata
 from ray.data.extensions import ArrowTensorArray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.registry import ALGORITHMS
@@ -40,6 +40,18 @@ def local_learner(group: LearnerGroup) -> Any:
 def learner_actors(group: LearnerGroup) -> list[Any]:
     """The actors of remote learners, in order; empty where the learner is in this process."""
     return list(group._workers or ())
+
+
+def num_lost_learners(group: LearnerGroup) -> int:
+    """How many learner actors died or raised an error, and are no longer called; as far as is known by now."""
+    manager = group._worker_manager
+    return 0 if manager is None else manager.num_actors() - manager.num_healthy_actors()
+
+
+def why_died(error: RayActorError) -> str:
+    """The first and the last line of what Ray says of an actor that died; between them is its address."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(dict.fromkeys((lines[0], lines[-1])))
 
 
 def learner_index(learner: Learner) -> int:
