@@ -17,8 +17,9 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_damo.command import episodes as playback
 from rllib_damo.command import inputs
+from rllib_damo.command.report import FAILED, OK, USAGE
 from rllib_damo.command.run import RunOptions, quieten, run
-from rllib_damo.errors import UsageError, UserError
+from rllib_damo.errors import DiskFullError, UsageError, UserError
 from rllib_damo.evaluation.checkpoints import load_config
 from rllib_damo.evaluation.play import play
 from rllib_damo.evaluation.storage import local_copy
@@ -242,10 +243,10 @@ def invoke(arguments: list[str], preset: Any = None) -> int:
         app(arguments, obj=preset, prog_name="rllib")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
-    except UserError as error:
+    except (UserError, DiskFullError) as error:
         typer.echo(f"Error: {error}", err=True)
-        return 2
-    return 0
+        return USAGE if isinstance(error, UserError) else FAILED
+    return OK
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Mapping
-from operator import methodcaller
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +26,7 @@ from rllib_damo.core import dataset_checks
 from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.evaluated_algorithm import EvaluatedAlgorithm
 from rllib_damo.core.going_on import Start
+from rllib_damo.core.guarded_learners import GuardedLearners
 from rllib_damo.core.sealed_checkpoints import SealedCheckpoints
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import UserError
@@ -48,7 +48,7 @@ PHASE = "phase"
 ALGORITHM = "algorithm"
 
 
-class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
+class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
     """Gradient steps on a dataset: an iteration takes ``rollout_freq`` of them (``phase`` "policy").
 
     A subclass names its config in ``config_class``. Hooks: `extra_columns`, `reward_scale`, `dataset_warnings`,
@@ -191,18 +191,11 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
     def _log_steps(self) -> None:
         self.metrics.log_value(NUM_GRADIENT_STEPS, self._num_gradient_steps, reduce="max", window=1)
 
-    def _foreach_learner(self, method: str, *args: Any) -> list[Any]:
-        """Calls a method of every learner; errors of remote ones are raised here."""
-        results = list(self.learner_group.foreach_learner(methodcaller(method, *args)))
-        for result in results:
-            if not result.ok:
-                raise result.get()
-        return [result.get() for result in results]
-
     def _policy_weights(self) -> dict[str, Any]:
         """A copy: what a learner in this process hands out is its own memory, which the gradient steps change."""
         component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
-        state = self.learner_group.get_state(component, inference_only=True)
+        with self.guarding_learners():
+            state = self.learner_group.get_state(component, inference_only=True)
         return copy.deepcopy(state[COMPONENT_LEARNER][COMPONENT_RL_MODULE])
 
     @override(Algorithm)

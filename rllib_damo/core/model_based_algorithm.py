@@ -103,6 +103,12 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         super().before_steps()
         with self.metrics.log_time((TIMERS, "rollouts")):
             parts = self.roll_out()
+        if parts and not any(len(part if isinstance(part, pa.Table) else part["rewards"]) for part in parts):
+            raise RuntimeError(
+                f"No prediction of the dynamics model {self.dynamics.path} is finite, from any start state of this "
+                "round of rollouts. Restore the last checkpoint with smaller learning rates; or delete the file, and "
+                "train the model anew with a smaller dynamics_lr."
+            )
         if parts:
             with self.metrics.log_time((TIMERS, "model_buffer")):
                 self._fill_model_buffers(parts)
@@ -162,7 +168,8 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         workers = ray_internals.learner_actors(self.learner_group)
         size = len(round_) // len(workers)
         parts = [ray.data.from_blocks([round_.slice(i * size, size)]) for i in range(len(workers))]
-        ray.get([worker.add_rollouts.remote(part) for worker, part in zip(workers, parts, strict=True)])
+        with self.guarding_learners():
+            ray.get([worker.add_rollouts.remote(part) for worker, part in zip(workers, parts, strict=True)])
 
     @override(OfflineAlgorithm)
     def cleanup(self) -> None:

@@ -1,20 +1,32 @@
-"""Checkpoints with a manifest: written as their last file, and compared before anything is restored."""
+"""Checkpoints with a manifest: written as their last file, and compared before anything is restored.
+
+A checkpoint that does not fit on the disk is not begun, or taken away again, so that results can still be written.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
+from ray.tune import Trainable
 from typing_extensions import Self
 
 from rllib_damo.evaluation.checkpoints import ANNOUNCEMENT, CONSTRUCTOR, read_pickle, seal, verify
+from rllib_damo.utils import ray_internals
+from rllib_damo.utils.disk import disk_full, free_bytes, is_full
 from rllib_damo.utils.paths import place_of
 
+#: Room that a checkpoint leaves for results, in bytes.
+RESERVED_BYTES = 4_000_000
+_THEN = "continue: `rllib train --resume`, `Tuner.restore`, or save again"
 
-class SealedCheckpoints(Checkpointable):
+
+class SealedCheckpoints(Checkpointable, Trainable):
     """What an Algorithm adds to RLlib's checkpoints. Relative paths are taken from the present folder."""
 
     _last_result: dict[str, Any] | None
@@ -27,12 +39,59 @@ class SealedCheckpoints(Checkpointable):
     def save_to_path(
         self, path: str | Path | None = None, *, filesystem: pyarrow.fs.FileSystem | None = None, **kwargs: Any
     ) -> str:
-        """Saves all components, and then the manifest with their sizes and hashes."""
+        """Saves all components, and then the manifest with their sizes and hashes.
+
+        Raises:
+            DiskFullError: there is no room. What was written by then is a damaged checkpoint, which nothing reads.
+        """
         if filesystem is None and path is not None:
             filesystem, path = place_of(path)
-        saved = super().save_to_path(path, filesystem=filesystem, **kwargs)
-        seal(saved, filesystem, self._last_result, [name for name, _ in self.get_checkpointable_components()])
+        try:
+            saved = super().save_to_path(path, filesystem=filesystem, **kwargs)
+            seal(saved, filesystem, self._last_result, [name for name, _ in self.get_checkpointable_components()])
+        except OSError as error:
+            if is_full(error):
+                place = path or tempfile.gettempdir()
+                raise disk_full(f"The checkpoint {place}", place, _THEN) from error
+            raise
         return saved
+
+    @override(Trainable)
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        """Saves a checkpoint for Tune, which copies it to the run's storage.
+
+        Raises:
+            DiskFullError: there is no room for it. The trial has no part of it then.
+        """
+        places = ray_internals.trial_places(self)
+        if places is None:
+            return super().save(checkpoint_dir)
+        with contextlib.ExitStack() as stack:
+            if checkpoint_dir is None:
+                checkpoint_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="rllib_damo_"))
+            try:
+                return super().save(checkpoint_dir)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                filesystem, _, written = ray_internals.trial_places(self) or places  # by now with its number
+                filesystem.delete_dir(written)
+                raise disk_full(f"The checkpoint {written}", written, _THEN, _size(checkpoint_dir)) from error
+
+    @override(Trainable)
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Writes the checkpoint that Tune copies then, if that fits.
+
+        Raises:
+            DiskFullError: the run's storage has no room for it.
+        """
+        super().save_checkpoint(checkpoint_dir)
+        places = ray_internals.trial_places(self)
+        if places is None or not isinstance(places.filesystem, pyarrow.fs.LocalFileSystem):
+            return
+        needed = _size(checkpoint_dir) + RESERVED_BYTES
+        if free_bytes(places.folder) < needed:
+            raise disk_full(f"A checkpoint in {places.folder}", places.folder, _THEN, needed)
 
     @override(Checkpointable)
     def restore_from_path(
@@ -67,3 +126,8 @@ class SealedCheckpoints(Checkpointable):
             verify(path, filesystem, contents=False)  # which `restore_from_path` compares
             read_pickle(f"{path}/{CONSTRUCTOR}", filesystem)  # RLlib only warns, and fails later
         return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
+
+
+def _size(folder: str) -> int:
+    """Of all files in a folder, in bytes."""
+    return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pyarrow.fs
 
 from rllib_damo.errors import DataError
+from rllib_damo.utils.disk import disk_full, is_full
 
 
 def cache_root() -> Path:
@@ -75,6 +76,7 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[P
 
     Raises:
         DataError: if ``path`` exists and `overwrite` is not set; nothing has been done then.
+        DiskFullError: there is no room.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -84,6 +86,10 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[P
     try:
         yield scratch
         os.replace(scratch, path)
+    except OSError as error:
+        if is_full(error):
+            raise disk_full(str(path), path, "try again") from error
+        raise
     finally:
         scratch.unlink(missing_ok=True)
 
