@@ -9,7 +9,6 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
-from ray.rllib.offline.offline_prelearner import OfflinePreLearner
 from ray.tune.registry import register_env
 
 from rllib_damo import DAMOConfig
@@ -124,26 +123,6 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("grad_clip", 0.0),
     ("grad_clip", "yes"),
     ("lr", 1e-3),
-    ("normalize_actions", False),
-    ("min_sample_timesteps_per_iteration", 10),
-    ("min_train_timesteps_per_iteration", 10),
-    ("train_batch_size", 512),
-    ("offline_evaluation_interval", 1),
-    ("num_epochs", 2),
-    ("minibatch_size", 64),
-    ("shuffle_batch_per_epoch", True),
-    ("torch_compile_learner", True),
-    ("torch_compile_worker", True),
-    ("_learner_connector", len),
-    ("prelearner_class", OfflinePreLearner),
-    ("postprocess_inputs", True),
-    ("clip_rewards", True),
-    ("observation_filter", "MeanStdFilter"),
-    ("optimizer", {"type": "SGD"}),
-    ("_torch_lr_scheduler_classes", [int]),
-    ("_torch_grad_scaler_class", int),
-    ("torch_skip_nan_gradients", True),
-    ("algorithm_config_overrides_per_module", {"default_policy": {"eta": 0.9}}),
     ("actions_in_input_normalized", "yes"),
     ("actions_in_input_normalized", 1),
     ("input_read_schema", ["obs"]),
