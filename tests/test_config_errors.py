@@ -342,3 +342,14 @@ def test_an_option_of_a_dictionary_that_no_algorithm_has_is_refused() -> None:
 def test_a_learner_of_another_kind_is_refused() -> None:
     message = error_of(good().training(learner_class=TD3BCTorchLearner))
     assert "`learner_class` must extend ModelBasedTorchLearner" in message
+
+
+def test_an_environment_for_evaluation_alone_is_enough() -> None:
+    overrides = {"env": "Pendulum-v1", "env_config": {"g": 9.0}}
+    config = unspecified(good()).evaluation(evaluation_interval=5, evaluation_config=overrides)
+    config.validate()
+    assert config.observation_space.shape == (3,)
+    assert config.env is None
+    evaluating = config.get_evaluation_config_object()
+    assert (evaluating.env, evaluating.env_config) == ("Pendulum-v1", {"g": 9.0})
+    assert evaluating.observation_space is config.observation_space

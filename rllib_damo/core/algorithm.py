@@ -25,7 +25,9 @@ from ray.rllib.utils.typing import StateDict
 from rllib_damo.core import dataset_checks
 from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.evaluated_algorithm import EvaluatedAlgorithm
+from rllib_damo.core.resources import check_actors
 from rllib_damo.core.sealed_checkpoints import SealedCheckpoints
+from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import UserError
 from rllib_damo.utils import ray_internals
@@ -50,6 +52,7 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
     """
 
     config_class: ClassVar[type[OfflineConfig]]
+    config: Any
 
     @classmethod
     @override(Algorithm)
@@ -65,6 +68,11 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
         # A line for each round of rollouts that passes through Ray Data would bury everything else.
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
+        check_actors(type(self), self.config)
+        if isinstance(self.config.input_, Transitions):  # which workers and checkpoints would get with the config
+            held = self.config.copy(copy_frozen=False).offline_data(input_=InMemory(self.config.input_))
+            held.freeze()
+            self.config = held
         super().setup(config)
         self._num_gradient_steps = 0
         self._is_module_current = False  # whether what `get_module` gave is still the policy
@@ -154,7 +162,8 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
     @override(Algorithm)
     def training_step(self) -> None:
         self.metrics.log_value(PHASE, "policy", reduce="item")
-        self._next_window(self.offline_data.refresh())
+        if self._num_gradient_steps:  # the first window is here already
+            self._next_window(self.offline_data.refresh())
         for key, value in self._dataset_metrics.items():
             self.metrics.log_value(("dataset", key), value, window=1)
         if self.before_steps():

@@ -21,9 +21,11 @@ from rllib_damo.core.option_groups import (
 )
 from rllib_damo.core.options import Option, is_number, options_of, seed, unknown_option
 from rllib_damo.core.unused_options import check_unused
+from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.rollout_runner import ModelRolloutEnvRunner
+from rllib_damo.evaluation.play import evaluated_env
 from rllib_damo.evaluation.runner import EvaluationEnvRunner
 from rllib_damo.evaluation.scores import ScoreCallbacks
 from rllib_damo.utils import ray_internals
@@ -169,7 +171,7 @@ class OfflineConfig(AlgorithmConfig):
     @override(AlgorithmConfig)
     def is_offline(self) -> bool:
         """Names and paths, as for RLlib, and a dataset in memory."""
-        return isinstance(self.input_, Transitions) or super().is_offline
+        return isinstance(self.input_, (InMemory, Transitions)) or super().is_offline
 
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
@@ -193,7 +195,14 @@ class OfflineConfig(AlgorithmConfig):
             config.num_gpus_per_env_runner = 0
             config.explore = False
             config.normalize_actions = True
+            if None in (config.observation_space, config.action_space):  # forgotten for an `env_config` of its own
+                config.observation_space, config.action_space = self.observation_space, self.action_space
         return config
+
+    def evaluation_env(self) -> tuple[Any, dict[str, Any]]:
+        """The environment of the evaluation, ``evaluation_config``'s or the config's own, and its ``env_config``."""
+        overrides: Any = self.evaluation_config or {}
+        return evaluated_env(self), {**self.env_config, **overrides.get("env_config", {})}
 
     @override(AlgorithmConfig)
     def get_state(self) -> dict[str, Any]:
@@ -318,10 +327,11 @@ class OfflineConfig(AlgorithmConfig):
             check_spaces(self.observation_space, self.action_space)
         except ValueError as error:
             self.refuse(str(error))
-        if self.env is None and self.evaluation_interval and self.custom_evaluation_function is None:
+        if self.evaluation_env()[0] is None and self.evaluation_interval and self.custom_evaluation_function is None:
             self.refuse(
-                "Evaluation needs an environment: set `config.environment(env=...)`, give a "
-                "`custom_evaluation_function`, or switch it off by `config.evaluation(evaluation_interval=None)`."
+                "Evaluation needs an environment: set `config.environment(env=...)`, or, for evaluation alone, "
+                "`config.evaluation(evaluation_config={'env': ...})`; or give a `custom_evaluation_function`, or "
+                "switch it off by `config.evaluation(evaluation_interval=None)`."
             )
 
     @property
@@ -337,10 +347,12 @@ class OfflineConfig(AlgorithmConfig):
             self.callbacks([ScoreCallbacks, *callbacks])
         # Tune's `param_space` may be a dictionary, which has passed no method of this class.
         self._make_absolute("input_", absolute_input)
-        if self.observation_space is None and self.env is not None and not self.in_evaluation:
-            env = make_env(self.env, self.env_config)
-            self.environment(observation_space=env.observation_space, action_space=env.action_space)
-            env.close()
+        if self.observation_space is None and not self.in_evaluation:
+            name, arguments = self.evaluation_env() if self.env is None else (self.env, self.env_config)
+            if name is not None:
+                env = make_env(name, arguments)
+                self.environment(observation_space=env.observation_space, action_space=env.action_space)
+                env.close()
 
     def _make_absolute(self, name: str, find: Any) -> None:
         given = getattr(self, name)
