@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,9 @@ class DynamicsEnsemble(nn.Module):
         source = Path(path).expanduser()
         if not source.is_file():
             raise FileNotFoundError(
-                f"No dynamics file at {source}. Leave dynamics_path unset to train the model from the dataset."
+                f"No dynamics file at {source}, as this machine ({platform.node()}) sees it. On several machines the "
+                "file must be on a filesystem that all of them see: set dynamics_cache_dir or RLLIB_DAMO_CACHE to a "
+                "folder there, and dynamics_path, if it is set, to a file there."
             )
         fix = "Delete it and train the dynamics again, or name another file in dynamics_path."
         try:
