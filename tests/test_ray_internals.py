@@ -183,12 +183,11 @@ def given_connector() -> None:
     assert ray_internals.given_connector(given) is connector
 
 
-def private_options() -> None:
-    config = make_config().training(learner_connector=len)
-    assert getattr(config, ray_internals.LEARNER_CONNECTOR) is len
-    config.experimental(_torch_lr_scheduler_classes=[], _torch_grad_scaler_class=int)
-    assert getattr(config, ray_internals.LR_SCHEDULERS) == []
-    assert getattr(config, ray_internals.GRADIENT_SCALER) is int
+def attribute_of() -> None:
+    """`test_rllib_options.py` finds every refused option by it."""
+    config = vars(make_config())
+    for option in ("framework", "learner_connector", "on_episode_end", "num_gpus", "custom_stats_cls_lookup"):
+        assert ray_internals.attribute_of(option) in config
 
 
 def keep_runner_states() -> None:
@@ -401,7 +400,7 @@ CHECKS = {check.__name__: check for check in (
     local_learner, learner_actors, num_lost_learners, why_died,
     learner_index, count_new_weights, accept_any_weights, log_trainable_parameters,
     schedule_learning_rates, wants_component, subcomponents, refuse, without_advice, is_frozen, given_model_config,
-    given_module_spec, given_connector, private_options, keep_runner_states, setting_name, set_env_seed, require_reset,
+    given_module_spec, given_connector, attribute_of, keep_runner_states, setting_name, set_env_seed, require_reset,
     env_to_module, evaluate_now, forget_skipped_evaluations,
     runner_errors, register, algorithm_names, is_trainable, is_env, env_creator,
     stop_condition, add_callback, forget_decisions, trial_folder, trial_places, latest_checkpoint,
@@ -434,4 +433,4 @@ def _find(path: str) -> Any:
 def test_no_function_goes_unchecked():
     functions = inspect.getmembers(ray_internals, inspect.isfunction)
     own = {name for name, function in functions if function.__module__ == ray_internals.__name__}
-    assert own == set(CHECKS) - {"private_options"}
+    assert own == set(CHECKS)

@@ -19,9 +19,10 @@ from rllib_damo.command import episodes as playback
 from rllib_damo.command import inputs
 from rllib_damo.command.report import FAILED, OK, USAGE
 from rllib_damo.command.run import RunOptions, quieten, run
+from rllib_damo.core.config import OfflineConfig
 from rllib_damo.errors import DiskFullError, UsageError, UserError
 from rllib_damo.evaluation.checkpoints import load_config
-from rllib_damo.evaluation.play import play
+from rllib_damo.evaluation.play import evaluated_env, play
 from rllib_damo.evaluation.storage import local_copy
 
 app = typer.Typer(
@@ -144,10 +145,14 @@ def train(
     if env is not None:
         changes = {**changes, "env": env}
     experiment = inputs.apply_config(experiment, changes)
-    if experiment.env is None:
+    envs = [name for name in (experiment.env, evaluated_env(experiment)) if name is not None]
+    # Offline, an environment for evaluation is enough, or spaces without any.
+    is_enough = isinstance(experiment, OfflineConfig) and (envs or experiment.observation_space is not None)
+    if experiment.env is None and not is_enough:
         raise UsageError("no environment: give one with --env.")
-    inputs.check_env(experiment.env)
-    inputs.share_env(experiment.env)
+    for name in envs:
+        inputs.check_env(name)
+        inputs.share_env(name)
     raise typer.Exit(run(experiment, given_stop if given_stop is not None else file_stop, options))
 
 
@@ -206,7 +211,7 @@ def evaluate(
         inputs.run_file(file)
     algorithm = inputs.default_config(algo).algo_class if algo is not None else None
     with local_copy(checkpoint) as folder:
-        played_env = inputs.check_env(env or load_config(folder, algorithm).env)
+        played_env = inputs.check_env(env or evaluated_env(load_config(folder, algorithm)))
         if played_env is None:
             raise UsageError(f"{checkpoint} was trained without an environment: name one with --env.")
         try:

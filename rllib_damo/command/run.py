@@ -25,6 +25,7 @@ from rllib_damo.command.stopping import CheckedStopper, add_to_results, with_las
 from rllib_damo.data.rllib_input import with_package_readers
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation import storage
+from rllib_damo.evaluation.play import evaluated_env
 from rllib_damo.evaluation.scores import add_flat_copy
 from rllib_damo.utils.disk import disk_full, free_bytes, is_full
 from rllib_damo.utils.environments import is_registered
@@ -152,7 +153,7 @@ def _new_tuner(
 
 def _file_option(config: AlgorithmConfig, options: RunOptions) -> str:
     """The option of `rllib evaluate` that runs the file which registered the environment, or ""."""
-    is_needed = options.file is not None and is_registered(config.env)
+    is_needed = options.file is not None and is_registered(evaluated_env(config))
     return f" --file {shlex.quote(str(options.file))}" if is_needed else ""
 
 

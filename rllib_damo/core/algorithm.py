@@ -20,6 +20,7 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 from ray.rllib.utils.typing import StateDict
+from ray.tune import Checkpoint
 from typing_extensions import Self
 
 from rllib_damo.core import dataset_checks
@@ -27,13 +28,14 @@ from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.evaluated_algorithm import EvaluatedAlgorithm
 from rllib_damo.core.going_on import Start
 from rllib_damo.core.guarded_learners import GuardedLearners
-from rllib_damo.core.sealed_checkpoints import SealedCheckpoints
+from rllib_damo.core.resources import check_actors
+from rllib_damo.core.sealed_checkpoints import SealedCheckpoints, stored_config
+from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import UserError
-from rllib_damo.evaluation.checkpoints import load_config
-from rllib_damo.evaluation.storage import local_copy
 from rllib_damo.utils import ray_internals
 from rllib_damo.utils.batch import Batch, Layout
+from rllib_damo.utils.paths import place_of
 from rllib_damo.utils.spaces import to_unit
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
     """
 
     config_class: ClassVar[type[OfflineConfig]]
+    config: Any
 
     @classmethod
     @override(Algorithm)
@@ -71,6 +74,11 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
         # A line for each round of rollouts that passes through Ray Data would bury everything else.
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
+        check_actors(type(self), self.config)
+        if isinstance(self.config.input_, Transitions):  # which workers and checkpoints would get with the config
+            held = self.config.copy(copy_frozen=False).offline_data(input_=InMemory(self.config.input_))
+            held.freeze()
+            self.config = held
         super().setup(config)
         self._num_gradient_steps = 0
         self._is_module_current = False  # whether what `get_module` gave is still the policy
@@ -90,6 +98,9 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
             self._go_on(self._start)
         del transitions
         self.offline_data.release()
+
+    def _has_data_of(self, start: Start) -> bool:
+        return start.training[FINGERPRINT] == self._dataset[1]
 
     def _go_on(self, start: Start) -> None:
         """Takes over what a checkpoint has learned, whatever its data."""
@@ -176,7 +187,8 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
     @override(Algorithm)
     def training_step(self) -> None:
         self.metrics.log_value(PHASE, "policy", reduce="item")
-        self._next_window(self.offline_data.refresh())
+        if self._num_gradient_steps:  # the first window is here already
+            self._next_window(self.offline_data.refresh())
         for key, value in self._dataset_metrics.items():
             self.metrics.log_value(("dataset", key), value, window=1)
         if self.before_steps():
@@ -278,28 +290,41 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
 
     @override(Algorithm)
     def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A checkpoint does not need the one that its run went on from."""
-        config = self.config.copy(copy_frozen=False)
-        config.start_from = None
-        config.freeze()
-        return (config,), {}
+        """As RLlib's, but a checkpoint does not need the one that its run went on from."""
+        (config,), kwargs = super().get_ctor_args_and_kwargs()
+        return ({**config, "start_from": None},), kwargs
 
     @classmethod
     @override(SealedCheckpoints)
-    def from_checkpoint(cls, path: Any, filesystem: Any = None, *, input_: Any = None, **kwargs: Any) -> Self:
+    def from_checkpoint(cls, path: Any, filesystem: Any = None, **options: Any) -> Self:
         """A new algorithm in the state of a checkpoint.
 
         Args:
-            path: the folder or the address of a checkpoint.
-            filesystem: where the path is.
-            input_: another dataset. The algorithm then goes on with it from the checkpoint (``start_from``).
+            path: the checkpoint's folder or address, or a Checkpoint of Tune.
+            filesystem: where `path` is; by default it follows from the address.
+            options: of the config that shall not be as at training: ``num_env_runners=0`` on a smaller machine. With
+                another dataset, ``input_``, the algorithm goes on from the checkpoint as by ``start_from``.
+
+        Raises:
+            CheckpointError: a file is missing, truncated or changed, or of version 0.1.
+            TypeError: there is no such option.
         """
-        if input_ is None:
-            return super().from_checkpoint(path, filesystem, **kwargs)
-        with local_copy(path) as folder:
-            config = load_config(folder).copy(copy_frozen=False)
-        config.offline_data(input_=input_, start_from=path)
-        return config.build_algo()
+        if "input_" not in options or filesystem is not None:
+            return super().from_checkpoint(path, filesystem, **options)
+        if isinstance(path, Checkpoint):
+            path = path.to_directory()
+        place, inside = place_of(path)
+        config = stored_config(inside, place, options)
+        algo = cls(config={**config, "start_from": str(path)})
+        assert algo._start is not None
+        if algo._has_data_of(algo._start):
+            algo.restore_from_path(path)
+        else:
+            logger.warning(
+                f"{algo._dataset[0]} is not the data that {path} was trained on: its networks and optimisers go on "
+                "from it, and rollouts start anew."
+            )
+        return algo
 
     @override(Algorithm)
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:

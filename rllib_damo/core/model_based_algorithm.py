@@ -17,7 +17,7 @@ from ray.rllib.utils.metrics import (
 )
 
 from rllib_damo.core import dataset_checks
-from rllib_damo.core.algorithm import FINGERPRINT, PHASE, OfflineAlgorithm
+from rllib_damo.core.algorithm import PHASE, OfflineAlgorithm
 from rllib_damo.core.going_on import Start
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.rollout_rounds import RolloutRounds
@@ -76,9 +76,6 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         if self._start is not None and not self._has_data_of(self._start):
             parent = self._start.training[COMPONENT_DYNAMICS]["file"]
         self.dynamics = DynamicsComponent(self.config, columns, *self._dataset, parent)
-
-    def _has_data_of(self, start: Start) -> bool:
-        return start.training[FINGERPRINT] == self._dataset[1]
 
     @override(OfflineAlgorithm)
     def _go_on(self, start: Start) -> None:

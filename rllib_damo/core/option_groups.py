@@ -28,6 +28,7 @@ from rllib_damo.core.options import (
     termination_rule,
     widths,
 )
+from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.termination import TerminationFn
 from rllib_damo.nn.batched_matmul import PRODUCT_DTYPES
@@ -40,14 +41,22 @@ precisions = one_of(*PRODUCT_DTYPES)
 def _is_dataset(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return len(value) > 0 and all(map(_is_dataset, value))
+    if isinstance(value, InMemory):
+        return value.transitions is not None
     return isinstance(value, (Path, Transitions)) or (isinstance(value, str) and value not in ("", "sampler"))
+
+
+def _how_to_give_it(value: Any) -> str:
+    if isinstance(value, InMemory):
+        return " A checkpoint does not hold them: give them to `from_checkpoint(path, input_=transitions)`."
+    return " Set it in `.offline_data(input_=...)`."
 
 
 dataset = Check(
     "a dataset: a short name such as 'hopper-medium', 'minari://ID', a path, an address, a list of these, or "
     "Transitions",
     _is_dataset,
-    lambda value: " Set it in `.offline_data(input_=...)`.",
+    _how_to_give_it,
 )
 
 

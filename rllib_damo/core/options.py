@@ -137,6 +137,10 @@ rate = number("a number in (0, 1]", lambda v: 0 < v <= 1)
 share = number("a number in [0, 1)", lambda v: 0 <= v < 1)
 count = Check("a whole number >= 1", is_count)
 count_or_zero = Check("a whole number >= 0", lambda v: is_count(v) or (is_number(v) and v == 0))
+seed = Check(
+    f"None or a whole number from 0 to {2**32 - 1}",
+    lambda v: v is None or (isinstance(v, numbers.Integral) and not isinstance(v, bool) and 0 <= int(v) < 2**32),
+)
 flag = Check("True or False", lambda v: isinstance(v, (bool, np.bool_)))
 learning_rate = schedule_of(positive)
 widths = Check(

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
-from ray.tune import Trainable
+from ray.tune import Checkpoint, Trainable
 from typing_extensions import Self
 
 from rllib_damo.evaluation.checkpoints import ANNOUNCEMENT, CONSTRUCTOR, read_pickle, seal, verify
 from rllib_damo.utils import ray_internals
 from rllib_damo.utils.disk import disk_full, free_bytes, is_full
+from rllib_damo.utils.names import near
 from rllib_damo.utils.paths import place_of
 
 #: Room that a checkpoint leaves for results, in bytes.
@@ -117,15 +119,41 @@ class SealedCheckpoints(Checkpointable, Trainable):
     def from_checkpoint(cls, path: Any, filesystem: pyarrow.fs.FileSystem | None = None, **kwargs: Any) -> Self:
         """A new algorithm in the state of a checkpoint.
 
+        Args:
+            path: the checkpoint's folder or address, or a Checkpoint of Tune.
+            filesystem: where `path` is; by default it follows from the address.
+            kwargs: options of the config that shall not be as at training: ``num_env_runners=0`` on a smaller machine,
+                or the ``input_`` that was given as `Transitions`, which a checkpoint does not hold.
+
         Raises:
             CheckpointError: a file is missing, truncated or changed, or of version 0.1.
+            TypeError: there is no such option.
         """
+        if isinstance(path, Checkpoint):
+            path = path.to_directory()
         if isinstance(path, (str, Path)):
             if filesystem is None:
                 filesystem, path = place_of(path)
-            verify(path, filesystem, contents=False)  # which `restore_from_path` compares
-            read_pickle(f"{path}/{CONSTRUCTOR}", filesystem)  # RLlib only warns, and fails later
+            config = stored_config(path, filesystem, {} if "config" in kwargs else kwargs)
+            if kwargs and "config" not in kwargs:
+                kwargs = {"config": config}
         return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
+
+
+def stored_config(path: str, filesystem: pyarrow.fs.FileSystem, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint's config, of which some options are given anew.
+
+    Raises:
+        CheckpointError: a file is missing or truncated, or of version 0.1.
+        TypeError: there is no such option.
+    """
+    verify(path, filesystem, contents=False)  # which `restore_from_path` compares
+    stored = read_pickle(f"{path}/{CONSTRUCTOR}", filesystem)  # RLlib only warns, and fails later
+    (state,), _ = stored["ctor_args_and_kwargs"]
+    unknown = [name for name in options if name not in state]
+    if unknown:
+        raise TypeError(f"from_checkpoint(): there is no option {unknown[0]!r}.{near(unknown[0], state)}")
+    return {**state, **options}
 
 
 def _size(folder: str) -> int:

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from ray.rllib.offline.offline_data import OfflineData
 
 from rllib_damo.data.formats.reader import Conventions, Reader
+from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.schema import Transitions, check, concatenate
 from rllib_damo.data.sources import load, resolve_all
 from rllib_damo.errors import DataError
@@ -43,6 +44,7 @@ class BulkOfflineData(OfflineData):
     def __init__(self, config: AlgorithmConfig) -> None:  # the base class would read at once, through a pathlib.Path
         self.config = config
         self.is_multi_agent = config.is_multi_agent
+        self._input: Any = config.input_.transitions if isinstance(config.input_, InMemory) else config.input_
         self.path: Any = config.input_
         self.max_rows: int | None = getattr(config, "max_dataset_rows", None)
         # Set by Algorithm.setup.
@@ -63,7 +65,7 @@ class BulkOfflineData(OfflineData):
             if self.is_capped:
                 return self.skip_to(1)
             self._transitions = load(
-                self.config.input_,
+                self._input,
                 observation_space=self.config.observation_space,
                 conventions=self._conventions(),
                 filesystem=self._filesystem(),
@@ -86,7 +88,7 @@ class BulkOfflineData(OfflineData):
     @property
     def is_capped(self) -> bool:
         """Whether the data may be larger than `max_dataset_rows` (of recorded episodes the length is not known)."""
-        if self.max_rows is None or isinstance(self.config.input_, Transitions):
+        if self.max_rows is None or isinstance(self._input, Transitions):
             return False
         counts = [reader.num_rows() for reader in self._resolved()]
         return any(count is None for count in counts) or sum(count or 0 for count in counts) > self.max_rows
@@ -95,7 +97,7 @@ class BulkOfflineData(OfflineData):
     def data(self) -> Dataset:
         """The data as a Ray Dataset of rows in file order, vectors as tensor columns; read lazily, block by block."""
         if self._dataset is None:
-            if isinstance(self.config.input_, Transitions):
+            if isinstance(self._input, Transitions):
                 self._dataset = ray.data.from_arrow(to_arrow(self.transitions.arrays()))
             else:
                 rows = min(self.max_rows or _ROWS_PER_BLOCK, _ROWS_PER_BLOCK)
@@ -168,7 +170,7 @@ class BulkOfflineData(OfflineData):
     def _resolved(self) -> list[Reader]:
         if self._readers is None:
             self._readers = resolve_all(
-                self.config.input_,
+                self._input,
                 conventions=self._conventions(),
                 filesystem=self._filesystem(),
                 read_method=self._read_method(),

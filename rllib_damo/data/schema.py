@@ -45,6 +45,10 @@ class Transitions:
     def __len__(self) -> int:
         return len(self.rewards)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Transitions:
+        """Itself, since nothing changes the arrays: RLlib copies a config many times, and its ``input_`` with it."""
+        return self
+
     @property
     def nbytes(self) -> int:
         """Size of the arrays in bytes."""

@@ -6,6 +6,7 @@ import functools
 import io
 import itertools
 import os
+import platform
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -200,7 +201,9 @@ class DynamicsEnsemble(nn.Module):
         source = Path(path).expanduser()
         if not source.is_file():
             raise FileNotFoundError(
-                f"No dynamics file at {source}. Leave dynamics_path unset to train the model from the dataset."
+                f"No dynamics file at {source}, as this machine ({platform.node()}) sees it. On several machines the "
+                "file must be on a filesystem that all of them see: set dynamics_cache_dir or RLLIB_DAMO_CACHE to a "
+                "folder there, and dynamics_path, if it is set, to a file there."
             )
         content = source.read_bytes()
         archive = unsealed(content)

@@ -95,10 +95,19 @@ def subcomponents(owner: Checkpointable, name: str, components: Any) -> list[str
 
 # -- configurations --------------------------------------------------------------------------------------------------
 
-#: Options that have no public name, for tables of options.
-LEARNER_CONNECTOR = "_learner_connector"
-LR_SCHEDULERS = "_torch_lr_scheduler_classes"
-GRADIENT_SCALER = "_torch_grad_scaler_class"
+#: Options whose attribute has another name.
+_ATTRIBUTES = {
+    "framework": "framework_str",
+    "custom_stats_cls_lookup": "stats_cls_lookup",
+    "dataset_num_iters_per_offline_eval_runner": "dataset_num_iters_per_eval_runner",
+    **{name: f"_{name}" for name in ("is_atari", "learner_connector", "model_config", "rl_module_spec")},
+    **{name: f"_{name}" for name in ("env_to_module_connector", "module_to_env_connector")},
+}
+
+
+def attribute_of(option: str) -> str:
+    """The attribute of a configuration that an option is kept in."""
+    return f"callbacks_{option}" if option.startswith("on_") else _ATTRIBUTES.get(option, option)
 
 
 def refuse(config: AlgorithmConfig, message: str) -> None:
