@@ -18,6 +18,7 @@ import typer
 from minari.serialization import deserialize_space
 
 from rllib_damo.command.export import export
+from rllib_damo.command.run_report import report
 from rllib_damo.data import info as info_
 from rllib_damo.data import sources
 from rllib_damo.data.convert import convert as convert_
@@ -38,6 +39,7 @@ app = typer.Typer(
 data = typer.Typer(no_args_is_help=True, help="Make, look at, convert and check datasets.")
 app.add_typer(data, name="data")
 app.command()(export)
+app.command()(report)
 
 _BAR_WIDTH = 40
 Dataset = Annotated[str, typer.Argument(help=f"Short name, Minari id, or path: {', '.join(registry.suffixes())}.")]

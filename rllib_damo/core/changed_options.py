@@ -11,7 +11,8 @@ from ray.tune.utils.util import SafeFallbackEncoder
 from rllib_damo.utils.uris import without_password
 
 #: Set by the commands and by RLlib itself, or shown elsewhere.
-_LEFT_OUT = ("callbacks", "policies", "observation_space", "action_space", "num_cpus_for_main_process")
+_LEFT_OUT = {"observation_space", "action_space", "num_cpus_for_main_process", "class", "simple_optimizer"}
+_PREFIXES = ("_", "callbacks", "policies")
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,15 +20,15 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(dict(config), cls=SafeFallbackEncoder)))
 
 
-def changed_options(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a `plain` config that differ from the `plain` defaults, by name.
+def is_shown(name: str, value: Any) -> bool:
+    """False for private options, for those that the commands set, and where the text names an address in memory."""
+    return name not in _LEFT_OUT and not name.startswith(_PREFIXES) and " at 0x" not in str(value)
 
-    Left out are private ones, those whose text names an address in memory, and what the commands set themselves.
-    """
+
+def changed_options(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a `plain` config that differ from the `plain` defaults, by name; only those that `is_shown`."""
     return {
         name: without_password(value) if isinstance(value, str) else value
         for name, value in sorted(config.items())
-        if value != defaults.get(name)
-        and not name.startswith(("_", *_LEFT_OUT))
-        and not any(" at 0x" in str(each) for each in (value, defaults.get(name)))
+        if value != defaults.get(name) and is_shown(name, value) and is_shown(name, defaults.get(name))
     }
