@@ -23,4 +23,5 @@ from rllib_damo.data.formats.registry import Format, register_format
 from rllib_damo.data.schema import Transitions
 from rllib_damo.deploy.export import export_policy
 from rllib_damo.evaluation.policy import load_policy
+from rllib_damo.report.page import write_report
 from rllib_damo.version import __version__

@@ -30,7 +30,10 @@ def epoch(number: int, loss: float) -> dict[str, Any]:
     """A result of the phase in which the model is trained."""
     return {
         "training_iteration": number, "phase": "dynamics", "num_gradient_steps_lifetime": 0, "time_total_s": number,
-        "dynamics": {"epoch": number, "train_loss": loss - 0.1, "holdout_loss": loss, "holdout_mse": 0.1},
+        "dynamics": {
+            "epoch": number, "train_loss": loss - 0.1, "holdout_loss": loss, "holdout_mse": 0.1,
+            "holdout_calibration": 1.2,
+        },
     }  # fmt: skip
 
 
@@ -147,9 +150,12 @@ def single(tmp_path: Path) -> Path:
 CHARTS = {
     "Return in the environment", "Normalised score", "Returns", "Value: estimated and real", "Q of the batch",
     "Bellman residual", "Classifier's accuracy", "Classifier's logits", "Density ratio", "Loss of the dynamics model",
-    "Squared error on held-out rows", "Rows of a round", "Mean reward", "Share of terminal rows", "Qf loss",
+    "Calibration of the dynamics model", "Squared error on held-out rows", "Rows of a round", "Mean reward",
+    "Share of terminal rows", "Qf loss",
 }  # fmt: skip
-OF_THE_MODEL = {"Loss of the dynamics model", "Squared error on held-out rows"}
+OF_THE_MODEL = {
+    "Loss of the dynamics model", "Calibration of the dynamics model", "Squared error on held-out rows",
+}  # fmt: skip
 
 
 def test_every_chart_is_there(single: Path, tmp_path: Path) -> None:
@@ -167,7 +173,7 @@ def test_facts_are_there(single: Path, tmp_path: Path) -> None:
     page = report(single, tmp_path)
     for fact in ("finished", "27", "11k", "1 min 50 s", "abc123", "2.60.0"):
         assert fact in page.text, fact
-    assert ["eta", "0.25", "1"] in page.tables[1]
+    assert ["eta", "0.25", "1.0"] in page.tables[1]
     assert ["env", "Pendulum-v1", "None"] in page.tables[1]
     assert page.titles["li"] == ["pendulum: there are 5 rows, which are few."]
 
@@ -205,10 +211,7 @@ def test_a_search_is_sorted_by_its_last_three_evaluations(tmp_path: Path) -> Non
     assert rows[0] == ["1", "2", "5", "28", "29", "−720", "−710", "4,000", "finished"]
     assert [row[1:3] for row in rows[1:]] == [["2", "3"], ["2", "1"], ["0.5", "5"], ["0.5", "3"], ["0.5", "1"]]
     assert page.titles["figcaption"][:2] == ["Score by eta and rollout_length", "Settings and score"]
-    assert set(page.titles["figcaption"][2:]) == CHARTS - {
-        "Loss of the dynamics model",
-        "Squared error on held-out rows",
-    }
+    assert set(page.titles["figcaption"][2:]) == CHARTS - OF_THE_MODEL
     for cell in ("24", "26", "28", "9", "11", "13"):
         assert cell in page.words
     assert "1: eta=2, rollout_length=5" in page.text
@@ -277,7 +280,8 @@ def test_a_hundred_trials(tmp_path: Path) -> None:
     page = report(tmp_path / "run", tmp_path)
     assert len(page.tables[0]) == 101
     drawn = [attrs["class"] for tag, attrs in page.tags if tag == "path"]
-    assert drawn.count("line other") == 92 * (len(CHARTS) - 2 - 1 - 3 + 1)  # in charts of one metric, and once of all
+    of_one_metric = len(CHARTS) - len(OF_THE_MODEL) - 4  # not the returns, and three charts of two metrics
+    assert drawn.count("line other") == 92 * (of_one_metric + 1)  # and in the settings
     assert len(page.source) < 5e6
 
 
@@ -328,7 +332,7 @@ def test_signs_are_those_of_the_documentation() -> None:
 
 def test_metrics_are_those_of_the_documentation() -> None:
     text = (DOCS / "metrics.md").read_text()
-    drawn = [*charts.LEARNING[:2], *charts.VALUES, *charts.CLASSIFIER]
+    drawn = [*charts.LEARNING[:2], *charts.VALUES, *charts.CLASSIFIER, *charts.MODEL]
     keys = [key for chart in drawn for key, _ in [*chart.metrics, *chart.references] if isinstance(key, str)]
     for key in keys:
         assert f"`{key}`" in text or f"`{key.rsplit('/', 1)[-1]}`" in text, key

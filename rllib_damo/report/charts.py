@@ -11,7 +11,6 @@ from typing import Any
 from rllib_damo.report import svg
 from rllib_damo.report.runs import Run, shown
 from rllib_damo.report.svg import Series
-from rllib_damo.utils.names import flatten
 
 LEARNER = "learners/default_policy"
 EVALUATION = "evaluation/env_runners"
@@ -93,11 +92,20 @@ CLASSIFIER = (
         "Density ratio", [(f"{LEARNER}/density_ratio_mean", "mean weight")], [(1.0, "ideal")], "It should stay near 1."
     ),
 )
-_MODEL_LOSS = Chart(
-    "Loss of the dynamics model",
-    [("dynamics/holdout_loss", "held out"), ("dynamics/train_loss", "training")],
-    note="Negative log-likelihood. If the held-out loss still falls at the end, the model is not done.",
-    x="dynamics/epoch",
+MODEL = (
+    Chart(
+        "Loss of the dynamics model",
+        [("dynamics/holdout_loss", "held out"), ("dynamics/train_loss", "training")],
+        note="Negative log-likelihood. If the held-out loss still falls at the end, the model is not done.",
+        x="dynamics/epoch",
+    ),
+    Chart(
+        "Calibration of the dynamics model",
+        [("dynamics/holdout_calibration", "held out")],
+        [(1.0, "right")],
+        "Squared error on held-out rows in units of the predicted variance. Above 1, the model is too sure.",
+        x="dynamics/epoch",
+    ),
 )
 
 
@@ -107,10 +115,10 @@ def colours(run: Run) -> dict[str, str]:
 
 
 def model_charts(run: Run) -> list[Chart]:
-    """The dynamics model's loss, and whatever else its training reports."""
-    known = {key for key, _ in _MODEL_LOSS.metrics} | {"dynamics/epoch", "dynamics/epoch_seconds"}
+    """The dynamics model's loss and calibration, and whatever else its training reports."""
+    known = {key for chart in MODEL for key, _ in chart.metrics} | {"dynamics/epoch", "dynamics/epoch_seconds"}
     names = [key for key in _keys(run, "dynamics/") if key not in known]
-    return [_MODEL_LOSS, *(Chart(_words(key), [(key, _words(key))], x="dynamics/epoch") for key in names)]
+    return [*MODEL, *(Chart(_words(key), [(key, _words(key))], x="dynamics/epoch") for key in names)]
 
 
 def rollout_charts(run: Run) -> list[Chart]:
@@ -226,7 +234,7 @@ def search_charts(run: Run) -> Iterator[str]:
     if pair:
         yield _heat_map(run, *pair)
     names = [*run.varied[:6], "score"]
-    columns = [_column([flatten(trial.config).get(name) for trial in run.trials]) for name in names[:-1]]
+    columns = [_column([trial.settings.get(name) for trial in run.trials]) for name in names[:-1]]
     columns.append(_column([scores.get(trial.name) for trial in run.trials]))
     own = colours(run)
     lines = [
@@ -259,7 +267,7 @@ def _pair(run: Run) -> tuple[str, str] | None:
 
 def _values(run: Run, name: str) -> list[Any]:
     """The different values of a setting, in order."""
-    found = {shown(value): value for value in (flatten(trial.config).get(name) for trial in run.trials)}
+    found = {shown(value): value for value in (trial.settings.get(name) for trial in run.trials)}
     return sorted(found.values(), key=_order)
 
 
@@ -277,7 +285,7 @@ def _heat_map(run: Run, x: str, y: str) -> str:
             found = [
                 scores[trial.name]
                 for trial in run.trials
-                if trial.name in scores and [flatten(trial.config).get(name) for name in (x, y)] == [column, row]
+                if trial.name in scores and [trial.settings.get(name) for name in (x, y)] == [column, row]
             ]
             cells[-1].append(sum(found) / len(found) if found else None)
     title = f"Score by {x} and {y}"

@@ -18,7 +18,6 @@ from rllib_damo.report import charts
 from rllib_damo.report.runs import SCORES, Run, Trial, read_run, shown
 from rllib_damo.report.signs import SIGNS
 from rllib_damo.report.svg import number
-from rllib_damo.utils.names import flatten
 from rllib_damo.utils.paths import new_file
 from rllib_damo.version import __version__
 
@@ -150,9 +149,8 @@ def _search(run: Run) -> str:
     ]
     rows = []
     for rank, trial in enumerate(run.trials, 1):
-        config = flatten(trial.config)
         row = [f'<span class="key {own[trial.name]}"></span>{rank}']
-        row += [escape(shown(config.get(name))) for name in run.varied]
+        row += [escape(shown(trial.settings.get(name))) for name in run.varied]
         for metric in metrics:
             values = [value for _, value in trial.points(metric)]
             row += [_number(trial.score(metric)), _number(max(values, default=None))]
@@ -163,7 +161,7 @@ def _search(run: Run) -> str:
         if metrics
         else "No result was evaluated in the environment, so there is no score to sort by."
     )
-    return f'<p class="note">{note}</p>{_table(head, rows)}{_grid(charts.search_charts(run))}'
+    return f'<p class="note">{note}</p>{_table(head, rows, "numbers")}{_grid(charts.search_charts(run))}'
 
 
 def _signs(run: Run) -> str:
@@ -181,21 +179,22 @@ def _signs(run: Run) -> str:
     if damaged:
         texts.append(f"Results of {_some(damaged)} have a line that cannot be read; it may just be being written.")
     warnings = "".join(f"<li>{_code(text)}</li>" for text in dict.fromkeys(texts))
-    body = _table(head, rows, "words") if rows else ""
+    body = _table(head, rows) if rows else ""
     body += f"<h3>Warnings</h3><ul>{warnings}</ul>" if warnings else ""
     return body or '<p class="note">No sign of trouble in the metrics, and no warning.</p>'
 
 
 def _failures(run: Run) -> str:
-    parts = []
+    """The last line of each error, with the trials that it ended."""
+    ended: dict[str, list[Trial]] = {}
     for trial in run.trials:
         if trial.error:
-            last, end = trial.error.splitlines()[-1], trial.error[-_MAX_ERROR:]
-            parts.append(
-                f"<h3>{escape(run.label(trial))}</h3><p>{escape(last)}</p>"
-                f"<details><summary>The end of error.txt</summary><pre>{escape(end)}</pre></details>"
-            )
-    return "".join(parts)
+            ended.setdefault(trial.error.splitlines()[-1], []).append(trial)
+    return "".join(
+        f"<h3>{escape(last)}</h3><p>{escape(_some([run.label(trial) for trial in trials], 4))}</p>"
+        f"<details><summary>The end of error.txt</summary><pre>{escape(trials[0].error[-_MAX_ERROR:])}</pre></details>"
+        for last, trials in ended.items()
+    )
 
 
 def _dataset(run: Run) -> str:
@@ -216,7 +215,7 @@ def _dataset(run: Run) -> str:
         for name, value in names.items()
         if value is not None
     ]
-    return _table(["fact", "value"], rows, "words")
+    return _table(["fact", "value"], rows)
 
 
 def _configuration(run: Run) -> str:
@@ -232,7 +231,7 @@ def _configuration(run: Run) -> str:
         return everything
     changed = {name: value for name, value in changed_options(best.config, defaults).items() if name not in run.varied}
     rows = [[escape(name), _value(value), _value(defaults.get(name))] for name, value in changed.items()]
-    return _table(["option", "value", "default"], rows, "words") + everything
+    return _table(["option", "value", "default"], rows) + everything
 
 
 def _defaults(trial: Trial) -> dict[str, Any] | None:
@@ -248,7 +247,7 @@ def _versions(run: Run) -> str:
         {key for trial in run.trials for row in trial.results[-1:] for key in row if key.startswith("versions/")}
     )
     rows = [[escape(name.split("/")[1]), escape(str(run.trials[0].fact(name)))] for name in names]
-    return _table(["package", "version"], rows, "words") if rows else ""
+    return _table(["package", "version"], rows) if rows else ""
 
 
 def _grid(figures: Iterator[str], *more: str) -> str:
@@ -260,12 +259,12 @@ def _folded(text: str) -> str:
     return f"<details><summary>Show them</summary>{text}</details>" if text else ""
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], style: str = "numbers") -> str:
-    """A table of HTML cells, which scrolls sideways on a narrow screen."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], style: str = "words") -> str:
+    """A table of HTML cells, which scrolls within the page where it is too wide or too long."""
     titles = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     table = f'<table class="{style}"><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll">{table}</div>'
+    return f'<div class="scroll rows">{table}</div>'
 
 
 def _number(value: float | None) -> str:
@@ -273,7 +272,7 @@ def _number(value: float | None) -> str:
 
 
 def _value(value: Any) -> str:
-    return f"<code>{escape(shown(value))}</code>"
+    return f"<code>{escape(str(value))}</code>"
 
 
 def _code(text: str) -> str:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pyarrow import fs
 
@@ -23,6 +23,7 @@ SCORES = ("evaluation/env_runners/normalized_score", "evaluation/env_runners/epi
 STEPS = ("num_gradient_steps_lifetime", "num_env_steps_sampled_lifetime", "training_iteration")
 _MAX_RESULTS = 2000  # a trial; of longer ones every n-th result is read, and all that evaluated
 _THREADS = 8
+_CONFIG = '"config": '
 _EVALUATIONS = 3  # the last ones, whose mean is a trial's score
 
 Points = list[tuple[float, float]]
@@ -52,6 +53,11 @@ class Trial:
         if self.results and self.results[-1].get("done"):
             return "finished"
         return "failed" if self.error else "not finished"
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The config with the options of dictionaries as "a/b"."""
+        return flatten(self.config)
 
     @cached_property
     def steps(self) -> str:
@@ -100,7 +106,7 @@ class Run:
     @cached_property
     def varied(self) -> list[str]:
         """The settings that differ between trials."""
-        configs = [flatten(trial.config) for trial in self.trials if trial.config]
+        configs = [trial.settings for trial in self.trials if trial.config]
         names = sorted({name for config in configs for name in config})
         found = []
         for name in names:
@@ -111,14 +117,12 @@ class Run:
 
     def label(self, trial: Trial) -> str:
         """What tells a trial from the others."""
-        config = flatten(trial.config)
-        settings = [f"{name}={shown(config.get(name))}" for name in self.varied]
-        return ", ".join(settings) or trial.name
+        return ", ".join(f"{name}={shown(trial.settings.get(name))}" for name in self.varied) or trial.name
 
 
 def shown(value: Any) -> str:
-    """A setting as text."""
-    return f"{value:g}" if isinstance(value, float) else "None" if value is None else str(value)
+    """A setting as short text."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def read_run(place: str | Path) -> Run:
@@ -134,11 +138,12 @@ def read_run(place: str | Path) -> Run:
         entries = sorted(filesystem.get_file_info(fs.FileSelector(path)), key=lambda entry: entry.base_name)
         folders = [path] if _is_trial(entries) else [entry.path for entry in entries if not entry.is_file]
         with ThreadPoolExecutor(_THREADS) as pool:
-            trials = [trial for trial in pool.map(lambda folder: _read_trial(filesystem, folder), folders) if trial]
+            files = list(pool.map(lambda folder: _read_files(filesystem, folder), folders))
     except FileNotFoundError as error:
         raise UsageError(f"no run at {address}: there is no such folder.") from error
     except Exception as error:
         raise UsageError(f"{address} cannot be read: {why(error)}") from error
+    trials = [_trial(folder, *texts) for folder, texts in zip(folders, files, strict=True) if any(texts)]
     if not trials:
         raise UsageError(
             f"{address} holds no run: neither it nor a folder in it has a {RESULTS}. Pass a run's folder, as "
@@ -161,17 +166,25 @@ def _is_trial(entries: Sequence[fs.FileInfo]) -> bool:
     return any(entry.base_name in (RESULTS, SETTINGS, ERROR) for entry in entries)
 
 
-def _read_trial(filesystem: fs.FileSystem, folder: str) -> Trial | None:
-    """A trial's folder; None for a folder that is none."""
-    texts = [_read(filesystem, f"{folder}/{name}") for name in (RESULTS, SETTINGS, ERROR)]
-    if all(text is None for text in texts):
-        return None
-    results, settings, error = (text or b"" for text in texts)
+def _read_files(filesystem: fs.FileSystem, folder: str) -> list[str]:
+    """The texts of a trial's results, settings and error; "" for those that are not there."""
+    return [_read(filesystem, f"{folder}/{name}") for name in (RESULTS, SETTINGS, ERROR)]
+
+
+def _read(filesystem: fs.FileSystem, file: str) -> str:
+    try:
+        with filesystem.open_input_stream(file) as stream:
+            return stream.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _trial(folder: str, results: str, settings: str, error: str) -> Trial:
     rows, num_damaged = _parse(results.splitlines())
     try:
         config = json.loads(settings)
     except ValueError:
-        config = rows[-1]["config"] if rows else {}
+        config = {}  # being written
     kept: list[dict[str, Any]] = []
     for row in rows:
         row.pop("config", None)
@@ -179,26 +192,20 @@ def _read_trial(filesystem: fs.FileSystem, folder: str) -> Trial | None:
         while kept and kept[-1].get("training_iteration", 0) >= row.get("training_iteration", math.inf):
             kept.pop()
         kept.append(flatten(row))
-    return Trial(folder.rsplit("/", 1)[-1], config, kept, error.decode(errors="replace").strip(), num_damaged)
+    return Trial(folder.rsplit("/", 1)[-1], config, kept, error.strip(), num_damaged)
 
 
-def _read(filesystem: fs.FileSystem, file: str) -> bytes | None:
-    try:
-        with filesystem.open_input_stream(file) as stream:
-            return stream.read()
-    except FileNotFoundError:
-        return None
-
-
-def _parse(lines: list[bytes]) -> tuple[list[dict[str, Any]], int]:
+def _parse(lines: list[str]) -> tuple[list[dict[str, Any]], int]:
     """The results in the lines, and the number of lines that hold none."""
     stride = -(-len(lines) // _MAX_RESULTS)
-    rows, num_damaged = [], 0
+    rows, num_damaged, config = [], 0, ""
     for number, line in enumerate(lines):
-        if stride > 1 and number % stride and number < len(lines) - 1 and b'"episode_len_mean"' not in line:
+        if stride > 1 and number % stride and number < len(lines) - 1 and '"episode_len_mean"' not in line:
             continue
         try:
-            row = json.loads(line)
+            if not config or config not in line:
+                config = _config(line)
+            row = json.loads(line.replace(config, "null", 1) if config else line)
         except ValueError:
             num_damaged += 1
             continue
@@ -207,5 +214,14 @@ def _parse(lines: list[bytes]) -> tuple[list[dict[str, Any]], int]:
     return rows, num_damaged
 
 
-def _is_finite(value: Any) -> bool:
+def _config(line: str) -> str:
+    """The text of the config in a result: nine tenths of it, and the same in the next one."""
+    start = line.find(_CONFIG) + len(_CONFIG)
+    if start < len(_CONFIG):
+        return ""
+    _, end = json.JSONDecoder().raw_decode(line, start)
+    return line[start:end]
+
+
+def _is_finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and math.isfinite(value)

@@ -141,7 +141,8 @@ def _reference(label: str, value: float, y: Axis) -> str:
     height = y(value)
     above = height - 5 if height > _TOP + 16 else height + 14
     line = f'<line class="reference" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>'
-    return line + text(WIDTH - _RIGHT, above, f"{label} {number(value)}", "end", "halo")
+    shown = f"{label} {number(value)}"
+    return line + _plate(WIDTH - _RIGHT - _room(shown) / 2, above - 4, shown)
 
 
 def ranges(title: str, rows: Sequence[tuple[str, str, Sequence[float]]], x_label: str) -> str:
@@ -235,10 +236,7 @@ def parallel_coordinates(
         parts.append(text(x, 16, _short(name, 22), "middle", "strong"))
         for place, shown in enumerate(texts):
             y = bottom - (place / (len(texts) - 1) if len(texts) > 1 else 0.5) * (bottom - top)
-            shown = _short(shown, 14)
-            room = 7 * len(shown) + 8
-            parts.append(f'<rect class="label" x="{x - room / 2:.1f}" y="{y - 8:.1f}" width="{room}" height="16"/>')
-            parts.append(text(x, y + 4, shown, "middle", "strong"))
+            parts.append(_plate(x, y, _short(shown, 14)))
     return _svg(title, width, height, parts)
 
 
@@ -247,6 +245,18 @@ def text(x: float, y: float, shown: str, anchor: str, style: str = "", turn: boo
     rotated = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turn else ""
     named = f' class="{style}"' if style else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{named}{rotated}>{escape(shown)}</text>'
+
+
+def _plate(x: float, y: float, shown: str) -> str:
+    """A label around a point, on a plate that hides the lines behind it."""
+    width = _room(shown)
+    plate = f'<rect class="plate" x="{x - width / 2:.1f}" y="{y - 8:.1f}" width="{width:.1f}" height="15"/>'
+    return plate + text(x, y + 4, shown, "middle", "strong")
+
+
+def _room(shown: str) -> float:
+    """The width of a text in pixels, about."""
+    return 6.5 * len(shown) + 4
 
 
 def _short(shown: str, length: int) -> str:
