@@ -21,6 +21,7 @@ from rllib_damo.damo.damo import DAMO, DAMOConfig
 from rllib_damo.data.formats.parquet import write_parquet
 from rllib_damo.data.formats.registry import Format, register_format
 from rllib_damo.data.schema import Transitions
+from rllib_damo.deploy.export import export_policy
 from rllib_damo.evaluation.policy import load_policy
-
-__version__ = "0.2.0"
+from rllib_damo.report.page import write_report
+from rllib_damo.version import __version__

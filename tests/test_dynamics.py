@@ -60,6 +60,7 @@ def test_recovers_a_linear_gaussian_system(trained):
     assert np.sqrt(np.mean((mean - test["mean"]) ** 2)) < 0.5 * NOISE
     assert np.median(std) == pytest.approx(NOISE, rel=0.25)
     assert history[-1]["holdout_mse"] < 0.2 * history[0]["holdout_mse"]
+    assert history[-1]["holdout_calibration"] == pytest.approx(1.0, abs=0.2)
 
 
 def test_is_calibrated(trained):

@@ -13,6 +13,9 @@ from ray.tune.registry import get_trainable_cls
 
 from rllib_damo import ALGORITHMS
 from rllib_damo.core.config import ModelBasedConfig, OfflineConfig
+from rllib_damo.data import sources
+from rllib_damo.deploy.export import export_policy
+from rllib_damo.deploy.numpy_policy import NumpyPolicy
 from rllib_damo.evaluation.play import play
 from rllib_damo.evaluation.policy import load_policy
 from tests.small_runs import make_small, module_state, train_policy
@@ -63,3 +66,11 @@ def test_trains_and_goes_on_exactly_from_a_checkpoint(name: str, dataset: str, c
     action = load_policy(path)(np.asarray(episode.get_observations(0)))
     assert action.shape == (1,)
     np.testing.assert_allclose(2 * np.asarray(episode.get_actions(0)), action, rtol=1e-4)
+
+    exported = NumpyPolicy(str(export_policy(path, tmp_path / "policy.npz")))
+    np.testing.assert_allclose(exported(np.asarray(episode.get_observations(0))), action, rtol=0, atol=1e-6)
+    facts = exported.metadata
+    assert (facts["algorithm"], facts["environment"], facts["gradient_steps"]) == (name, "Pendulum-v1", 30)
+    assert facts["dataset"] == {"name": dataset, "fingerprint": sources.load(dataset).fingerprint()}
+    assert facts["config"]["hidden_dims"] == [32, 32]
+    assert "tau" not in facts["config"]  # the default

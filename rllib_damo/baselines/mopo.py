@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -24,8 +23,6 @@ from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.rollout import Model
 from rllib_damo.dynamics.rollout_runner import ModelRolloutEnvRunner
 from rllib_damo.utils.batch import Batch
-
-logger = logging.getLogger(__name__)
 
 # HalfCheetah's rewards under random actions are a thirtieth of the penalties that a hasty model makes.
 _FAR_ABOVE = 100
@@ -123,7 +120,7 @@ class MOPO(ModelBasedAlgorithm):
         uncertainty = float(self.metrics.peek((ENV_RUNNER_RESULTS, "rollout", "uncertainty_mean")))
         penalty = self.config.penalty_coef * uncertainty
         if penalty > _FAR_ABOVE * self._reward_size > 0:
-            logger.warning(
+            self.warn(
                 f"penalty_coef={self.config.penalty_coef:g} makes penalties of {penalty:.3g} in the mean, and the "
                 f"dataset's rewards are {self._reward_size:.3g} in the mean of absolute values: the policy will learn "
                 f"little of the reward. Set penalty_coef to {self._reward_size / uncertainty:.2g}, or bring the "

@@ -37,6 +37,7 @@ from rllib_damo.utils import ray_internals
 from rllib_damo.utils.batch import Batch, Layout
 from rllib_damo.utils.paths import place_of
 from rllib_damo.utils.spaces import to_unit
+from rllib_damo.version import versions
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +86,9 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
         name = self.config.start_from
         self._start = None if name is None else Start.read(name, COMPONENT_TRAINING)
         transitions = self.offline_data.transitions
+        self._warnings: list[str] = []
         for warning in self.dataset_warnings(transitions):
-            logger.warning(f"{transitions.name}: {warning}.")
+            self.warn(f"{transitions.name}: {warning}.")
         self._dataset = transitions.name, transitions.fingerprint()
         self._reward_scale = self.reward_scale(transitions)
         self._earlier_data: list[str] = []
@@ -98,6 +100,11 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
             self._go_on(self._start)
         del transitions
         self.offline_data.release()
+
+    def warn(self, text: str) -> None:
+        """Logs a warning; it is in all later results, too."""
+        logger.warning(text)
+        self._warnings.append(text)
 
     def _has_data_of(self, start: Start) -> bool:
         return start.training[FINGERPRINT] == self._dataset[1]
@@ -157,9 +164,15 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
         starts = transitions.episode_bounds()[:, 0]
         selected = transitions.best_rows(self.config.data_fraction)
         is_selected = np.isin(starts, selected)
+        returns = transitions.episode_returns()[is_selected]
         self._dataset_metrics = {
-            "episode_return_mean": float(transitions.episode_returns()[is_selected].mean()),
+            "num_episodes": len(returns),
+            "episode_return_mean": float(returns.mean()),
+            "episode_return_std": float(returns.std()),
+            "episode_return_min": float(returns.min()),
+            "episode_return_max": float(returns.max()),
             "discounted_return_mean": float(transitions.episode_returns(self.config.gamma)[is_selected].mean()),
+            "terminated_frac": float(transitions.terminations[selected].mean()),
         }
         if scale != 1.0:
             self._dataset_metrics["reward_scale"] = scale
@@ -202,6 +215,11 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
 
     def _log_steps(self) -> None:
         self.metrics.log_value(NUM_GRADIENT_STEPS, self._num_gradient_steps, reduce="max", window=1)
+        name, fingerprint = self._dataset
+        facts: dict[str, Any] = {"dataset": {"name": name, "fingerprint": fingerprint}, "versions": versions()}
+        if self._warnings:
+            facts["warnings"] = "\n".join(self._warnings)
+        self.metrics.log_dict(facts, reduce="item")
 
     def _policy_weights(self) -> dict[str, Any]:
         """A copy: what a learner in this process hands out is its own memory, which the gradient steps change."""

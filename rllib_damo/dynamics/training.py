@@ -158,8 +158,9 @@ class DynamicsTrainer:
 
         Returns:
             ``epoch`` (epochs done), ``train_loss`` (mean negative log likelihood of the epoch), ``holdout_loss`` (the
-            same on the hold-out rows), ``holdout_mse`` (in units of the targets' variance), all means over the members
-            in training, ``num_members_training`` (left after this epoch), and ``termination_loss`` if that is learned.
+            same on the hold-out rows), ``holdout_mse`` (in units of the targets' variance), ``holdout_calibration``
+            (mean squared error in units of the predicted variance), all means over the members in training,
+            ``num_members_training`` (left after this epoch), and ``termination_loss`` if that is learned.
 
         Raises:
             RuntimeError: called when `done`, or the training diverged.
@@ -290,16 +291,19 @@ class DynamicsTrainer:
         weights = self._weights(self._holdout)
         if weights is None:
             weights = torch.ones_like(y)
-        mse, nll = (
-            (terms * weights).sum((1, 2)) / weights.sum() for terms in (squared, squared * (-logvar).exp() + logvar)
-        )
+        chi = squared * (-logvar).exp()
+        mse, chi_mean, nll = ((terms * weights).sum((1, 2)) / weights.sum() for terms in (squared, chi, chi + logvar))
         members = mse.cpu().numpy()
         if not np.isfinite(members).all():
             raise RuntimeError(
                 f"Training the dynamics diverged in epoch {self._epoch + 1} (hold-out error not finite): "
                 "lower dynamics_lr, and look for extreme values in the dataset."
             )
-        return {"holdout_loss": float(nll.mean()), "holdout_mse": float(members.mean())}, members
+        return {
+            "holdout_loss": float(nll.mean()),
+            "holdout_mse": float(members.mean()),
+            "holdout_calibration": float(chi_mean.mean()),
+        }, members
 
     def _keep_improved(self, mse: np.ndarray) -> None:
         """Copies improved members into the ensemble, and drops the members whose patience is over."""

@@ -27,9 +27,13 @@ class Policy:
 
     def __init__(self, module: TorchRLModule, device: str | torch.device = "cpu") -> None:
         if module.is_stateful():
-            raise ValueError(f"{type(module).__name__} is recurrent; single observations need a module without state.")
+            raise CheckpointError(
+                f"{type(module).__name__} is recurrent; single observations need a module without state."
+            )
         if not isinstance(module.observation_space, gym.spaces.Box):
-            raise ValueError(f"observations must be a Box, but the module's space is {module.observation_space!r}.")
+            raise CheckpointError(
+                f"observations must be a Box, but the module's space is {module.observation_space!r}."
+            )
         self.module = module.to(device)
         self.module.eval()
         self.device = torch.device(device)
