@@ -28,6 +28,7 @@ from rllib_damo.core.evaluated_algorithm import EvaluatedAlgorithm
 from rllib_damo.core.sealed_checkpoints import SealedCheckpoints
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import UserError
+from rllib_damo.evaluation.checkpoints import SPLIT_FILE
 from rllib_damo.utils import ray_internals
 from rllib_damo.utils.batch import Batch, Layout
 from rllib_damo.utils.spaces import to_unit
@@ -38,6 +39,7 @@ COMPONENT_TRAINING = "offline_training"
 NUM_GRADIENT_STEPS = "num_gradient_steps_lifetime"
 DATA_WINDOW = "data_window"
 FINGERPRINT = "dataset_fingerprint"
+HOLDOUT = "holdout"
 PHASE = "phase"
 ALGORITHM = "algorithm"
 
@@ -71,7 +73,8 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
         transitions = self.offline_data.transitions
         for warning in self.dataset_warnings(transitions):
             logger.warning(f"{transitions.name}: {warning}.")
-        self._dataset = transitions.name, transitions.fingerprint()
+        self._dataset = transitions.name, self.offline_data.fingerprint
+        self._holdout = self.offline_data.holdout
         self._reward_scale = self.reward_scale(transitions)
         self._take_columns(self._set_dataset(transitions, fit=True))
         del transitions
@@ -224,6 +227,7 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
         return {
             ALGORITHM: type(self).__name__,
             FINGERPRINT: self._dataset[1],
+            HOLDOUT: self._holdout,
             NUM_GRADIENT_STEPS: self._num_gradient_steps,
             DATA_WINDOW: self.offline_data.window,
         }
@@ -234,6 +238,7 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
         if training is not None:
             self._check_algorithm(training.get(ALGORITHM))
             self._check_fingerprint(training[FINGERPRINT])
+            self._check_holdout(training.get(HOLDOUT))
         super().set_state(state)
         self._is_module_current = False
         if training is not None:
@@ -251,6 +256,29 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
                 f"{fingerprint[:12]}): give it the dataset it was trained on."
             )
 
+    def _check_holdout(self, saved: Mapping[str, Any] | None) -> None:
+        if saved != self._holdout:
+            raise ValueError(
+                f"The checkpoint was trained with {_describe(saved)}, and this algorithm has "
+                f"{_describe(self._holdout)}: set its holdout_episodes and holdout_seed in .offline_data()."
+            )
+
+    @override(SealedCheckpoints)
+    def readable_files(self) -> dict[str, dict[str, Any]]:
+        """What was trained, on which episodes, and on which not: in plain values, for the choice of a policy."""
+        name, fingerprint = self._dataset
+        return {
+            SPLIT_FILE: {
+                "format": "rllib_damo.split/1",
+                ALGORITHM: type(self).__name__,
+                "dataset": name,
+                FINGERPRINT: fingerprint,
+                HOLDOUT: self._holdout,
+                "gamma": self.config.gamma,
+                NUM_GRADIENT_STEPS: self._num_gradient_steps,
+            }
+        }
+
     def _set_training_state(self, state: Mapping[str, Any]) -> None:
         self._num_gradient_steps = state[NUM_GRADIENT_STEPS]
         window = state[DATA_WINDOW]
@@ -266,3 +294,13 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
             self.eval_env_runner_group.sync_weights(
                 from_worker_or_learner_group=self.learner_group, inference_only=True
             )
+
+
+def _describe(record: Mapping[str, Any] | None) -> str:
+    """A split in words."""
+    if record is None:
+        return "holdout_episodes=0"
+    return (
+        f"holdout_episodes={record['holdout_episodes']!r}, holdout_seed={record['holdout_seed']} "
+        f"({record['episodes']} episodes)"
+    )

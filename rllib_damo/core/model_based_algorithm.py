@@ -71,7 +71,10 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
 
     @override(OfflineAlgorithm)
     def _take_columns(self, columns: Batch) -> None:
-        self.dynamics = DynamicsComponent(self.config, columns, *self._dataset)
+        name, fingerprint = self._dataset
+        if self._holdout is not None:  # the model must not be one that was trained on all episodes
+            fingerprint = self._holdout["train_fingerprint"]
+        self.dynamics = DynamicsComponent(self.config, columns, name, fingerprint)
 
     @override(OfflineAlgorithm)
     def training_step(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,15 @@ class SealedCheckpoints(Checkpointable):
         if filesystem is None and path is not None:
             filesystem, path = _place(path)
         saved = super().save_to_path(path, filesystem=filesystem, **kwargs)
+        for name, content in self.readable_files().items():
+            with (filesystem or pyarrow.fs.LocalFileSystem()).open_output_stream(f"{saved}/{name}") as stream:
+                stream.write(json.dumps(content, indent=1).encode())
         seal(saved, filesystem, self._last_result, [name for name, _ in self.get_checkpointable_components()])
         return saved
+
+    def readable_files(self) -> dict[str, dict[str, Any]]:
+        """JSON files that a checkpoint has beside RLlib's: their names and contents."""
+        return {}
 
     @override(Checkpointable)
     def restore_from_path(
