@@ -92,19 +92,22 @@ class BulkOfflineData(OfflineData):
         transitions = self.transitions
         return self._whole_fingerprint or transitions.fingerprint()
 
+    @property
+    def _holdout_episodes(self) -> float:
+        return getattr(self.config, "holdout_episodes", 0.0)
+
     def _training_part(self, transitions: Transitions) -> Transitions:
-        share = getattr(self.config, "holdout_episodes", 0)
-        if not share:
+        if not self._holdout_episodes:
             return transitions
         self._whole_fingerprint = transitions.fingerprint()
-        split = split_episodes(transitions, share, self.config.holdout_seed)
+        split = split_episodes(transitions, self._holdout_episodes, self.config.holdout_seed)
         self.holdout = split.record
         return split.training
 
     def _refuse_holdout(self) -> None:
-        if getattr(self.config, "holdout_episodes", 0):
+        if self._holdout_episodes:
             raise DataError(
-                f"{without_password(str(self.path))}: holdout_episodes={self.config.holdout_episodes!r} needs the "
+                f"{without_password(str(self.path))}: holdout_episodes={self._holdout_episodes!r} needs the "
                 f"whole dataset in memory, and it is larger than max_dataset_rows={self.max_rows}: raise "
                 "max_dataset_rows, or keep files of episodes out of input_ yourself."
             )
@@ -133,7 +136,7 @@ class BulkOfflineData(OfflineData):
     def data(self) -> Dataset:
         """The data as a Ray Dataset of rows in file order, vectors as tensor columns; read lazily, block by block."""
         if self._dataset is None:
-            if isinstance(self.config.input_, Transitions) or getattr(self.config, "holdout_episodes", 0):
+            if isinstance(self.config.input_, Transitions) or self._holdout_episodes:
                 self._dataset = ray.data.from_arrow(to_arrow(self.transitions.arrays()))
             else:
                 rows = min(self.max_rows or _ROWS_PER_BLOCK, _ROWS_PER_BLOCK)
