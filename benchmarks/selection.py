@@ -31,7 +31,6 @@ from rllib_damo.data.generate import datasets
 from rllib_damo.data.generate.controllers import PendulumMixed
 from rllib_damo.selection import Selection, select
 from rllib_damo.selection.candidates import Act, load
-from rllib_damo.utils.spaces import from_unit
 
 LONG = 5  # a long episode has so many times 1/(1-γ) steps
 DRAWS = 1000
@@ -166,8 +165,7 @@ def main() -> None:
         judge_model=args.judge_model, progress=say,
     )  # fmt: skip
     say("\n".join(found.lines()))
-    space = gym.make(args.env).action_space
-    clone = played(lambda obs: from_unit(found.clone(torch.from_numpy(obs)).numpy(), space), args.env, args.episodes)
+    clone = played(found.policies["clone"], args.env, args.episodes)
     returns = {name: played(act, args.env, args.episodes) for name, act in acts.items()}
     real = np.array([own.mean() for own in returns.values()])
     gamma = found.facts["settings"]["gamma"]

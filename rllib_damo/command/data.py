@@ -1,4 +1,4 @@
-"""The ``rllib-damo data`` commands: list, make, info, convert and check datasets.
+"""The ``rllib-damo`` command: its group ``data`` lists, makes, converts and checks datasets.
 
 Exit codes: 0 success, 1 `check` found problems or making a dataset failed, 2 the command was wrong or the other
 commands cannot use the data, 130 interrupted.
@@ -17,6 +17,7 @@ import gymnasium as gym
 import typer
 from minari.serialization import deserialize_space
 
+from rllib_damo.command.select import select
 from rllib_damo.data import info as info_
 from rllib_damo.data import sources
 from rllib_damo.data.convert import convert as convert_
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 data = typer.Typer(no_args_is_help=True, help="Make, look at, convert and check datasets.")
 app.add_typer(data, name="data")
+app.command()(select)
 
 _BAR_WIDTH = 40
 Dataset = Annotated[str, typer.Argument(help=f"Short name, Minari id, or path: {', '.join(registry.suffixes())}.")]
@@ -66,7 +68,7 @@ Normalized = Annotated[
 
 @app.callback()
 def _root() -> None:
-    """Keeps ``data`` a group, although it is the only one."""
+    """Shown by `rllib-damo --help`."""
 
 
 @data.command("list")

@@ -108,6 +108,11 @@ def load(given: Sequence[Place] | Mapping[str, Place], which: str = "last") -> l
                     candidate.name = name if len(own) == 1 else f"{name}/{number}"
             found += own
     _give_names([candidate for candidate in found if not candidate.name])
+    taken: dict[str, int] = {}
+    for candidate in found:  # one name each
+        taken[candidate.name] = taken.get(candidate.name, 0) + 1
+        if taken[candidate.name] > 1:
+            candidate.name += f" ({taken[candidate.name]})"
     return found
 
 
@@ -144,9 +149,9 @@ def find(place: str, which: str = "last") -> list[str]:
 _NAMED = re.compile(r"checkpoint_(\d+)$")
 
 
-def _number(path: str) -> tuple[str, int]:
+def _number(path: str) -> tuple[int, str]:
     match = _NAMED.search(path)
-    return path.rsplit("/", 1)[0], int(match[1]) if match else 0
+    return int(match[1]) if match else 0, path
 
 
 def _from_checkpoint(path: str) -> Candidate:
@@ -203,5 +208,5 @@ def _give_names(candidates: Sequence[Candidate]) -> None:
 
 
 def _differs(key: str, found: Sequence[Mapping[str, Any]]) -> bool:
-    values = [repr(_plain(one.get(key))) for one in found]
+    values = [repr(_plain(one[key])) for one in found if key in one]
     return len(set(values)) > 1

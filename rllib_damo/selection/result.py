@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rllib_damo.selection.candidates import Candidate
-from rllib_damo.selection.clone import Policy
+from rllib_damo.selection.candidates import Act, Candidate
 from rllib_damo.selection.fitting import Fit
 from rllib_damo.selection.rule import Decision, Evidence, combined, half_interval, plausible_value, scores
 from rllib_damo.selection.self_tests import SelfTest
@@ -80,7 +79,8 @@ class Selection:
         returns: 5 and 95 % quantiles of the data's discounted returns.
         steps: of the training, at each check.
         facts: the dataset, its split, the settings, seconds.
-        clone: the clone of the data's behaviour, ``raw observations (B, obs) -> unit actions (B, act)``, as tensors.
+        policies: by name, the clone among them: ``observations (B, obs) -> actions (B, act)`` in the environment's
+            units.
     """
 
     choice: Judged | None
@@ -95,7 +95,7 @@ class Selection:
     returns: tuple[float, float]
     steps: list[int]
     facts: dict[str, Any]
-    clone: Policy
+    policies: Mapping[str, Act]
 
     def to_json(self) -> str:
         """Everything, as JSON of the format "rllib_damo.selection/1"; numbers that are not finite are null."""
@@ -234,7 +234,7 @@ def make_selection(
         short_list=[judged[i] for i in decision.short_list], within_reach=[judged[i] for i in decision.within_reach],
         confidence=decision.confidence, reasons=decision.reasons, table=[judged[i] for i in order],
         self_tests=list(tests), plausible=plausible_value(evidence), returns=(float(low), float(high)),
-        steps=fitted.steps, facts=facts, clone=columns["clone"],
+        steps=fitted.steps, facts=facts, policies=columns["policies"],
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from rllib_damo.nn.standardize import input_scales
 from rllib_damo.selection import candidates as candidates_
 from rllib_damo.selection import model_value, rule, self_tests
 from rllib_damo.selection.behavior_density import BehaviorDensity, StateBox
-from rllib_damo.selection.candidates import Candidate, Place
+from rllib_damo.selection.candidates import Act, Candidate, Place
 from rllib_damo.selection.clone import Policy, clone, default_steps
 from rllib_damo.selection.critic import NetworkCritic
 from rllib_damo.selection.fitting import Fit, fit, key_of
@@ -36,7 +36,7 @@ from rllib_damo.selection.result import Selection, make_selection
 from rllib_damo.selection.rows import Rows
 from rllib_damo.tasks import TerminationFn
 from rllib_damo.utils.environments import make_env
-from rllib_damo.utils.spaces import check_spaces
+from rllib_damo.utils.spaces import check_spaces, from_unit
 
 _FEWEST_EPISODES = 10
 _FEW_ROWS, _FEW_INPUTS = 50_000, 4  # with which the learning rate is the higher one
@@ -120,6 +120,7 @@ def select(
         cautions.append(f"the ranking did not settle within {fitted.steps[-1]:,} steps: give more --steps")
     decision = rule.decide(evidence, against, failed=failed, cautions=cautions)
     facts = {
+        "env": task.env if isinstance(task.env, str) else None, "env_config": dict(task.env_config or {}),
         "dataset": whole.name, "fingerprint": whole.fingerprint(), "split": data.record,
         "episodes": int(data.rows.num_episodes), "held_out": data.num_held_out, "seconds": time.perf_counter() - start,
         "settings": asdict(chosen) | {"gamma": work.gamma},
@@ -312,7 +313,21 @@ class _Work:
             own_minus_judge=opinion["own"],
         )  # fmt: skip
         survival = (1 - self.gamma) * fitted.history[-1][:num, :, 1].mean(-1) if fitted.history.shape[-1] > 1 else None
-        return evidence, fitted, tests, {"survival": survival, "facts": opinion["facts"], "clone": clones[0]}
+        return (
+            evidence,
+            fitted,
+            tests,
+            {"survival": survival, "facts": opinion["facts"], "policies": self._acts(clones[0])},
+        )
+
+    def _acts(self, own_clone: Policy) -> dict[str, Act]:
+        space = self.task.action_space
+
+        def act(observations: np.ndarray) -> np.ndarray:
+            unit = own_clone(torch.from_numpy(np.asarray(observations, np.float32))).numpy()
+            return np.clip(from_unit(unit.astype(space.dtype), space), space.low, space.high)
+
+        return {candidate.name: candidate.act for candidate in self.own} | {CLONE: act}
 
     def _some(self, rows: Rows) -> Tensor:
         rng = np.random.default_rng((self.settings.seed, 8))
