@@ -1,14 +1,18 @@
 """Does `rllib-damo select` find good policies? On policies whose real returns are known, with simple rules beside it.
 
     python benchmarks/selection.py pendulum --steps 10000 --out selection.json
-    python benchmarks/selection.py checkpoints RUN_DIR --env Hopper-v5 --input hopper-medium --out selection.json
+    python benchmarks/selection.py snapshots --input hopper-medium --env Hopper-v5 --out selection.json
+    python benchmarks/selection.py checkpoints RUN_DIR --input hopper-medium --env Hopper-v5 --out selection.json
 
-`pendulum` has 14 hand-made controllers on `pendulum-mixed`; `checkpoints` takes those below a folder. Each is played
-for ``--episodes`` real episodes of the environment's length. Adds one JSON object to the file: ``spearman`` is the rank
-correlation of the rule's order (those ruled out below the others) with the real returns, ``regret_1`` the real return
-of the best candidate less that of the answer, ``regret_3`` less that of the best on the short list, for ``select`` and
-for simple rules; ``range`` is the best less the worst. ``coverage`` is the share of the 90 % intervals that hold the
-real discounted value (of a long episode) and of those of paired differences that hold the real difference.
+`pendulum` has 14 hand-made controllers on `pendulum-mixed`; `snapshots` has the behaviour policies of the
+environment that the package ships, as they act in the mean; `checkpoints` takes those below a folder. Each is played
+for ``--episodes`` real episodes of the environment's length.
+
+Adds one JSON object to the file. ``spearman`` is the rank correlation of the rule's order (those ruled out below the
+others) with the real returns, ``regret_1`` the real return of the best candidate less that of the answer, ``regret_3``
+less that of the best on the short list, for ``select`` and for simple rules; ``range`` is the best less the worst.
+``coverage`` is the share of the 90 % intervals that hold the real discounted value (of a long episode), and of those of
+differences to the clone that hold the real one.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from playing import play
 
 from rllib_damo.data.generate import datasets
 from rllib_damo.data.generate.controllers import PendulumMixed
+from rllib_damo.data.generate.policies import FOLDER, GaussianPolicy, load_index
 from rllib_damo.selection import Selection, select
 from rllib_damo.selection.candidates import Act, load
 
@@ -55,6 +60,22 @@ def controllers() -> dict[str, Act]:
     found = {f"share {share}": weak(share) for share in (1.0, 0.8, 0.6, 0.4, 0.3, 0.2, 0.0, -0.5, -1.0)}
     found |= {f"wobbling {size}": wobbling(size) for size in (0.5, 1.0, 2.0)}
     return found | {"constant": constant(2.0), "braking": braking}
+
+
+def snapshots(env_id: str) -> dict[str, Act]:
+    """The mean actions of the shipped behaviour policies of an environment, and no action."""
+    space = gym.make(env_id).action_space
+    assert isinstance(space, gym.spaces.Box)
+
+    def mean(policy: GaussianPolicy) -> Act:
+        return lambda obs: policy.actions(obs, np.zeros((len(obs), space.shape[0]), np.float32))
+
+    found = {
+        name: mean(GaussianPolicy.load(FOLDER / record.file, space))
+        for name, record in load_index().items()
+        if record.env_id == env_id and record.file
+    }
+    return found | {"nothing": lambda obs: np.zeros((len(obs), *space.shape), np.float32)}
 
 
 def played(act: Act, env_id: str, episodes: int, gamma: float | None = None, steps: int | None = None) -> np.ndarray:
@@ -113,15 +134,17 @@ def rules(found: Selection, names: Sequence[str], real: np.ndarray, clone: float
     return result
 
 
-def coverage(found: Selection, names: Sequence[str], discounted: np.ndarray) -> dict[str, float]:
+def coverage(found: Selection, names: Sequence[str], discounted: np.ndarray, clone: float) -> dict[str, float]:
     """Shares of the kept candidates' intervals, and the bias and error of the values."""
     rows = {one.name: one for one in found.table}
     own = [rows[name] for name in names]
     kept = [i for i, one in enumerate(own) if not one.vetoes]
     value = np.array([one.value for one in own])
     inside = [own[i].low <= discounted[i] <= own[i].high for i in kept]
+    pairs = [own[i].difference_low <= discounted[i] - clone <= own[i].difference_high for i in kept]
     return {
         "values": round(float(np.mean(inside)), 3) if inside else float("nan"),
+        "differences_to_the_clone": round(float(np.mean(pairs)), 3) if pairs else float("nan"),
         "bias": round(float((value - discounted).mean()), 2),
         "absolute_error": round(float(np.abs(value - discounted).mean()), 2),
     }
@@ -136,11 +159,11 @@ def curve(found: Selection, names: Sequence[str], real: np.ndarray) -> dict[int,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("pendulum", "checkpoints"))
+    parser.add_argument("what", choices=("pendulum", "snapshots", "checkpoints"))
     parser.add_argument("places", nargs="*", help="folders of checkpoints")
     parser.add_argument("--env", default="Pendulum-v1")
     parser.add_argument("--input", default=None)
-    parser.add_argument("--transitions", type=int, default=30_000, help="of pendulum-mixed")
+    parser.add_argument("--transitions", type=int, default=30_000, help="of the dataset that is made")
     parser.add_argument("--steps", type=int, default=30_000)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--gamma", type=float, default=None)
@@ -152,8 +175,9 @@ def main() -> None:
     torch.set_num_threads(1)
     say: Callable[[str], None] = lambda text: print(text, flush=True)  # noqa: E731
     policies: dict[str, Any]
-    if args.what == "pendulum":
-        policies, data = controllers(), datasets.generate("pendulum-mixed", args.transitions, seed=0)
+    if args.what != "checkpoints":
+        policies = controllers() if args.what == "pendulum" else snapshots(args.env)
+        data = datasets.generate(args.input or "pendulum-mixed", args.transitions, seed=0)
         acts = policies
     else:
         loaded = [one for place in args.places for one in load([place])]
@@ -171,6 +195,7 @@ def main() -> None:
     gamma = found.facts["settings"]["gamma"]
     steps = round(LONG / (1 - gamma))
     discounted = np.array([played(act, args.env, args.episodes, gamma, steps).mean() for act in acts.values()])
+    discounted_clone = float(played(found.policies["clone"], args.env, args.episodes, gamma, steps).mean())
     row = {
         "benchmark": "selection", "what": args.what, "env": args.env, "input": args.input or f"{args.transitions} rows",
         "candidates": len(real), "gamma": gamma, "steps": found.steps[-1], "heads": args.heads, "seed": args.seed,
@@ -179,7 +204,8 @@ def main() -> None:
         "best": round(float(real.max()), 1), "clone": round(float(clone.mean()), 1),
         "rules": rules(found, list(returns), real, float(clone.mean()))
         | {"oracle at the discount": measures(discounted, real)},
-        "coverage": coverage(found, list(returns), discounted), "spearman_by_step": curve(found, list(returns), real),
+        "coverage": coverage(found, list(returns), discounted, discounted_clone),
+        "spearman_by_step": curve(found, list(returns), real),
         "seconds": round(found.facts["seconds"]),
         "real": {name: round(float(own.mean()), 1) for name, own in returns.items()},
         "discounted": dict(zip(returns, discounted.round(2).tolist(), strict=True)),

@@ -24,7 +24,7 @@ from ray.rllib.utils.typing import StateDict
 
 from rllib_damo.core import dataset_checks
 from rllib_damo.core.config import OfflineConfig
-from rllib_damo.core.evaluated_algorithm import EvaluatedAlgorithm
+from rllib_damo.core.offline_evaluation import VALUE_WATCH, WatchedAlgorithm
 from rllib_damo.core.sealed_checkpoints import SealedCheckpoints
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import UserError
@@ -44,7 +44,7 @@ PHASE = "phase"
 ALGORITHM = "algorithm"
 
 
-class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
+class OfflineAlgorithm(SealedCheckpoints, WatchedAlgorithm):
     """Gradient steps on a dataset: an iteration takes ``rollout_freq`` of them (``phase`` "policy").
 
     A subclass names its config in ``config_class``. Hooks: `extra_columns`, `reward_scale`, `dataset_warnings`,
@@ -228,6 +228,7 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
             ALGORITHM: type(self).__name__,
             FINGERPRINT: self._dataset[1],
             HOLDOUT: self._holdout,
+            VALUE_WATCH: self._get_watch_state(),
             NUM_GRADIENT_STEPS: self._num_gradient_steps,
             DATA_WINDOW: self.offline_data.window,
         }
@@ -281,6 +282,7 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
 
     def _set_training_state(self, state: Mapping[str, Any]) -> None:
         self._num_gradient_steps = state[NUM_GRADIENT_STEPS]
+        self._set_watch_state(state.get(VALUE_WATCH))
         window = state[DATA_WINDOW]
         if self.offline_data.is_capped and window != self.offline_data.window:
             self._set_dataset(self.offline_data.skip_to(window), fit=False)

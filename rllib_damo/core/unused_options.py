@@ -17,7 +17,14 @@ _UNUSED: tuple[tuple[str, Any, str], ...] = (
     ("min_sample_timesteps_per_iteration", 0, "set `rollout_freq`, the gradient steps of an iteration"),
     ("min_train_timesteps_per_iteration", 0, "set `rollout_freq`, the gradient steps of an iteration"),
     ("train_batch_size", 32, "set `train_batch_size_per_learner`"),
-    ("offline_evaluation_interval", None, "`initial_value_mean` is in every result"),
+    (
+        "offline_evaluation_type",
+        "eval_loss",
+        "offline evaluations are by fitted Q evaluation; RLlib's 'is' and 'pdis' take the density of newly drawn "
+        "actions for that of the recorded ones",
+    ),
+    ("num_offline_eval_runners", 0, "fitted Q evaluation runs in the algorithm's process"),
+    ("offline_eval_runner_class", None, "offline evaluations are by fitted Q evaluation"),
     ("num_epochs", 1, "set `rollout_freq`, the gradient steps of an iteration"),
     ("minibatch_size", None, "set `train_batch_size_per_learner`, the rows of a gradient step"),
     ("shuffle_batch_per_epoch", False, "every batch is drawn at random"),

@@ -101,6 +101,10 @@ class FQE:
     def num_policies(self) -> int:
         return len(self._next_actions)
 
+    def replace(self, i: int, next_actions: Tensor, start_actions: Tensor) -> None:
+        """Goes on with another policy in the i-th place: ``(N, act)`` and ``(episodes, act)``."""
+        self._next_actions[i], self._start_actions[i] = next_actions, start_actions
+
     def train(self, steps: int, tau: Callable[[int], float]) -> None:
         """So many steps; ``tau`` gives the weight of the newest networks in the targets for a step's number."""
         for _ in range(steps):
