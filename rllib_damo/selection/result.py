@@ -25,11 +25,12 @@ CLONE_ADVICE = "train it by `rllib train --algo BehaviorCloning`"
 
 @dataclass(frozen=True)
 class Judged:
-    """A row of the table. Values are discounted, in the data's reward units; intervals are of 90 %.
+    """A row of the table. Values are discounted, in the data's reward units.
 
     Attributes:
         name, path: of the candidate; the path is "" for a function and for the clone.
-        value, low, high: by fitted Q evaluation. The interval holds the chance of the episodes, and no bias.
+        value, low, high: by fitted Q evaluation, with the spread of 90 % over bootstraps of the episodes. It holds no
+            bias, so it is no confidence interval of the value.
         value_model: by rollouts in the judge's model; None: there is no second opinion.
         difference, difference_low, difference_high: of both opinions' mean to the reference, in pairs.
         score: lower bound of the difference, which the rule goes by.
@@ -127,7 +128,7 @@ class Selection:
         words = {True: "passed", False: "failed", None: "not possible"}
         found += [f"self-test, {test.name}: {words[test.passed]} ({test.text})" for test in self.self_tests]
         reference = next((one.name for one in self.table if one.verdict.endswith("reference")), "reference")
-        rows = [["candidate", "value (90 %)", f"against {reference}", "model", "survives", "off data", "verdict"]]
+        rows = [["candidate", "value (spread)", f"against {reference}", "model", "survives", "off data", "verdict"]]
         for one in self.table:
             against = f"{one.difference:+.4g} ({one.difference_low:+.3g} to {one.difference_high:+.3g})"
             rows.append([
@@ -146,8 +147,8 @@ class Selection:
         found += [f"  - {reason}" for reason in self.reasons]
         found.append(f"Short list, for a test with real episodes: {', '.join(one.name for one in self.short_list)}")
         found.append(
-            "Values are discounted and without a time limit. Intervals hold the chance of the episodes, not the error "
-            "of the estimate where actions leave the data."
+            "Values are discounted and without a time limit. The spread holds the chance of the episodes, not the "
+            "error of the estimate where actions leave the data."
         )
         return found
 
