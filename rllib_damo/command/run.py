@@ -102,7 +102,8 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
             return USAGE
         code = report(
             results, metric=_score_attr(config, options), searched=search_space(config), place=place,
-            options=_file_option(config, options), verbose=options.verbosity > 0,
+            options=_file_option(config, options), evaluated=bool(config.evaluation_interval),
+            verbose=options.verbosity > 0,
         )  # fmt: skip
         return TERMINATED if termination.received and code == INTERRUPTED else code
     finally:

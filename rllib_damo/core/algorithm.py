@@ -25,14 +25,15 @@ from typing_extensions import Self
 
 from rllib_damo.core import dataset_checks
 from rllib_damo.core.config import OfflineConfig
-from rllib_damo.core.evaluated_algorithm import EvaluatedAlgorithm
 from rllib_damo.core.going_on import Start
 from rllib_damo.core.guarded_learners import GuardedLearners
+from rllib_damo.core.offline_evaluation import VALUE_WATCH, WatchedAlgorithm
 from rllib_damo.core.resources import check_actors
 from rllib_damo.core.sealed_checkpoints import SealedCheckpoints, stored_config
 from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import UserError
+from rllib_damo.evaluation.checkpoints import SPLIT_FILE
 from rllib_damo.utils import ray_internals
 from rllib_damo.utils.batch import Batch, Layout
 from rllib_damo.utils.paths import place_of
@@ -47,11 +48,12 @@ DATA_WINDOW = "data_window"
 FINGERPRINT = "dataset_fingerprint"
 EARLIER_DATA = "earlier_dataset_fingerprints"
 REWARD_SCALE = "reward_scale"
+HOLDOUT = "holdout"
 PHASE = "phase"
 ALGORITHM = "algorithm"
 
 
-class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
+class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
     """Gradient steps on a dataset: an iteration takes ``rollout_freq`` of them (``phase`` "policy").
 
     A subclass names its config in ``config_class``. Hooks: `extra_columns`, `reward_scale`, `dataset_warnings`,
@@ -89,7 +91,8 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
         self._warnings: list[str] = []
         for warning in self.dataset_warnings(transitions):
             self.warn(f"{transitions.name}: {warning}.")
-        self._dataset = transitions.name, transitions.fingerprint()
+        self._dataset = transitions.name, self.offline_data.fingerprint
+        self._holdout = self.offline_data.holdout
         self._reward_scale = self.reward_scale(transitions)
         self._earlier_data: list[str] = []
         if self._start is not None:
@@ -107,7 +110,8 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
         self._warnings.append(text)
 
     def _has_data_of(self, start: Start) -> bool:
-        return start.training[FINGERPRINT] == self._dataset[1]
+        same_split = start.training.get(HOLDOUT) == self._holdout
+        return same_split and start.training[FINGERPRINT] == self._dataset[1]
 
     def _go_on(self, start: Start) -> None:
         """Takes over what a checkpoint has learned, whatever its data."""
@@ -271,6 +275,8 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
             FINGERPRINT: self._dataset[1],
             EARLIER_DATA: self._earlier_data,
             REWARD_SCALE: self._reward_scale,
+            HOLDOUT: self._holdout,
+            VALUE_WATCH: self._get_watch_state(),
             NUM_GRADIENT_STEPS: self._num_gradient_steps,
             DATA_WINDOW: self.offline_data.window,
         }
@@ -281,6 +287,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
         if training is not None:
             self._check_algorithm(training.get(ALGORITHM))
             self._check_fingerprint(training[FINGERPRINT])
+            self._check_holdout(training.get(HOLDOUT))
         super().set_state(state)
         self._is_module_current = False
         if training is not None:
@@ -299,9 +306,33 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
                 "`.offline_data(start_from=CHECKPOINT)`, or `rllib train --from CHECKPOINT --input DATA`."
             )
 
+    def _check_holdout(self, saved: Mapping[str, Any] | None) -> None:
+        if saved != self._holdout:
+            raise ValueError(
+                f"The checkpoint was trained with {_describe(saved)}, and this algorithm has "
+                f"{_describe(self._holdout)}: set its holdout_episodes and holdout_seed in .offline_data()."
+            )
+
+    @override(SealedCheckpoints)
+    def readable_files(self) -> dict[str, dict[str, Any]]:
+        """What was trained, on which episodes, and on which not: in plain values, for the choice of a policy."""
+        name, fingerprint = self._dataset
+        return {
+            SPLIT_FILE: {
+                "format": "rllib_damo.split/1",
+                ALGORITHM: type(self).__name__,
+                "dataset": name,
+                FINGERPRINT: fingerprint,
+                HOLDOUT: self._holdout,
+                "gamma": self.config.gamma,
+                NUM_GRADIENT_STEPS: self._num_gradient_steps,
+            }
+        }
+
     def _set_training_state(self, state: Mapping[str, Any]) -> None:
         self._num_gradient_steps = state[NUM_GRADIENT_STEPS]
         self._earlier_data = state.get(EARLIER_DATA, [])
+        self._set_watch_state(state.get(VALUE_WATCH))
         window = state[DATA_WINDOW]
         if self.offline_data.is_capped and window != self.offline_data.window:
             self._set_dataset(self.offline_data.skip_to(window), fit=False)
@@ -356,3 +387,13 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, EvaluatedAlgorithm):
             self.eval_env_runner_group.sync_weights(
                 from_worker_or_learner_group=self.learner_group, inference_only=True
             )
+
+
+def _describe(record: Mapping[str, Any] | None) -> str:
+    """A split in words."""
+    if record is None:
+        return "holdout_episodes=0"
+    return (
+        f"holdout_episodes={record['holdout_episodes']!r}, holdout_seed={record['holdout_seed']} "
+        f"({record['episodes']} episodes)"
+    )

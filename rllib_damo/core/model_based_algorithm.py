@@ -75,7 +75,10 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         parent = None
         if self._start is not None and not self._has_data_of(self._start):
             parent = self._start.training[COMPONENT_DYNAMICS]["file"]
-        self.dynamics = DynamicsComponent(self.config, columns, *self._dataset, parent)
+        name, fingerprint = self._dataset
+        if self._holdout is not None:  # the model must not be one that was trained on all episodes
+            fingerprint = self._holdout["train_fingerprint"]
+        self.dynamics = DynamicsComponent(self.config, columns, name, fingerprint, parent)
 
     @override(OfflineAlgorithm)
     def _go_on(self, start: Start) -> None:

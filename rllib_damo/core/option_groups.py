@@ -11,6 +11,7 @@ from rllib_damo.core.options import (
     Option,
     columns,
     count,
+    count_or_zero,
     decays,
     entropy,
     existing_file,
@@ -25,6 +26,7 @@ from rllib_damo.core.options import (
     positive_or_inf,
     rate,
     share,
+    share_or_count,
     termination_rule,
     widths,
 )
@@ -273,3 +275,13 @@ class DataOptions(TypedDict, total=False):
             "Whether the dataset's actions lie in [-1, 1]. None: in RLlib's recordings, and in nothing else.",
         ),
     ]
+    holdout_episodes: Annotated[
+        float,
+        Option(
+            0.0,
+            share_or_count,
+            "Episodes that no part of training sees, for the choice of a policy: a share, or a number. A hash of their "
+            "content chooses them. The dataset must fit in memory.",
+        ),
+    ]
+    holdout_seed: Annotated[int, Option(0, count_or_zero, "Another one holds out other episodes.")]

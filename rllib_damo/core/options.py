@@ -143,6 +143,10 @@ seed = Check(
 )
 flag = Check("True or False", lambda v: isinstance(v, (bool, np.bool_)))
 learning_rate = schedule_of(positive)
+share_or_count = Check(
+    "a share in [0, 1), or a whole number >= 2",
+    lambda v: is_number(v) and (0 <= v < 1 or (is_count(v) and v >= 2)),
+)
 widths = Check(
     "a tuple of layer widths, such as (256, 256)",
     lambda v: isinstance(v, (list, tuple)) and len(v) > 0 and all(map(is_count, v)),

@@ -58,7 +58,7 @@ _ROWS = Refused("rows go to the learner as they are; change the dataset instead"
 _DRAWN = Refused("batches are drawn from the dataset and the model buffer, rows of their own")
 _RECOGNISED = Refused("what the files hold is recognised")
 _IN_MEMORY = Refused("the dataset is held in memory; set `max_dataset_rows` for a larger one")
-_NO_OFFLINE_EVALUATION = Refused("`initial_value_mean` is in every result; `.evaluation()` plays episodes")
+_FITTED = Refused("`offline_evaluation_interval` measures by fitted Q evaluation, in the algorithm's process")
 _NOT_RECORDED = Refused("nothing is recorded; `rllib evaluate CHECKPOINT --out FILE` plays and records")
 
 #: RLlib's method -> its options. `tests/test_rllib_options.py` compares it with the installed RLlib.
@@ -191,7 +191,7 @@ RLLIB_OPTIONS: Mapping[str, Mapping[str, Fate]] = {
             "on_environment_created on_episode_created on_episode_start on_episode_step on_episode_end on_sample_end",
         ),
         **_each(
-            _NO_OFFLINE_EVALUATION,
+            _FITTED,
             "on_evaluate_offline_start on_evaluate_offline_end on_offline_eval_runners_recreated",
         ),
     },
@@ -209,9 +209,9 @@ RLLIB_OPTIONS: Mapping[str, Mapping[str, Fate]] = {
             "evaluation_unhealthy_workers_timeout_s",
         ),
         **_each(
-            _NO_OFFLINE_EVALUATION,
-            "off_policy_estimation_methods ope_split_batch_by_episode offline_evaluation_interval "
-            "num_offline_eval_runners offline_evaluation_type offline_eval_runner_class offline_loss_for_module_fn "
+            _FITTED,
+            "off_policy_estimation_methods ope_split_batch_by_episode "
+            "num_offline_eval_runners offline_eval_runner_class offline_loss_for_module_fn "
             "offline_eval_batch_size_per_runner dataset_num_iters_per_offline_eval_runner "
             "offline_eval_rl_module_inference_only num_cpus_per_offline_eval_runner num_gpus_per_offline_eval_runner "
             "custom_resources_per_offline_eval_runner offline_evaluation_timeout_s "
@@ -219,6 +219,11 @@ RLLIB_OPTIONS: Mapping[str, Mapping[str, Fate]] = {
             "validate_offline_eval_runners_after_construction restart_failed_offline_eval_runners "
             "ignore_offline_eval_runner_failures max_num_offline_eval_runner_restarts "
             "offline_eval_runner_health_probe_timeout_s offline_eval_runner_restore_timeout_s",
+        ),
+        "offline_evaluation_interval": _ALGORITHM,
+        "offline_evaluation_type": Refused(
+            "offline evaluations are by fitted Q evaluation; RLlib's 'is' and 'pdis' take the density of newly drawn "
+            "actions for that of the recorded ones"
         ),
         **_each(Renamed(), "always_attach_evaluation_results evaluation_num_workers"),
     },

@@ -6,6 +6,7 @@ A checkpoint that does not fit on the disk is not begun, or taken away again, so
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,9 @@ class SealedCheckpoints(Checkpointable, Trainable):
             filesystem, path = place_of(path)
         try:
             saved = super().save_to_path(path, filesystem=filesystem, **kwargs)
+            for name, content in self.readable_files().items():
+                with (filesystem or pyarrow.fs.LocalFileSystem()).open_output_stream(f"{saved}/{name}") as stream:
+                    stream.write(json.dumps(content, indent=1).encode())
             seal(saved, filesystem, self._last_result, [name for name, _ in self.get_checkpointable_components()])
         except OSError as error:
             if is_full(error):
@@ -94,6 +98,10 @@ class SealedCheckpoints(Checkpointable, Trainable):
         needed = _size(checkpoint_dir) + RESERVED_BYTES
         if free_bytes(places.folder) < needed:
             raise disk_full(f"A checkpoint in {places.folder}", places.folder, _THEN, needed)
+
+    def readable_files(self) -> dict[str, dict[str, Any]]:
+        """JSON files that a checkpoint has beside RLlib's: their names and contents."""
+        return {}
 
     @override(Checkpointable)
     def restore_from_path(

@@ -67,6 +67,10 @@ class Transitions:
             part = replace(part, truncations=truncations)
         return part
 
+    def rows(self, index: np.ndarray) -> Transitions:
+        """A copy of some rows, in the order of their indices ``(M,)``; give whole episodes."""
+        return Transitions(**{key: array[index] for key, array in self.arrays().items()}, name=self.name)
+
     def episode_bounds(self) -> np.ndarray:
         """First and one-past-last row of every episode: (E, 2) int64."""
         stops = np.flatnonzero(self.terminations | self.truncations).astype(np.int64) + 1
