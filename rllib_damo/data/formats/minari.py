@@ -174,10 +174,13 @@ class MinariReader(Reader):
     def _read_hdf5(
         self, file: h5py.File, index: int, paths: list[tuple[str, ...]], blocks: dict[str, _Blocks]
     ) -> dict[str, np.ndarray]:
+        name = f"episode_{index}"
         try:
-            episode = open_own(file.id, f"episode_{index}")
-        except KeyError as error:
-            raise self._too_few(self.path / MAIN_FILE, len(file)) from error
+            episode = open_own(file.id, name)
+        except _UNREADABLE:
+            if file.id.links.exists(name.encode()):
+                raise
+            raise self._too_few(self.path / MAIN_FILE, len(file)) from None
 
         def read(path: tuple[str, ...]) -> np.ndarray:
             item = episode
