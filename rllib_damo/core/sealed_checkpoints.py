@@ -80,8 +80,10 @@ class SealedCheckpoints(Checkpointable, Trainable):
             except OSError as error:
                 if not is_full(error):
                     raise
-                filesystem, _, written = ray_internals.trial_places(self) or places  # by now with its number
-                filesystem.delete_dir(written)
+                filesystem, _, written = ray_internals.trial_places(self) or places
+                if written != places.checkpoint:  # which is the one before
+                    with contextlib.suppress(OSError):  # it is not there, say
+                        filesystem.delete_dir(written)
                 raise disk_full(f"The checkpoint {written}", written, _THEN, _size(checkpoint_dir)) from error
 
     @override(Trainable)

@@ -14,7 +14,6 @@ import pytest
 
 from rllib_damo.command import rllib
 from rllib_damo.command.report import FAILED, OK
-from rllib_damo.core import sealed_checkpoints
 from rllib_damo.evaluation.checkpoints import verify
 
 
@@ -76,28 +75,27 @@ stop = {{"training_iteration": 14}}
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("reserved", [sealed_checkpoints.RESERVED_BYTES, -(10**9)], ids=["foreseen", "met"])
-def test_no_room_for_a_checkpoint(reserved, ray_cluster, dataset, tmp_path, disk, capfd):
-    """Whether the room is measured before, or a quota, say, stops the writing in its midst."""
+@pytest.fixture
+def arguments(dataset: str, tmp_path: Path, disk: Callable[[str], Path]) -> list[str]:
+    """Of `rllib train`, for a run on a disk that has room for some of its checkpoints."""
     file = tmp_path / "td3bc.py"
-    file.write_text(
-        TRAIN.format(dataset=dataset)
-        + f"""
-from rllib_damo.core import sealed_checkpoints
+    file.write_text(TRAIN.format(dataset=dataset))
+    return ["train", "file", str(file), "--storage-path", str(disk("12m")), "--keep-checkpoints-num", "0"]
 
-config.callbacks(on_algorithm_init=lambda **kwargs: setattr(sealed_checkpoints, "RESERVED_BYTES", {reserved}))
-"""
-    )
-    place = disk("12m")
-    arguments = ["train", "file", str(file), "--storage-path", str(place), "--keep-checkpoints-num", "0"]
+
+def read_results(trial: Path) -> list[dict]:
+    return [json.loads(line) for line in (trial / "result.json").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_no_room_for_a_checkpoint(ray_cluster, arguments, disk, tmp_path, capfd):
+    place = tmp_path / "disk"
     assert rllib.invoke(arguments) == FAILED
     error = capfd.readouterr().err
     assert f"cannot be written: the file system {place} is full" in error
     assert "Make room, and continue: `rllib train --resume`" in error
     (trial,) = place.glob("*/TD3BC_*")
-    results = [json.loads(line) for line in (trial / "result.json").read_text().splitlines()]
-    checkpoints = sorted(trial.glob("checkpoint_*"))
+    results, checkpoints = read_results(trial), sorted(trial.glob("checkpoint_*"))
     for checkpoint in checkpoints:
         verify(checkpoint)
     assert len(results) > len(checkpoints) > 3
@@ -106,6 +104,29 @@ config.callbacks(on_algorithm_init=lambda **kwargs: setattr(sealed_checkpoints, 
 
     disk("40m")
     assert rllib.invoke([*arguments, "--resume"]) == OK
-    results = [json.loads(line) for line in (trial / "result.json").read_text().splitlines()]
-    assert [result["training_iteration"] for result in results[-2:]] == [13, 14]
+    assert [result["training_iteration"] for result in read_results(trial)[-2:]] == [13, 14]
+    assert len(sorted(trial.glob("checkpoint_*"))) >= 14
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_before_it_is_noticed(ray_cluster, arguments, disk, tmp_path, capfd):
+    """By a quota, say, or by other programs: Tune's own files may have no room either, but the run can be resumed."""
+    with Path(arguments[2]).open("a") as file:
+        file.write(
+            "from rllib_damo.core import sealed_checkpoints\n"
+            "config.callbacks(on_algorithm_init=lambda **_: setattr(sealed_checkpoints, 'RESERVED_BYTES', -(10**9)))\n"
+        )
+    assert rllib.invoke(arguments) == FAILED
+    error = capfd.readouterr().err
+    assert f"cannot be written: the file system {tmp_path / 'disk'} is full" in error
+    assert "--resume" in error
+    (trial,) = (tmp_path / "disk").glob("*/TD3BC_*")
+    before = sorted(trial.glob("checkpoint_*"))
+    for checkpoint in before:
+        verify(checkpoint)
+
+    disk("40m")
+    assert rllib.invoke([*arguments, "--resume"]) == OK
+    last = sorted(trial.glob("checkpoint_*"))[-1]
+    assert verify(last)["training_iteration"] == 14
     assert len(sorted(trial.glob("checkpoint_*"))) >= 14
