@@ -129,6 +129,7 @@ def main() -> None:
                 "threads": args.threads,
                 "options": args.options,
                 "gpu": torch.cuda.get_device_name() if has_gpu else None,
+                "gpu_peak_mb": round(torch.cuda.max_memory_allocated() / 2**20) if has_gpu else None,
                 "cuda_graphs": args.gpu == "graphs",
             }
         )

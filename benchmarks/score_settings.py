@@ -7,10 +7,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.bc import BCConfig
+from ray.rllib.algorithms.cql import CQLConfig
+from ray.rllib.algorithms.iql import IQLConfig
+from ray.rllib.algorithms.marwil import MARWILConfig
 
-from rllib_damo import BehaviorCloningConfig, DAMOConfig, MOPOConfig, TD3BCConfig
+from rllib_damo import ALGORITHMS, DAMOConfig
 from rllib_damo.command.inputs import apply_config, parse_json
+from rllib_damo.core.config import OfflineConfig
 from rllib_damo.data.generate.datasets import ENVS
+from rllib_damo.data.rllib_input import with_package_readers
 from rllib_damo.errors import UsageError
 from rllib_damo.utils.names import near
 
@@ -18,10 +24,15 @@ from rllib_damo.utils.names import near
 METHODS: dict[str, Callable[[], AlgorithmConfig]] = {
     "damo": DAMOConfig,
     "damo-paper": DAMOConfig.paper,
-    "mopo": MOPOConfig,
-    "td3bc": TD3BCConfig,
-    "bc": BehaviorCloningConfig,
-}
+    "bc": ALGORITHMS["BehaviorCloning"].get_default_config,
+    "iql": ALGORITHMS["OfflineIQL"].get_default_config,
+} | {
+    name.lower(): ALGORITHMS[name].get_default_config
+    for name in ("MOPO", "MOBILE", "COMBO", "RAMBO", "TD3BC", "ReBRAC", "ODICE", "AlgaeDICE", "OptiDICE")
+} | {
+    # RLlib's own, with RLlib's networks and settings
+    "rllib-bc": BCConfig, "rllib-marwil": MARWILConfig, "rllib-cql": CQLConfig, "rllib-iql": IQLConfig,
+}  # fmt: skip
 
 # All methods alike: small networks, for a small budget.
 _MUJOCO: dict[str, Any] = {"hidden_dims": (128, 128)}
@@ -41,40 +52,60 @@ _PENDULUM_MODEL: dict[str, Any] = {
 }  # fmt: skip
 
 
+#: What public code was tuned to on D4RL's tasks (sources: each algorithm's `paper`); "hopper" stands for hopper-medium.
+#: MOBILE [length, β], COMBO [length, w], RAMBO [length, λ], ReBRAC [β₁, β₂].
+_PUBLISHED: dict[str, tuple[tuple[float, float], ...]] = {
+    "halfcheetah": ((5, 0.5), (5, 0.5), (5, 3e-4), (0.001, 0.01)),
+    "halfcheetah-random": ((5, 0.5), (5, 0.5), (5, 0), (0.001, 0.1)),
+    "halfcheetah-medium-replay": ((5, 0.1), (5, 0.5), (5, 3e-4), (0.01, 0.001)),
+    "halfcheetah-medium-expert": ((5, 2.0), (5, 5.0), (5, 3e-4), (0.01, 0.1)),
+    "hopper": ((5, 1.5), (5, 5.0), (5, 3e-4), (0.01, 0.01)),
+    "hopper-medium-replay": ((5, 0.1), (5, 0.5), (2, 3e-4), (0.05, 0.5)),
+    "hopper-medium-expert": ((5, 1.5), (5, 5.0), (5, 3e-4), (0.1, 0.01)),
+    "walker2d": ((5, 0.5), (1, 5.0), (5, 0), (0.05, 0.1)),
+    "walker2d-random": ((5, 2.0), (5, 0.5), (5, 0), (0.01, 0.0)),
+    "walker2d-medium-replay": ((1, 0.5), (1, 0.5), (5, 0), (0.05, 0.01)),
+    "walker2d-medium-expert": ((1, 1.5), (1, 5.0), (2, 3e-4), (0.01, 0.01)),
+}
+
+
 def _mujoco(
-    eta: float, rollout_length: int, mopo: tuple[float, int], /, epochs: int = 8, **damo: Any
+    task: str, eta: float, rollout_length: int, mopo: tuple[float, int], /, epochs: int = 8, **damo: Any
 ) -> dict[str, dict[str, Any]]:
     """DAMO's defaults with some options of its own, and the paper's DAMO with its η and rollout length (Table 4).
 
-    MOPO has the penalty and rollout length that public implementations were tuned to on D4RL's task of the name.
+    The others have what public implementations were tuned to on D4RL's task of the name, or their defaults.
     """
     model = {**_MUJOCO_MODEL, "dynamics_max_epochs": epochs}
     paper = {"eta": eta, "rollout_length": rollout_length, "dynamics_lr": 2e-3}
+    mobile, combo, rambo, rebrac = _PUBLISHED[task.removesuffix("-medium")]
     return {
         "damo": {**model, **damo},
         "damo-paper": {**model, **paper},
         "mopo": {**model, "penalty_coef": mopo[0], "rollout_length": mopo[1]},
-        "td3bc": _MUJOCO,
-        "bc": _MUJOCO,
-    }
+        "mobile": {**model, "rollout_length": mobile[0], "penalty_coef": mobile[1]},
+        "combo": {**model, "rollout_length": combo[0], "conservative_weight": combo[1]},
+        "rambo": {**model, "rollout_length": rambo[0], "adversarial_weight": rambo[1]},
+        "rebrac": {**_MUJOCO, "actor_bc_coef": rebrac[0], "critic_bc_coef": rebrac[1]},
+    } | dict.fromkeys(("td3bc", "bc", "iql", "odice", "algaedice", "optidice"), _MUJOCO)
 
 
 #: Task -> method -> options over the method's defaults. A task of another level has its environment's ("hopper").
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     # Its episodes end by a fall after 272 to 1000 steps: the more selected, the better a clone.
-    "hopper": _mujoco(2.0, 5, (5.0, 5), data_fraction=0.2),
-    "hopper-medium-replay": _mujoco(3.0, 5, (2.5, 5)),
-    "hopper-medium-expert": _mujoco(3.0, 5, (5.0, 5)),
-    "halfcheetah": _mujoco(0.5, 5, (0.5, 5)),
-    "halfcheetah-medium": _mujoco(0.5, 5, (0.5, 5), epochs=40, **_NO_ANCHOR),
-    "halfcheetah-random": _mujoco(0.1, 5, (0.5, 5)),
-    "halfcheetah-medium-replay": _mujoco(0.1, 5, (0.5, 5)),
-    "halfcheetah-medium-expert": _mujoco(2.5, 5, (2.5, 5), epochs=40, **_ENDING_ANCHOR),
+    "hopper": _mujoco("hopper", 2.0, 5, (5.0, 5), data_fraction=0.2),
+    "hopper-medium-replay": _mujoco("hopper-medium-replay", 3.0, 5, (2.5, 5)),
+    "hopper-medium-expert": _mujoco("hopper-medium-expert", 3.0, 5, (5.0, 5)),
+    "halfcheetah": _mujoco("halfcheetah", 0.5, 5, (0.5, 5)),
+    "halfcheetah-medium": _mujoco("halfcheetah-medium", 0.5, 5, (0.5, 5), epochs=40, **_NO_ANCHOR),
+    "halfcheetah-random": _mujoco("halfcheetah-random", 0.1, 5, (0.5, 5)),
+    "halfcheetah-medium-replay": _mujoco("halfcheetah-medium-replay", 0.1, 5, (0.5, 5)),
+    "halfcheetah-medium-expert": _mujoco("halfcheetah-medium-expert", 2.5, 5, (2.5, 5), epochs=40, **_ENDING_ANCHOR),
     # Nearly all of its episodes are alike; those that end by a fall show how one comes about.
-    "walker2d": _mujoco(2.0, 1, (0.5, 5), data_fraction=1.0),
-    "walker2d-random": _mujoco(2.0, 5, (0.5, 5)),
-    "walker2d-medium-replay": _mujoco(1.5, 5, (2.5, 1)),
-    "walker2d-medium-expert": _mujoco(1.5, 3, (2.5, 1)),
+    "walker2d": _mujoco("walker2d", 2.0, 1, (0.5, 5), data_fraction=1.0),
+    "walker2d-random": _mujoco("walker2d-random", 2.0, 5, (0.5, 5)),
+    "walker2d-medium-replay": _mujoco("walker2d-medium-replay", 1.5, 5, (2.5, 1)),
+    "walker2d-medium-expert": _mujoco("walker2d-medium-expert", 1.5, 3, (2.5, 1)),
     "pendulum": {
         "damo": {
             **_PENDULUM_MODEL,
@@ -86,9 +117,9 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             "policy_tau": 0.01,
         },
         "mopo": {**_PENDULUM_MODEL, "penalty_coef": 0.5, "real_ratio": 0.5, "initial_alpha": 0.1, "actor_lr": 3e-4},
-        "td3bc": _PENDULUM,
-        "bc": _PENDULUM,
-    },
+    }
+    | dict.fromkeys(("mobile", "combo", "rambo"), _PENDULUM_MODEL)
+    | dict.fromkeys(("td3bc", "rebrac", "bc", "iql", "odice", "algaedice", "optidice"), _PENDULUM),
 }
 
 
@@ -122,6 +153,11 @@ def settings(task: str, method: str) -> dict[str, Any]:
     return table.get(method, {})
 
 
+def steps_per_iteration(config: AlgorithmConfig) -> int:
+    """Gradient steps of one `train()`."""
+    return config.rollout_freq if isinstance(config, OfflineConfig) else config.dataset_num_iters_per_learner
+
+
 def make_config(
     task: str, method: str, seed: int, input_: str, overrides: Mapping[str, Any], episodes: int
 ) -> AlgorithmConfig:
@@ -141,8 +177,11 @@ def make_config(
     if method not in METHODS:
         raise UsageError(f"--methods: unknown {method!r}.{near(method, METHODS)} Known: {', '.join(METHODS)}.")
     config = METHODS[method]().environment(environment(task)).offline_data(input_=input_).debugging(seed=seed)
-    config.evaluation(evaluation_interval=1_000_000_000, evaluation_duration=episodes)
     config.resources(num_cpus_for_main_process=1)
+    if isinstance(config, OfflineConfig):
+        config.evaluation(evaluation_interval=1_000_000_000, evaluation_duration=episodes)
+    else:
+        config = with_package_readers(config.training(train_batch_size_per_learner=256))
     made = apply_config(config, {**settings(task, method), **overrides}, "settings")
     made.copy(copy_frozen=False).validate()
     return made

@@ -15,9 +15,10 @@ import torch
 from playing import play
 from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from score_settings import METHODS, environment, make_config
+from score_settings import METHODS, environment, make_config, steps_per_iteration
 
 from rllib_damo.core.algorithm import NUM_GRADIENT_STEPS
+from rllib_damo.core.config import OfflineConfig
 from rllib_damo.evaluation.policy import Policy
 from rllib_damo.evaluation.scores import discounted_return
 from rllib_damo.tasks import normalized_score
@@ -62,7 +63,9 @@ class Trial:
 
 
 def options(config: AlgorithmConfig) -> dict[str, Any]:
-    """Those training and dynamics options of a config that its algorithm reads, as JSON."""
+    """Those training and dynamics options of a config that its algorithm reads, as JSON; none of RLlib's own."""
+    if not isinstance(config, OfflineConfig):
+        return {}
     methods = [method for method in ("training", "dynamics") if method in config.option_groups]
     names = {name for method in methods for name in config.own_options(method)}
     return json.loads(json.dumps({name: getattr(config, name) for name in sorted(names)}, default=str))
@@ -111,7 +114,7 @@ def run_trial(job: dict[str, Any]) -> None:
     start = saved = time.monotonic()
     while steps < trial.steps:
         result = algo.train()
-        taken, steps = steps, int(result.get(NUM_GRADIENT_STEPS) or 0)
+        taken, steps = steps, gradient_steps(algo, result)
         seconds = before + time.monotonic() - start
         if steps > taken and (steps % trial.eval_every == 0 or steps >= trial.steps):
             rewards = play_episodes(learned_policy(algo), environment(trial.task), trial.episodes, seed=steps)
@@ -125,6 +128,13 @@ def run_trial(job: dict[str, Any]) -> None:
             _save(algo, trial, steps, seconds)
             saved = time.monotonic()
     algo.stop()
+
+
+def gradient_steps(algo: Any, result: dict[str, Any]) -> int:
+    """Those taken so far."""
+    if isinstance(algo.config, OfflineConfig):
+        return int(result.get(NUM_GRADIENT_STEPS) or 0)
+    return algo.iteration * steps_per_iteration(algo.config)
 
 
 def play_episodes(policy: Policy, env_id: str, episodes: int, seed: int) -> list[np.ndarray]:

@@ -26,7 +26,7 @@ from typing import Any
 
 import ray
 from ray import tune
-from score_settings import METHODS, make_config
+from score_settings import METHODS, make_config, steps_per_iteration
 from score_tables import Dataset, markdown, plot, replace_block, summarise
 from score_trials import Trial, is_finished, read_rows, run_trial
 
@@ -95,10 +95,11 @@ def make_trials(args: argparse.Namespace, datasets: dict[str, Dataset]) -> list[
     ]  # fmt: skip
     for trial in trials:
         config = make_config(trial.task, trial.method, trial.seed, trial.input_, trial.overrides, trial.episodes)
-        if args.eval_every % config.rollout_freq:
+        steps = steps_per_iteration(config)
+        if args.eval_every % steps:
             raise UsageError(
-                f"--eval-every ({args.eval_every}) must be a multiple of an iteration's gradient steps, `rollout_freq`="
-                f"{config.rollout_freq} for {trial.label} on {trial.task}."
+                f"--eval-every ({args.eval_every}) must be a multiple of an iteration's gradient steps, {steps} for "
+                f"{trial.label} on {trial.task}."
             )
     return trials
 

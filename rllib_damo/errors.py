@@ -17,3 +17,7 @@ class CheckpointError(UserError):
 
 class UsageError(UserError):
     """Wrong arguments of a command."""
+
+
+class DiskFullError(OSError):
+    """No room on a file system. Not a mistake in what was asked for: the commands end with exit code 1."""

@@ -47,7 +47,7 @@ Each option belongs to a method of the algorithm's config: `DAMOConfig().trainin
 Editors complete them, `help(DAMOConfig.training)` lists them, and a wrong value or name is an error before any work.
 RLlib's own options of these methods, and its other methods (`environment`, `evaluation`, `env_runners`, `learners`,
 `debugging`), are as [RLlib documents them](https://docs.ray.io/en/latest/rllib/algorithm-config.html); those that
-would change nothing are refused.
+would change nothing are refused, with what to use instead.
 
 <!-- Made by scripts/options_page.py. -->
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import rllib_damo
 from rllib_damo.data.formats import minari_files
 from rllib_damo.data.generate import datasets, units
 from rllib_damo.data.generate.policies import PolicyRecord
@@ -84,6 +85,11 @@ def test_processors_with_newer_instructions_play_as_those_without(monkeypatch: p
         monkeypatch.setenv("OPENBLAS_CORETYPE", kernels)
         fingerprints.add(datasets.generate("hopper-medium", 800, workers=1).fingerprint())
     assert len(fingerprints) == 1
+
+
+def test_workers_run_this_package() -> None:
+    """Where it is installed as a folder, too: an editable installation finds its modules whatever the path."""
+    assert pathlib.Path(rllib_damo.__file__).parent == units._PACKAGE
 
 
 def test_minari_opens_what_was_made() -> None:

@@ -52,6 +52,14 @@ def test_a_searchs_trials_are_in_order_with_what_was_varied(capsys: pytest.Captu
     assert "/r/low/" not in printed
 
 
+def test_a_search_without_evaluations_names_the_command_that_chooses(capsys: pytest.CaptureFixture) -> None:
+    trials = [trial("a", eta=0.5), trial("b", eta=1.0)]
+    report(trials, metric=METRIC, place="/r", evaluated=False, options=" --file mine.py")  # type: ignore[arg-type]
+    assert "rllib-damo select /r --file mine.py\n" in capsys.readouterr().out
+    report(trials, metric=METRIC, place="/r")  # type: ignore[arg-type]
+    assert "select" not in capsys.readouterr().out
+
+
 def test_failures_and_interruptions(capsys: pytest.CaptureFixture) -> None:
     failed = trial("failed", 1.0, error=ValueError("first line\nthe reason"))
     assert report([failed, trial("well", 2.0)], metric=METRIC, place="/r") == FAILED  # type: ignore[arg-type]

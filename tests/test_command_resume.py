@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint, CheckpointConfig
 
-from rllib_damo.command.resume import NewestCheckpoints, restored_tuner
+from rllib_damo.command.resume import NewestCheckpoints, RecordCopy, _prepare_record, restored_tuner
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation.checkpoints import MANIFEST
 from tests.test_evaluation_checkpoints import of_version_0_1, write  # noqa: F401
@@ -112,7 +113,22 @@ def test_a_damaged_state_is_named(tmp_path: Path, content: bytes) -> None:
 
 def test_a_damaged_record_of_the_trials_is_not_begun_anew(tmp_path: Path) -> None:
     """Tune would say nothing and train from the beginning."""
-    (tmp_path / "experiment_state-2026-01-01_00-00-00.json").write_text("{}")
     (tmp_path / "experiment_state-2026-01-02_00-00-00.json").touch()
-    with pytest.raises(UsageError, match=r"experiment_state-2026-01-02_00-00-00\.json is damaged \(0 bytes.*Delete it"):
+    with pytest.raises(UsageError, match=r"experiment_state-2026-01-02_00-00-00\.json is damaged \(0 bytes.*new run"):
         restored_tuner(str(tmp_path), PPO)
+
+
+def test_a_damaged_record_of_the_trials_is_replaced_by_its_copy(trial: FakeTrial, capsys: Any) -> None:
+    trial.storage.trial_fs_path = str(trial.folder / "trial")
+    record = trial.folder / "experiment_state-2026-01-02_00-00-00.json"
+    record.write_text('{"runner_data": {"_cached_trial_decisions": {"a": "STOP"}}}')
+    RecordCopy().on_checkpoint(0, [trial], trial)  # type: ignore[list-item, arg-type]
+    record.write_text('{"runner_data": {"_cac')
+    RecordCopy().on_checkpoint(0, [trial], trial)  # type: ignore[list-item, arg-type]
+    _prepare_record(str(trial.folder))
+    assert "experiment_state-2026-01-02_00-00-00.json is damaged (22 bytes); experiment_state-0" in (
+        capsys.readouterr().out.replace("\n", "")
+    )
+    assert [file.name for file in trial.folder.glob("experiment_state-*.json")] == ["experiment_state-0.json"]
+    copied = json.loads((trial.folder / "experiment_state-0.json").read_text())
+    assert copied == {"runner_data": {"_cached_trial_decisions": {}}}

@@ -69,6 +69,16 @@ def test_train_by_name(runs: list) -> None:
     assert options.keep_checkpoints_num is None
 
 
+def test_offline_an_environment_for_evaluation_is_enough(runs: list, capfd: pytest.CaptureFixture) -> None:
+    arguments = ["train", "--algo", "DAMO", "--input", "pendulum-mixed", "--config"]
+    assert rllib.invoke([*arguments, '{"evaluation_config": {"env": "Pendulum-v1"}}']) == OK
+    config = runs[0][0]
+    assert config.env is None
+    assert config.get_evaluation_config_object().env == "Pendulum-v1"
+    assert rllib.invoke([*arguments, '{"evaluation_config": {"env": "Pendulm-v1"}}']) == USAGE
+    assert "Did you mean 'Pendulum-v1'" in capfd.readouterr().err
+
+
 def test_run_config_makes_a_script_of_a_file(runs: list, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["my_script.py", "--name", "mine", "-c", '{"gamma": 0.5}'])
     with pytest.raises(SystemExit) as end:

@@ -19,6 +19,7 @@ from rllib_damo.command import rllib
 from rllib_damo.command import run as experiment
 from rllib_damo.command.report import FAILED, OK, USAGE
 from rllib_damo.command.run import RunOptions, with_flat_score
+from rllib_damo.errors import DiskFullError
 from rllib_damo.evaluation.play import play
 from rllib_damo.evaluation.policy import load_policy
 from tests.ppo_pendulum import PENDULUM_PPO
@@ -173,3 +174,16 @@ def test_a_scheduler_bears_results_that_did_not_evaluate(monkeypatch) -> None:
     monkeypatch.delenv(strict)
     assert experiment._scheduler(RunOptions(scheduler="asynchyperband"), PPOConfig()) is not None
     assert os.environ[strict] == "1"
+
+
+@pytest.mark.parametrize("free", [1000, 10**9])
+def test_files_of_tune_that_have_no_room(free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty error.pkl, say; of another algorithm than this package's, which does not look for room before."""
+
+    class FullTuner:
+        def fit(self) -> None:
+            raise EOFError("Ran out of input")
+
+    monkeypatch.setattr(experiment, "free_bytes", lambda place: free)
+    with pytest.raises(DiskFullError if free == 1000 else EOFError, match=r"The results .* --resume|Ran out"):
+        experiment._fit(FullTuner(), str(tmp_path))  # type: ignore[arg-type]

@@ -9,7 +9,6 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
-from ray.rllib.offline.offline_prelearner import OfflinePreLearner
 from ray.tune.registry import register_env
 
 from rllib_damo import DAMOConfig
@@ -124,26 +123,6 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("grad_clip", 0.0),
     ("grad_clip", "yes"),
     ("lr", 1e-3),
-    ("normalize_actions", False),
-    ("min_sample_timesteps_per_iteration", 10),
-    ("min_train_timesteps_per_iteration", 10),
-    ("train_batch_size", 512),
-    ("offline_evaluation_interval", 1),
-    ("num_epochs", 2),
-    ("minibatch_size", 64),
-    ("shuffle_batch_per_epoch", True),
-    ("torch_compile_learner", True),
-    ("torch_compile_worker", True),
-    ("_learner_connector", len),
-    ("prelearner_class", OfflinePreLearner),
-    ("postprocess_inputs", True),
-    ("clip_rewards", True),
-    ("observation_filter", "MeanStdFilter"),
-    ("optimizer", {"type": "SGD"}),
-    ("_torch_lr_scheduler_classes", [int]),
-    ("_torch_grad_scaler_class", int),
-    ("torch_skip_nan_gradients", True),
-    ("algorithm_config_overrides_per_module", {"default_policy": {"eta": 0.9}}),
     ("actions_in_input_normalized", "yes"),
     ("actions_in_input_normalized", 1),
     ("input_read_schema", ["obs"]),
@@ -363,3 +342,14 @@ def test_an_option_of_a_dictionary_that_no_algorithm_has_is_refused() -> None:
 def test_a_learner_of_another_kind_is_refused() -> None:
     message = error_of(good().training(learner_class=TD3BCTorchLearner))
     assert "`learner_class` must extend ModelBasedTorchLearner" in message
+
+
+def test_an_environment_for_evaluation_alone_is_enough() -> None:
+    overrides = {"env": "Pendulum-v1", "env_config": {"g": 9.0}}
+    config = unspecified(good()).evaluation(evaluation_interval=5, evaluation_config=overrides)
+    config.validate()
+    assert config.observation_space.shape == (3,)
+    assert config.env is None
+    evaluating = config.get_evaluation_config_object()
+    assert (evaluating.env, evaluating.env_config) == ("Pendulum-v1", {"g": 9.0})
+    assert evaluating.observation_space is config.observation_space

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,22 @@ def test_a_bad_episode_is_named_and_may_be_left_out(spoil, message, tmp_path, ca
     assert "episode 1 is left out: it" in caplog.text
     assert invoke(["data", "check", "test/bad-v0", "--skip-bad-episodes"]) == 0
     assert "warn  1 bad episode(s) left out: 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow", "parquet"])
+def test_fewer_episodes_than_the_metadata_say(data_format, tmp_path) -> None:
+    write_goals(data_format, GOAL_SPACE)
+    folder = tmp_path / "minari" / "test" / "goal-v0" / "data"
+    place = folder
+    if data_format == "hdf5":
+        place = folder / MAIN_FILE
+        with h5py.File(place, "a") as file:
+            del file["episode_2"]
+    else:
+        shutil.rmtree(folder / "2")
+    expected = f"episode 2 cannot be read ({place} holds 2 episodes, and metadata.json beside them says 3)"
+    with pytest.raises(DataError, match=re.escape(expected)):
+        load("test/goal-v0", conventions=Conventions(observation_keys=["desired_goal"]))
 
 
 def test_what_is_left_out_is_not_left_out_for_others(monkeypatch) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+import torch
 from ray.tune.registry import register_env
 
 from rllib_damo import DAMO
 from rllib_damo.data.formats.parquet import write_parquet
-from rllib_damo.dynamics import DynamicsEnsemble
+from rllib_damo.dynamics import DynamicsEnsemble, cache
 from rllib_damo.dynamics import trained_model as component
+from rllib_damo.errors import UserError
 from tests.data_helpers import make_transitions
 from tests.small_runs import train_policy
 
@@ -117,6 +119,61 @@ def test_a_damaged_file_in_the_cache_is_trained_anew(config, tmp_path, caplog, m
     assert "trained again" in caplog.text
     assert again.train()["phase"] == "dynamics"
     again.stop()
+
+
+def test_a_damaged_file_in_the_cache_is_repaired_from_a_checkpoint(config, tmp_path, caplog):
+    config.dynamics(dynamics_cache_dir=str(tmp_path / "cache")).evaluation(evaluation_interval=None)
+    algo = config.build_algo()
+    train_policy(algo, 1)
+    checkpoint, file = algo.save_to_path(tmp_path / "checkpoint"), algo.dynamics.path
+    algo.stop()
+    good = file.read_bytes()
+    file.write_bytes(good[:2000] + b"?" + good[2001:])
+    restored = DAMO.from_checkpoint(checkpoint)
+    assert f"{file} is damaged" in caplog.text
+    assert "A checkpoint that is restored brings its own copy" in caplog.text
+    assert restored.dynamics.path == file
+    assert file.read_bytes() == good
+    assert restored.train()["phase"] == "policy"
+    restored.stop()
+
+
+def test_a_copy_by_content_that_was_damaged_is_written_again(tmp_path):
+    content = Path(DynamicsEnsemble(3, 1, hidden_dims=(4,)).save(tmp_path / "model.pt")).read_bytes()
+    copy = cache.write(content, tmp_path)
+    copy.write_bytes(b"damaged")
+    assert cache.write(content, tmp_path) == copy
+    assert copy.read_bytes() == content
+
+
+@pytest.mark.parametrize("members", [[0, 1, 2], [1]], ids=["all", "one"])
+def test_a_model_whose_predictions_are_not_finite(members, config, tmp_path, caplog):
+    model = DynamicsEnsemble(3, 1, hidden_dims=(8,), num_ensemble=3, num_elites=2)
+    with torch.no_grad():
+        model.weights[0][members] = torch.nan
+    config.dynamics(dynamics_path=model.save(tmp_path / "model.pt")).evaluation(evaluation_interval=None)
+    if len(members) > 1:
+        with pytest.raises(UserError, match=r"model\.pt: no prediction of this dynamics model is finite.*Delete it"):
+            config.build_algo()
+        return
+    algo = config.build_algo()
+    assert train_policy(algo, 2)["env_runners"]["rollout"]["num_transitions"] < 200
+    algo.stop()
+    warnings = [message for message in caplog.messages if "not finite" in message]
+    assert len(warnings) == 1
+    assert "1 of 2 elites of this dynamics model" in warnings[0]
+    assert "(member 1 in 100% of 1000 rows of the dataset" in warnings[0]
+
+
+def test_a_round_without_a_finite_prediction_names_the_model(config, tmp_path):
+    algo = config.evaluation(evaluation_interval=None).build_algo()
+    train_policy(algo, 1)
+    with torch.no_grad():
+        for weight in algo.env_runner._dynamics.weights:
+            weight.fill_(torch.inf)
+    with pytest.raises(RuntimeError, match=r"No prediction of the dynamics model .*\.pt is finite.*dynamics_lr"):
+        algo.train()
+    algo.stop()
 
 
 def test_a_model_that_cannot_be_written_is_not_lost(config, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from torch import Tensor
@@ -235,7 +236,7 @@ def test_values_are_reported_in_the_datasets_rewards() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_the_rewards_of_rollouts_are_scaled_as_the_datasets(scale: float) -> None:
+def test_the_rewards_of_rollouts_are_scaled_as_the_datasets(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = make_learner({"update": RowGroup(0, 6)}, reward_scale=scale)
     rows = LAYOUT.unpack(torch.from_numpy(dataset_rows(MODEL_ROWS, 2000)))._asdict()
     rows["terminated"] = rows["terminated"] > 0
@@ -245,6 +246,7 @@ def test_the_rewards_of_rollouts_are_scaled_as_the_datasets(scale: float) -> Non
     np.testing.assert_array_equal(LAYOUT.unpack(learner.model_buffer.rows).rewards, scale * given)
     table: pa.Table = to_arrow(rows)
     learner.model_buffer.size = 0
+    monkeypatch.setattr(ray, "get", lambda refs: refs)
     assert learner.add_rollouts(_Blocks(table)) == MODEL_ROWS
     np.testing.assert_array_equal(LAYOUT.unpack(learner.model_buffer.rows).rewards, scale * given)
     assert torch.equal(rows["rewards"], given)
@@ -256,7 +258,7 @@ class _Blocks:
     def __init__(self, table: pa.Table):
         self._table = table
 
-    def iter_batches(self, **kwargs: Any) -> list[pa.Table]:
+    def to_arrow_refs(self) -> list[pa.Table]:
         return [self._table]
 
 

@@ -14,13 +14,16 @@ import pyarrow as pa
 import pytest
 import ray
 from ray import tune
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.bc import BCConfig
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from ray.train._internal.session import _TrainingResult
 from ray.train._internal.storage import StorageContext
+from ray.tune import Trainable
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
 from rllib_damo.utils import ray_internals
@@ -78,6 +81,18 @@ def local_learner() -> None:
 def learner_actors() -> None:
     assert ray_internals.learner_actors(make_group()) == []
     assert "self._workers = [" in inspect.getsource(LearnerGroup.__init__)
+
+
+def num_lost_learners() -> None:
+    assert ray_internals.num_lost_learners(make_group()) == 0
+    manager = SimpleNamespace(num_actors=lambda: 2, num_healthy_actors=lambda: 1)
+    assert ray_internals.num_lost_learners(SimpleNamespace(_worker_manager=manager)) == 1
+    assert hasattr(FaultTolerantActorManager, "num_actors")
+    assert hasattr(FaultTolerantActorManager, "num_healthy_actors")
+
+
+def why_died() -> None:
+    assert ray_internals.why_died(ActorDiedError()) == "The actor died unexpectedly before finishing this task."
 
 
 def learner_index() -> None:
@@ -168,12 +183,11 @@ def given_connector() -> None:
     assert ray_internals.given_connector(given) is connector
 
 
-def private_options() -> None:
-    config = make_config().training(learner_connector=len)
-    assert getattr(config, ray_internals.LEARNER_CONNECTOR) is len
-    config.experimental(_torch_lr_scheduler_classes=[], _torch_grad_scaler_class=int)
-    assert getattr(config, ray_internals.LR_SCHEDULERS) == []
-    assert getattr(config, ray_internals.GRADIENT_SCALER) is int
+def attribute_of() -> None:
+    """`test_rllib_options.py` finds every refused option by it."""
+    config = vars(make_config())
+    for option in ("framework", "learner_connector", "on_episode_end", "num_gpus", "custom_stats_cls_lookup"):
+        assert ray_internals.attribute_of(option) in config
 
 
 def keep_runner_states() -> None:
@@ -309,9 +323,29 @@ def make_trial() -> Any:
     return trial
 
 
+def forget_decisions() -> None:
+    record = {"runner_data": {"_cached_trial_decisions": {"a": "STOP"}, "other": 1}}
+    assert ray_internals.forget_decisions(record)
+    assert record == {"runner_data": {"_cached_trial_decisions": {}, "other": 1}}
+    assert not ray_internals.forget_decisions(record)
+    assert "self._cached_trial_decisions[trial.trial_id] = " in inspect.getsource(TuneController)
+
+
 def trial_folder() -> None:
     filesystem, folder = ray_internals.trial_folder(make_trial())
     assert (filesystem.type_name, folder) == ("local", "/nowhere/run/trial")
+
+
+def trial_places() -> None:
+    trainable = Trainable.__new__(Trainable)
+    trainable._storage = None
+    assert ray_internals.trial_places(trainable) is None
+    trainable._storage = make_trial().storage
+    places = ray_internals.trial_places(trainable)
+    assert places.filesystem.type_name == "local"
+    assert places.folder == "/nowhere/run/trial"
+    trainable._storage.current_checkpoint_index = 7
+    assert ray_internals.trial_places(trainable).checkpoint == "/nowhere/run/trial/checkpoint_000007"
 
 
 def latest_checkpoint() -> None:
@@ -363,12 +397,14 @@ def read_error() -> None:
 
 
 CHECKS = {check.__name__: check for check in (
-    local_learner, learner_actors, learner_index, count_new_weights, accept_any_weights, log_trainable_parameters,
+    local_learner, learner_actors, num_lost_learners, why_died,
+    learner_index, count_new_weights, accept_any_weights, log_trainable_parameters,
     schedule_learning_rates, wants_component, subcomponents, refuse, without_advice, is_frozen, given_model_config,
-    given_module_spec, given_connector, private_options, keep_runner_states, setting_name, set_env_seed, require_reset,
+    given_module_spec, given_connector, attribute_of, keep_runner_states, setting_name, set_env_seed, require_reset,
     env_to_module, evaluate_now, forget_skipped_evaluations,
     runner_errors, register, algorithm_names, is_trainable, is_env, env_creator,
-    stop_condition, add_callback, trial_folder, latest_checkpoint, forget_other_checkpoints, number_checkpoints_after,
+    stop_condition, add_callback, forget_decisions, trial_folder, trial_places, latest_checkpoint,
+    forget_other_checkpoints, number_checkpoints_after,
     start_from, tensor_column, read_task, read_error,
 )}  # fmt: skip
 
@@ -397,4 +433,4 @@ def _find(path: str) -> Any:
 def test_no_function_goes_unchecked():
     functions = inspect.getmembers(ray_internals, inspect.isfunction)
     own = {name for name, function in functions if function.__module__ == ray_internals.__name__}
-    assert own == set(CHECKS) - {"private_options"}
+    assert own == set(CHECKS)

@@ -138,6 +138,12 @@ def test_every_setting_of_the_table_is_valid() -> None:
         score_settings.environment("hoper-medium")
 
 
+def test_rllibs_algorithms_count_their_steps_by_iterations() -> None:
+    config = score_settings.make_config("pendulum-mixed", "rllib-bc", 0, "pendulum-mixed", {}, 10)
+    assert score_settings.steps_per_iteration(config) == config.dataset_num_iters_per_learner == 1000
+    assert score_trials.gradient_steps(argparse.Namespace(config=config, iteration=3), {}) == 3000
+
+
 def test_trials_are_named_by_task_label_and_seed(tmp_path: Path) -> None:
     extra = ("--variant", 'x=damo:{"eta": 2.0}', "--methods", "damo", "x", "--seeds", "0", "1", "--input")
     args = scores.parse([*arguments(*extra, "pendulum-mixed=/data/p.hdf5"), "--out", str(tmp_path)])

@@ -11,6 +11,7 @@ import ray
 from ray.rllib.utils.metrics import EVALUATION_RESULTS
 from ray.tune.search.variant_generator import generate_variants, parse_spec_vars
 
+from rllib_damo.core.resources import lacking
 from rllib_damo.errors import UsageError
 from rllib_damo.utils.ray_internals import without_advice
 
@@ -96,11 +97,9 @@ def check_resources(config: AlgorithmConfig) -> None:
         return
     algorithm: Any = config.algo_class
     needed = algorithm.default_resource_request(config).required_resources
-    available = ray.cluster_resources()
-    for resource, amount in needed.items():
-        if amount > available.get(resource, 0):
-            fix = {"CPU": "Raise --ray-num-cpus", "GPU": "Raise --ray-num-gpus"}.get(resource, "Add nodes")
-            raise UsageError(
-                f"the config asks for {amount:g} {resource}, but Ray has {available.get(resource, 0):g}. {fix}, or "
-                "lower num_env_runners, evaluation_num_env_runners, num_learners or their shares."
-            )
+    for resource, amount, there in lacking(needed, ray.cluster_resources()):
+        fix = {"CPU": "Raise --ray-num-cpus", "GPU": "Raise --ray-num-gpus"}.get(resource, "Add nodes")
+        raise UsageError(
+            f"the config asks for {amount:g} {resource}, but Ray has {there:g}. {fix}, or lower num_env_runners, "
+            "evaluation_num_env_runners, num_learners or their shares."
+        )

@@ -1,4 +1,4 @@
-"""The ``rllib-damo`` command, and its ``data`` commands: list, make, info, convert and check datasets.
+"""The ``rllib-damo`` command; its group ``data`` lists, makes, converts and checks datasets.
 
 Exit codes: 0 success, 1 `check` found problems or making a dataset failed, 2 the command was wrong or the other
 commands cannot use the data, 130 interrupted.
@@ -19,6 +19,7 @@ from minari.serialization import deserialize_space
 
 from rllib_damo.command.export import export
 from rllib_damo.command.run_report import report
+from rllib_damo.command.select import select
 from rllib_damo.data import info as info_
 from rllib_damo.data import sources
 from rllib_damo.data.convert import convert as convert_
@@ -40,6 +41,7 @@ data = typer.Typer(no_args_is_help=True, help="Make, look at, convert and check 
 app.add_typer(data, name="data")
 app.command()(export)
 app.command()(report)
+app.command()(select)
 
 _BAR_WIDTH = 40
 Dataset = Annotated[str, typer.Argument(help=f"Short name, Minari id, or path: {', '.join(registry.suffixes())}.")]
@@ -66,6 +68,11 @@ Normalized = Annotated[
         "RLlib's own recordings]",
     ),
 ]
+
+
+@app.callback()
+def _root() -> None:
+    """Shown by `rllib-damo --help`."""
 
 
 @data.command("list")

@@ -34,11 +34,13 @@ def read_datasets(configs: Iterable[AlgorithmConfig]) -> None:
         if not (is_own or config.offline_data_class is RLlibOfflineData) or config.input_ in seen:
             continue
         seen.append(config.input_)
-        data = config.offline_data_class(config).transitions if is_own else read_transitions(config)
+        reading = config.offline_data_class(config) if is_own else None
+        data = reading.transitions if reading is not None else read_transitions(config)
         returns = data.episode_returns()
+        held_out = f"; {reading.holdout['episodes']:,} more are held out" if reading and reading.holdout else ""
         console.print(
             f"Dataset {data.name}: {len(data):,} transitions, {len(returns):,} episodes of mean return "
-            f"{returns.mean():.1f}"
+            f"{returns.mean():.1f}{held_out}"
         )
 
 

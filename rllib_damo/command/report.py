@@ -30,6 +30,7 @@ def report(
     searched: Sequence[tuple[str, ...]] = (),
     place: str,
     options: str = "",
+    evaluated: bool = True,
     verbose: bool = False,
 ) -> int:
     """Prints the outcome of all trials, and the checkpoints of the best one.
@@ -39,7 +40,8 @@ def report(
         metric: the metric "a/b" by which checkpoints were kept; higher is better.
         searched: paths of the settings in a trial's config that a search varies.
         place: folder or URI of the results.
-        options: more options for the `rllib evaluate` command that is printed.
+        options: more options for the commands that are printed.
+        evaluated: whether there were evaluations; without them, the command that chooses among the trials is named.
         verbose: print complete errors.
 
     Returns:
@@ -60,6 +62,9 @@ def report(
         _print_ranking(ranked, metric, searched)
     if ranked:
         _print_checkpoints(ranked[0], metric, place, options)
+    if not evaluated and len(trials) > 1:
+        run = quote(address(trials[0].path.rsplit("/", 1)[0], place))
+        console.print(f"\nChoose among the trials by their dataset: rllib-damo select {run}{options}")
     return code
 
 

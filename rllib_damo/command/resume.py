@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pyarrow import fs
@@ -14,10 +16,13 @@ from rllib_damo.command.report import console
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation.checkpoints import checkpoint_numbers, missing_code, newest_whole
 from rllib_damo.utils import ray_internals
+from rllib_damo.utils.paths import atomic_write
 from rllib_damo.utils.uris import connect, without_password
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
+
+_COPY = "experiment_state-0.json"  # older than all others by its name, which is what Tune goes by
 
 
 def restored_tuner(run: str, algorithm: Any) -> tune.Tuner:
@@ -31,7 +36,7 @@ def restored_tuner(run: str, algorithm: Any) -> tune.Tuner:
         UsageError: if the run's state cannot be read, for instance since version 0.1 wrote it.
     """
     shown = without_password(run)
-    _check_record(run)
+    _prepare_record(run)
     try:
         tuner = tune.Tuner.restore(run, trainable=algorithm, resume_errored=True)
     except (ImportError, AttributeError) as error:
@@ -45,22 +50,62 @@ def restored_tuner(run: str, algorithm: Any) -> tune.Tuner:
     return tuner
 
 
-def _check_record(run: str) -> None:
-    """Refuses a damaged record of the trials: Tune would train from the beginning, and only log it."""
+def _prepare_record(run: str) -> None:
+    """Refuses a damaged record of the trials: Tune would train from the beginning, and only log it.
+
+    Where `RecordCopy` has kept a copy, the damaged one is put aside.
+    """
     filesystem, path = connect(run)
-    entries = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    records = [entry for entry in entries if re.fullmatch(r"experiment_state-.*\.json", entry.base_name)]
+    records = _records(filesystem, path)
     if not records:
         return
-    newest = max(records, key=lambda entry: entry.base_name)
-    try:
-        with filesystem.open_input_stream(newest.path) as stream:
-            json.loads(stream.read())
-    except ValueError as error:
+    used, content = records[-1], _read(filesystem, records[-1])
+    if content is None and len(records) > 1:
+        damaged, used, content = used, records[-2], _read(filesystem, records[-2])
+        if content is not None:
+            filesystem.move(damaged.path, f"{damaged.path}.damaged")
+            console.print(f"{damaged.path} is damaged ({damaged.size} bytes); {used.base_name} replaces it.")
+    if content is None:
         raise UsageError(
-            f"{newest.path} is damaged ({newest.size} bytes; was the disk full?), so the run cannot be resumed. Delete "
-            "it to resume from the record before it, if there is one, or start a new run without --resume."
-        ) from error
+            f"{records[-1].path} is damaged ({records[-1].size} bytes; was the disk full?), so the run cannot be "
+            "resumed. Start a new run without --resume."
+        )
+    if ray_internals.forget_decisions(content):
+        with filesystem.open_output_stream(used.path) as stream:
+            stream.write(json.dumps(content, indent=2).encode())
+
+
+def _records(filesystem: fs.FileSystem, run: str) -> list[fs.FileInfo]:
+    """Tune's records of the trials in the folder of a run, the newest last."""
+    entries = filesystem.get_file_info(fs.FileSelector(run, allow_not_found=True))
+    records = [entry for entry in entries if re.fullmatch(r"experiment_state-.*\.json", entry.base_name)]
+    return sorted(records, key=lambda entry: entry.base_name)
+
+
+def _read(filesystem: fs.FileSystem, record: fs.FileInfo) -> dict[str, Any] | None:
+    """What a record holds; None if it is damaged."""
+    try:
+        with filesystem.open_input_stream(record.path) as stream:
+            return dict(json.loads(stream.read()))
+    except (ValueError, TypeError):
+        return None
+
+
+class RecordCopy(Callback):
+    """Keeps a copy of Tune's record of the trials on this machine's disk.
+
+    Tune writes the record over the one before, so where the disk is full by then, neither is left.
+    """
+
+    def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, *args: Any, **info: Any) -> None:
+        filesystem, folder = ray_internals.trial_folder(trial)
+        if not isinstance(filesystem, fs.LocalFileSystem):
+            return
+        run = PurePosixPath(folder).parent
+        records = [record for record in _records(filesystem, str(run)) if record.base_name != _COPY]
+        if records and _read(filesystem, records[-1]) is not None:
+            with contextlib.suppress(OSError), atomic_write(run / _COPY) as file:  # the disk may be full
+                file.write(Path(records[-1].path).read_bytes())
 
 
 class NewestCheckpoints(Callback):

@@ -17,10 +17,12 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_damo.command import episodes as playback
 from rllib_damo.command import inputs
+from rllib_damo.command.report import FAILED, OK, USAGE
 from rllib_damo.command.run import RunOptions, quieten, run
-from rllib_damo.errors import UsageError, UserError
+from rllib_damo.core.config import OfflineConfig
+from rllib_damo.errors import DiskFullError, UsageError, UserError
 from rllib_damo.evaluation.checkpoints import load_config
-from rllib_damo.evaluation.play import play
+from rllib_damo.evaluation.play import evaluated_env, play
 from rllib_damo.evaluation.storage import local_copy
 
 app = typer.Typer(
@@ -44,6 +46,12 @@ def train(
         str | None, typer.Option("--env", "-e", help="Environment: a Gymnasium id, or one registered with Tune.")
     ] = None,
     input_: Annotated[str | None, typer.Option("--input", "-i", help="Offline dataset (`input_`).")] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Checkpoint to go on from, with the dataset of --input. Its config is used if none is given."
+        ),
+    ] = None,
     config: Annotated[
         str | None, typer.Option("--config", "-c", help="""JSON of settings to change: '{"eta": 1.0, "seed": 1}'.""")
     ] = None,
@@ -126,22 +134,29 @@ def train(
         ray_num_gpus=ray_num_gpus,
         verbosity=verbose,
     )
-    experiment, file_stop, source = _experiment(what or [], algo, context.obj)
+    experiment, file_stop, source = _experiment(what or [], algo, from_, context.obj)
     options.name = name or source.stem
     options.file = source if source.suffix == ".py" else None
     if input_ is not None:
         changes = {**changes, "input_": input_}
+    if from_ is not None:
+        changes = {**changes, "start_from": from_}
+        typer.echo(f"Goes on from {from_}: networks and optimisers are kept, rollouts start anew.")
     if env is not None:
         changes = {**changes, "env": env}
     experiment = inputs.apply_config(experiment, changes)
-    if experiment.env is None:
+    envs = [name for name in (experiment.env, evaluated_env(experiment)) if name is not None]
+    # Offline, an environment for evaluation is enough, or spaces without any.
+    is_enough = isinstance(experiment, OfflineConfig) and (envs or experiment.observation_space is not None)
+    if experiment.env is None and not is_enough:
         raise UsageError("no environment: give one with --env.")
-    inputs.check_env(experiment.env)
-    inputs.share_env(experiment.env)
+    for name in envs:
+        inputs.check_env(name)
+        inputs.share_env(name)
     raise typer.Exit(run(experiment, given_stop if given_stop is not None else file_stop, options))
 
 
-def _experiment(what: list[str], algo: str | None, preset: Any) -> tuple[AlgorithmConfig, Any, Path]:
+def _experiment(what: list[str], algo: str | None, from_: str | None, preset: Any) -> tuple[AlgorithmConfig, Any, Path]:
     """(config, stop, file or algorithm) of what `rllib train` was asked for; `preset` is what `run_config` passes."""
     if preset is not None:
         if what or algo is not None:
@@ -156,6 +171,10 @@ def _experiment(what: list[str], algo: str | None, preset: Any) -> tuple[Algorit
             raise UsageError("--algo and a file exclude each other: the file's `config` says the algorithm.")
         config, stop = inputs.load_file(Path(what[1]))
         return config, stop, Path(what[1])
+    if algo is None and from_ is not None:
+        with local_copy(from_) as folder:
+            config = load_config(folder).copy(copy_frozen=False)
+        return config, None, Path(config.algo_class.__name__)
     if algo is None:
         raise UsageError("nothing to train: `rllib train file X.py`, or `rllib train --algo A --env E`.")
     return inputs.default_config(algo), None, Path(algo)
@@ -192,7 +211,7 @@ def evaluate(
         inputs.run_file(file)
     algorithm = inputs.default_config(algo).algo_class if algo is not None else None
     with local_copy(checkpoint) as folder:
-        played_env = inputs.check_env(env or load_config(folder, algorithm).env)
+        played_env = inputs.check_env(env or evaluated_env(load_config(folder, algorithm)))
         if played_env is None:
             raise UsageError(f"{checkpoint} was trained without an environment: name one with --env.")
         try:
@@ -229,10 +248,10 @@ def invoke(arguments: list[str], preset: Any = None) -> int:
         app(arguments, obj=preset, prog_name="rllib")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
-    except UserError as error:
+    except (UserError, DiskFullError) as error:
         typer.echo(f"Error: {error}", err=True)
-        return 2
-    return 0
+        return USAGE if isinstance(error, UserError) else FAILED
+    return OK
 
 
 def main() -> None:

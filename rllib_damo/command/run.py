@@ -19,13 +19,15 @@ from rllib_damo.command.checks import check_config, check_resources, search_spac
 from rllib_damo.command.offline import read_datasets, with_idle_cpus
 from rllib_damo.command.progress import ProgressTable
 from rllib_damo.command.report import INTERRUPTED, TERMINATED, USAGE, console, err, report
-from rllib_damo.command.resume import restored_tuner
+from rllib_damo.command.resume import RecordCopy, restored_tuner
 from rllib_damo.command.signals import sigterm_as_interrupt
 from rllib_damo.command.stopping import CheckedStopper, add_to_results, with_last_evaluation
 from rllib_damo.data.rllib_input import with_package_readers
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation import storage
+from rllib_damo.evaluation.play import evaluated_env
 from rllib_damo.evaluation.scores import add_flat_copy
+from rllib_damo.utils.disk import disk_full, free_bytes, is_full
 from rllib_damo.utils.environments import is_registered
 from rllib_damo.utils.names import near
 from rllib_damo.utils.ray_internals import stop_condition
@@ -34,6 +36,8 @@ from rllib_damo.utils.uris import without_password
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+#: Bytes below which a file system counts as full.
+_LEAST_ROOM = 1_000_000
 EVALUATION_RETURN = f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/{EPISODE_RETURN_MEAN}"
 
 
@@ -72,7 +76,7 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
         UserError: for mistakes that can be seen before training.
     """
     place = storage.check(options.storage_path)
-    callbacks = [ProgressTable(), *_wandb(options)]
+    callbacks = [ProgressTable(), RecordCopy(), *_wandb(options)]
     scheduler = _scheduler(options, config)
     _set_up_output(options.verbosity)
     to_resume = storage.latest_run(place, options.name) if options.resume else None
@@ -91,19 +95,34 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
         else:
             tuner = _new_tuner(config, stop, options, place, callbacks, scheduler)
         with sigterm_as_interrupt() as termination:
-            results = tuner.fit()
+            results = _fit(tuner, place)
         stopper = stop_condition(tuner)
         if isinstance(stopper, CheckedStopper) and stopper.error:
             err.print(f"[red]Error:[/red] {stopper.error}")
             return USAGE
         code = report(
             results, metric=_score_attr(config, options), searched=search_space(config), place=place,
-            options=_file_option(config, options), verbose=options.verbosity > 0,
+            options=_file_option(config, options), evaluated=bool(config.evaluation_interval),
+            verbose=options.verbosity > 0,
         )  # fmt: skip
         return TERMINATED if termination.received and code == INTERRUPTED else code
     finally:
         if own_ray:
             ray.shutdown()
+
+
+def _fit(tuner: tune.Tuner, place: str) -> tune.ResultGrid:
+    """Runs all trials.
+
+    Raises:
+        DiskFullError: Tune's own files have no room.
+    """
+    try:
+        return tuner.fit()
+    except (OSError, EOFError) as error:  # the second where a file that Tune reads again is empty
+        if "://" not in place and (is_full(error) or free_bytes(place) < _LEAST_ROOM):
+            raise disk_full("The results", place, "give the same command with --resume") from error
+        raise
 
 
 def _new_tuner(
@@ -135,7 +154,7 @@ def _new_tuner(
 
 def _file_option(config: AlgorithmConfig, options: RunOptions) -> str:
     """The option of `rllib evaluate` that runs the file which registered the environment, or ""."""
-    is_needed = options.file is not None and is_registered(config.env)
+    is_needed = options.file is not None and is_registered(evaluated_env(config))
     return f" --file {shlex.quote(str(options.file))}" if is_needed else ""
 
 

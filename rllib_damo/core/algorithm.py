@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Mapping
-from operator import methodcaller
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,15 +20,23 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 from ray.rllib.utils.typing import StateDict
+from ray.tune import Checkpoint
+from typing_extensions import Self
 
 from rllib_damo.core import dataset_checks
 from rllib_damo.core.config import OfflineConfig
-from rllib_damo.core.evaluated_algorithm import EvaluatedAlgorithm
-from rllib_damo.core.sealed_checkpoints import SealedCheckpoints
+from rllib_damo.core.going_on import Start
+from rllib_damo.core.guarded_learners import GuardedLearners
+from rllib_damo.core.offline_evaluation import VALUE_WATCH, WatchedAlgorithm
+from rllib_damo.core.resources import check_actors
+from rllib_damo.core.sealed_checkpoints import SealedCheckpoints, stored_config
+from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import UserError
+from rllib_damo.evaluation.checkpoints import SPLIT_FILE
 from rllib_damo.utils import ray_internals
 from rllib_damo.utils.batch import Batch, Layout
+from rllib_damo.utils.paths import place_of
 from rllib_damo.utils.spaces import to_unit
 from rllib_damo.version import versions
 
@@ -39,11 +46,14 @@ COMPONENT_TRAINING = "offline_training"
 NUM_GRADIENT_STEPS = "num_gradient_steps_lifetime"
 DATA_WINDOW = "data_window"
 FINGERPRINT = "dataset_fingerprint"
+EARLIER_DATA = "earlier_dataset_fingerprints"
+REWARD_SCALE = "reward_scale"
+HOLDOUT = "holdout"
 PHASE = "phase"
 ALGORITHM = "algorithm"
 
 
-class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
+class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
     """Gradient steps on a dataset: an iteration takes ``rollout_freq`` of them (``phase`` "policy").
 
     A subclass names its config in ``config_class``. Hooks: `extra_columns`, `reward_scale`, `dataset_warnings`,
@@ -51,6 +61,7 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
     """
 
     config_class: ClassVar[type[OfflineConfig]]
+    config: Any
 
     @classmethod
     @override(Algorithm)
@@ -66,16 +77,30 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
         # A line for each round of rollouts that passes through Ray Data would bury everything else.
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
+        check_actors(type(self), self.config)
+        if isinstance(self.config.input_, Transitions):  # which workers and checkpoints would get with the config
+            held = self.config.copy(copy_frozen=False).offline_data(input_=InMemory(self.config.input_))
+            held.freeze()
+            self.config = held
         super().setup(config)
         self._num_gradient_steps = 0
         self._is_module_current = False  # whether what `get_module` gave is still the policy
+        name = self.config.start_from
+        self._start = None if name is None else Start.read(name, COMPONENT_TRAINING)
         transitions = self.offline_data.transitions
         self._warnings: list[str] = []
         for warning in self.dataset_warnings(transitions):
             self.warn(f"{transitions.name}: {warning}.")
-        self._dataset = transitions.name, transitions.fingerprint()
+        self._dataset = transitions.name, self.offline_data.fingerprint
+        self._holdout = self.offline_data.holdout
         self._reward_scale = self.reward_scale(transitions)
+        self._earlier_data: list[str] = []
+        if self._start is not None:
+            self._check_algorithm(self._start.training.get(ALGORITHM))
+            self._reward_scale = self._start.training.get(REWARD_SCALE, self._reward_scale)
         self._take_columns(self._set_dataset(transitions, fit=True))
+        if self._start is not None:
+            self._go_on(self._start)
         del transitions
         self.offline_data.release()
 
@@ -83,6 +108,18 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
         """Logs a warning; it is in all later results, too."""
         logger.warning(text)
         self._warnings.append(text)
+
+    def _has_data_of(self, start: Start) -> bool:
+        same_split = start.training.get(HOLDOUT) == self._holdout
+        return same_split and start.training[FINGERPRINT] == self._dataset[1]
+
+    def _go_on(self, start: Start) -> None:
+        """Takes over what a checkpoint has learned, whatever its data."""
+        start.restore_learners(self.learner_group)
+        self._num_gradient_steps = start.training[NUM_GRADIENT_STEPS]
+        earlier = [*start.training.get(EARLIER_DATA, []), start.training[FINGERPRINT]]
+        self._earlier_data = [data for data in dict.fromkeys(earlier) if data != self._dataset[1]]
+        self._sync_evaluation()
 
     # -- hooks -----------------------------------------------------------------------------------------------------
 
@@ -167,7 +204,8 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
     @override(Algorithm)
     def training_step(self) -> None:
         self.metrics.log_value(PHASE, "policy", reduce="item")
-        self._next_window(self.offline_data.refresh())
+        if self._num_gradient_steps:  # the first window is here already
+            self._next_window(self.offline_data.refresh())
         for key, value in self._dataset_metrics.items():
             self.metrics.log_value(("dataset", key), value, window=1)
         if self.before_steps():
@@ -187,18 +225,11 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
             facts["warnings"] = "\n".join(self._warnings)
         self.metrics.log_dict(facts, reduce="item")
 
-    def _foreach_learner(self, method: str, *args: Any) -> list[Any]:
-        """Calls a method of every learner; errors of remote ones are raised here."""
-        results = list(self.learner_group.foreach_learner(methodcaller(method, *args)))
-        for result in results:
-            if not result.ok:
-                raise result.get()
-        return [result.get() for result in results]
-
     def _policy_weights(self) -> dict[str, Any]:
         """A copy: what a learner in this process hands out is its own memory, which the gradient steps change."""
         component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
-        state = self.learner_group.get_state(component, inference_only=True)
+        with self.guarding_learners():
+            state = self.learner_group.get_state(component, inference_only=True)
         return copy.deepcopy(state[COMPONENT_LEARNER][COMPONENT_RL_MODULE])
 
     @override(Algorithm)
@@ -242,6 +273,10 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
         return {
             ALGORITHM: type(self).__name__,
             FINGERPRINT: self._dataset[1],
+            EARLIER_DATA: self._earlier_data,
+            REWARD_SCALE: self._reward_scale,
+            HOLDOUT: self._holdout,
+            VALUE_WATCH: self._get_watch_state(),
             NUM_GRADIENT_STEPS: self._num_gradient_steps,
             DATA_WINDOW: self.offline_data.window,
         }
@@ -252,6 +287,7 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
         if training is not None:
             self._check_algorithm(training.get(ALGORITHM))
             self._check_fingerprint(training[FINGERPRINT])
+            self._check_holdout(training.get(HOLDOUT))
         super().set_state(state)
         self._is_module_current = False
         if training is not None:
@@ -266,21 +302,98 @@ class OfflineAlgorithm(SealedCheckpoints, EvaluatedAlgorithm):
         if saved != fingerprint:
             raise ValueError(
                 f"The checkpoint was trained on other data than {name} (fingerprints {saved[:12]} and "
-                f"{fingerprint[:12]}): give it the dataset it was trained on."
+                f"{fingerprint[:12]}): give it the dataset it was trained on. A new run goes on with other data: "
+                "`.offline_data(start_from=CHECKPOINT)`, or `rllib train --from CHECKPOINT --input DATA`."
             )
+
+    def _check_holdout(self, saved: Mapping[str, Any] | None) -> None:
+        if saved != self._holdout:
+            raise ValueError(
+                f"The checkpoint was trained with {_describe(saved)}, and this algorithm has "
+                f"{_describe(self._holdout)}: set its holdout_episodes and holdout_seed in .offline_data()."
+            )
+
+    @override(SealedCheckpoints)
+    def readable_files(self) -> dict[str, dict[str, Any]]:
+        """What was trained, on which episodes, and on which not: in plain values, for the choice of a policy."""
+        name, fingerprint = self._dataset
+        return {
+            SPLIT_FILE: {
+                "format": "rllib_damo.split/1",
+                ALGORITHM: type(self).__name__,
+                "dataset": name,
+                FINGERPRINT: fingerprint,
+                HOLDOUT: self._holdout,
+                "gamma": self.config.gamma,
+                NUM_GRADIENT_STEPS: self._num_gradient_steps,
+            }
+        }
 
     def _set_training_state(self, state: Mapping[str, Any]) -> None:
         self._num_gradient_steps = state[NUM_GRADIENT_STEPS]
+        self._earlier_data = state.get(EARLIER_DATA, [])
+        self._set_watch_state(state.get(VALUE_WATCH))
         window = state[DATA_WINDOW]
         if self.offline_data.is_capped and window != self.offline_data.window:
             self._set_dataset(self.offline_data.skip_to(window), fit=False)
 
     @override(Algorithm)
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """As RLlib's, but a checkpoint does not need the one that its run went on from."""
+        (config,), kwargs = super().get_ctor_args_and_kwargs()
+        return ({**config, "start_from": None},), kwargs
+
+    @classmethod
+    @override(SealedCheckpoints)
+    def from_checkpoint(cls, path: Any, filesystem: Any = None, **options: Any) -> Self:
+        """A new algorithm in the state of a checkpoint.
+
+        Args:
+            path: the checkpoint's folder or address, or a Checkpoint of Tune.
+            filesystem: where `path` is; by default it follows from the address.
+            options: of the config that shall not be as at training: ``num_env_runners=0`` on a smaller machine. With
+                another dataset, ``input_``, the algorithm goes on from the checkpoint as by ``start_from``.
+
+        Raises:
+            CheckpointError: a file is missing, truncated or changed, or of version 0.1.
+            TypeError: there is no such option.
+        """
+        if "input_" not in options or filesystem is not None:
+            return super().from_checkpoint(path, filesystem, **options)
+        if isinstance(path, Checkpoint):
+            path = path.to_directory()
+        place, inside = place_of(path)
+        config = stored_config(inside, place, options)
+        algo = cls(config={**config, "start_from": str(path)})
+        assert algo._start is not None
+        if algo._has_data_of(algo._start):
+            algo.restore_from_path(path)
+        else:
+            logger.warning(
+                f"{algo._dataset[0]} is not the data that {path} was trained on: its networks and optimisers go on "
+                "from it, and rollouts start anew."
+            )
+        return algo
+
+    @override(Algorithm)
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         """Restores all components; the evaluation runners take the weights even if these are older than theirs."""
         super().restore_from_path(path, *args, **kwargs)
+        self._sync_evaluation()
+
+    def _sync_evaluation(self) -> None:
         if self.eval_env_runner_group is not None:
             self.eval_env_runner_group.foreach_env_runner(ray_internals.accept_any_weights)
             self.eval_env_runner_group.sync_weights(
                 from_worker_or_learner_group=self.learner_group, inference_only=True
             )
+
+
+def _describe(record: Mapping[str, Any] | None) -> str:
+    """A split in words."""
+    if record is None:
+        return "holdout_episodes=0"
+    return (
+        f"holdout_episodes={record['holdout_episodes']!r}, holdout_seed={record['holdout_seed']} "
+        f"({record['episodes']} episodes)"
+    )

@@ -19,11 +19,13 @@ from rllib_damo.core.option_groups import (
     ModelBasedTraining,
     OfflineTraining,
 )
-from rllib_damo.core.options import Option, is_number, options_of, unknown_option
+from rllib_damo.core.options import Option, is_number, options_of, seed, unknown_option
 from rllib_damo.core.unused_options import check_unused
+from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.rollout_runner import ModelRolloutEnvRunner
+from rllib_damo.evaluation.play import evaluated_env
 from rllib_damo.evaluation.runner import EvaluationEnvRunner
 from rllib_damo.evaluation.scores import ScoreCallbacks
 from rllib_damo.utils import ray_internals
@@ -121,6 +123,8 @@ class OfflineConfig(AlgorithmConfig):
         """Sets the dataset: the package's options, and RLlib's own of this method."""
         if "input_" in options:
             options["input_"] = absolute_input(options["input_"])
+        if options.get("start_from"):
+            options["start_from"] = absolute_input(str(options["start_from"]))
         return self._take("offline_data", options)
 
     def _take(self, method: str, given: Mapping[str, Any]) -> Self:
@@ -134,7 +138,7 @@ class OfflineConfig(AlgorithmConfig):
         own = self.own_options(method)
         for name in given:
             if name not in own and name not in theirs:
-                raise TypeError(unknown_option(type(self).__name__, method, name, self._methods()))
+                raise TypeError(unknown_option(type(self).__name__, method, name, self.methods()))
         given = {name: value for name, value in given.items() if value is not NotProvided}
         if rllibs:
             rllibs(self, **{name: value for name, value in given.items() if name in theirs})
@@ -143,7 +147,7 @@ class OfflineConfig(AlgorithmConfig):
                 setattr(self, name, value)
         return self
 
-    def _methods(self) -> dict[str, set[str]]:
+    def methods(self) -> dict[str, set[str]]:
         """The options that each of the config's methods takes, RLlib's methods included."""
         methods = {
             name: set(inspect.signature(method).parameters) - {"self", "kwargs", "options"}
@@ -169,7 +173,7 @@ class OfflineConfig(AlgorithmConfig):
     @override(AlgorithmConfig)
     def is_offline(self) -> bool:
         """Names and paths, as for RLlib, and a dataset in memory."""
-        return isinstance(self.input_, Transitions) or super().is_offline
+        return isinstance(self.input_, (InMemory, Transitions)) or super().is_offline
 
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
@@ -193,7 +197,14 @@ class OfflineConfig(AlgorithmConfig):
             config.num_gpus_per_env_runner = 0
             config.explore = False
             config.normalize_actions = True
+            if None in (config.observation_space, config.action_space):  # forgotten for an `env_config` of its own
+                config.observation_space, config.action_space = self.observation_space, self.action_space
         return config
+
+    def evaluation_env(self) -> tuple[Any, dict[str, Any]]:
+        """The environment of the evaluation, ``evaluation_config``'s or the config's own, and its ``env_config``."""
+        overrides: Any = self.evaluation_config or {}
+        return evaluated_env(self), {**self.env_config, **overrides.get("env_config", {})}
 
     @override(AlgorithmConfig)
     def get_state(self) -> dict[str, Any]:
@@ -210,28 +221,40 @@ class OfflineConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def validate(self) -> None:
-        if self.framework_str != "torch":  # before RLlib looks for another one's installation
-            self.refuse(f"{self.algorithm_name} runs on torch: found `framework`={self.framework_str!r}.")
+        self._check_stack()  # before RLlib looks for another framework's installation
         if ray_internals.is_frozen(self):  # the checks fill in what follows from other options
             self.copy(copy_frozen=False).validate()
             return
         self._resolve()
-        super().validate()
         if self.in_evaluation:
+            super().validate()
             return
+        defaults = vars(type(self)())
+        known = {*defaults, "class"}  # the latter is in RLlib's dictionaries
+        for name in vars(self):
+            if name not in known and not name.startswith("_"):
+                # Tune's `param_space` may be a dictionary, or another algorithm's config
+                self.refuse(f"{type(self).__name__} has no option {name!r}.{near(name, known)}")
+        check_unused(self, defaults)
+        super().validate()
         for name, option in self.own_options().items():
             value = getattr(self, name)
             if not option.check.holds(value):
                 hint = option.check.hint(value)
                 self.refuse(f"`{name}` must be {option.check.expected}; found {value!r}.{hint}")
-        known = {*vars(type(self)()), "class"}  # the latter is in RLlib's dictionaries
-        for name in vars(self):
-            if name not in known and not name.startswith(
-                "_"
-            ):  # Tune's `param_space` may be a dictionary, or another algorithm's config
-                self.refuse(f"{type(self).__name__} has no option {name!r}.{near(name, known)}")
-        check_unused(self)
         self.check()
+
+    def _check_stack(self) -> None:
+        if self.framework_str != "torch":
+            self.refuse(
+                f"{self.algorithm_name} runs on PyTorch: leave `framework` 'torch'; found {self.framework_str!r}."
+            )
+        for name in ("enable_rl_module_and_learner", "enable_env_runner_and_connector_v2"):
+            if not getattr(self, name):
+                self.refuse(
+                    f"{self.algorithm_name} runs on RLlib's new API stack alone: leave `{name}` True; found "
+                    f"{getattr(self, name)!r}. Remove `.api_stack(...)`."
+                )
 
     def check(self) -> None:
         """Checks what options have to do with each other; a subclass adds its own.
@@ -258,11 +281,37 @@ class OfflineConfig(AlgorithmConfig):
                 "`num_gpus_per_learner` must be 0 or a whole number for several learners, which can't share a GPU: "
                 f"found num_gpus_per_learner={self.num_gpus_per_learner} with num_learners={self.num_learners}."
             )
-        base = next(c for c in self.default_learner_class.__mro__ if c.__module__.startswith("rllib_damo.core."))
-        if not (isinstance(self.learner_class, type) and issubclass(self.learner_class, base)):
-            self.refuse(f"`learner_class` must extend {base.__name__}; found {self.learner_class!r}.")
+        if not seed.holds(self.seed):
+            self.refuse(f"`seed` must be {seed.expected}; found {self.seed!r}.")
+        self._check_classes()
         self._check_runners()
         self._check_spaces()
+
+    def _check_classes(self) -> None:
+        """Checks the classes that a user may replace."""
+        learner = next(c for c in self.default_learner_class.__mro__ if c.__module__.startswith("rllib_damo.core."))
+        for name, found, base in (
+            ("learner_class", self.learner_class, learner),
+            ("env_runner_cls", self.env_runner_cls, self.rollout_runner_class),
+            ("offline_data_class", self.offline_data_class, BulkOfflineData),
+        ):
+            if not (isinstance(found, type) and issubclass(found, base)):
+                self.refuse(f"`{name}` must extend {base.__name__}; found {found!r}.")
+        spec = ray_internals.given_module_spec(self)
+        if spec is not None:
+            module = getattr(spec, "module_class", None) or self.default_module_class
+            is_one = isinstance(spec, RLModuleSpec)
+            if not (is_one and isinstance(module, type) and issubclass(module, self.default_module_class)):
+                self.refuse(
+                    f"`rl_module_spec` must be an RLModuleSpec whose module_class extends "
+                    f"{self.default_module_class.__name__}, the networks of {self.algorithm_name}; found "
+                    f"{module.__name__ if is_one else type(spec).__name__}."
+                )
+        if self.learner_config_dict and self.learner_class is self.default_learner_class:
+            self.refuse(
+                f"`learner_config_dict`={self.learner_config_dict!r} is for a `learner_class` of your own, which reads "
+                "it: set that, or leave it {}."
+            )
 
     def _check_runners(self) -> None:
         if self.num_env_runners:
@@ -280,10 +329,11 @@ class OfflineConfig(AlgorithmConfig):
             check_spaces(self.observation_space, self.action_space)
         except ValueError as error:
             self.refuse(str(error))
-        if self.env is None and self.evaluation_interval and self.custom_evaluation_function is None:
+        if self.evaluation_env()[0] is None and self.evaluation_interval and self.custom_evaluation_function is None:
             self.refuse(
-                "Evaluation needs an environment: set `config.environment(env=...)`, give a "
-                "`custom_evaluation_function`, or switch it off by `config.evaluation(evaluation_interval=None)`."
+                "Evaluation needs an environment: set `config.environment(env=...)`, or, for evaluation alone, "
+                "`config.evaluation(evaluation_config={'env': ...})`; or give a `custom_evaluation_function`, or "
+                "switch it off by `config.evaluation(evaluation_interval=None)`."
             )
 
     @property
@@ -299,10 +349,13 @@ class OfflineConfig(AlgorithmConfig):
             self.callbacks([ScoreCallbacks, *callbacks])
         # Tune's `param_space` may be a dictionary, which has passed no method of this class.
         self._make_absolute("input_", absolute_input)
-        if self.observation_space is None and self.env is not None and not self.in_evaluation:
-            env = make_env(self.env, self.env_config)
-            self.environment(observation_space=env.observation_space, action_space=env.action_space)
-            env.close()
+        self._make_absolute("start_from", absolute_input)
+        if self.observation_space is None and not self.in_evaluation:
+            name, arguments = self.evaluation_env() if self.env is None else (self.env, self.env_config)
+            if name is not None:
+                env = make_env(name, arguments)
+                self.environment(observation_space=env.observation_space, action_space=env.action_space)
+                env.close()
 
     def _make_absolute(self, name: str, find: Any) -> None:
         given = getattr(self, name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -197,9 +196,6 @@ class OfflineTorchLearner(TorchLearner):
         """
         if self._offline is None or (self._num_model and not len(self._model_rows())):
             raise RuntimeError("update_many needs set_dataset and add_rollouts to be called first.")
-        # A Ray Dataset that was read leaves reference cycles, which keep its blocks in the object store for many
-        # rounds. Just after `add_rollouts` they are young, and to look at the young takes a millisecond.
-        gc.collect(1)
         self._seed_generator(self._num_steps)
         metrics = self._take_steps(num_steps)
         single = self._pretrain_metrics | self._update.after_iteration(self._draw)

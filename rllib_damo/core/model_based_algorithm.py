@@ -18,6 +18,7 @@ from ray.rllib.utils.metrics import (
 
 from rllib_damo.core import dataset_checks
 from rllib_damo.core.algorithm import PHASE, OfflineAlgorithm
+from rllib_damo.core.going_on import Start
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.rollout_rounds import RolloutRounds
 from rllib_damo.dynamics.trained_model import DynamicsComponent
@@ -71,7 +72,19 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
 
     @override(OfflineAlgorithm)
     def _take_columns(self, columns: Batch) -> None:
-        self.dynamics = DynamicsComponent(self.config, columns, *self._dataset)
+        parent = None
+        if self._start is not None and not self._has_data_of(self._start):
+            parent = self._start.training[COMPONENT_DYNAMICS]["file"]
+        name, fingerprint = self._dataset
+        if self._holdout is not None:  # the model must not be one that was trained on all episodes
+            fingerprint = self._holdout["train_fingerprint"]
+        self.dynamics = DynamicsComponent(self.config, columns, name, fingerprint, parent)
+
+    @override(OfflineAlgorithm)
+    def _go_on(self, start: Start) -> None:
+        super()._go_on(start)
+        if self._has_data_of(start):
+            self.dynamics.set_state(start.training[COMPONENT_DYNAMICS])
 
     @override(OfflineAlgorithm)
     def training_step(self) -> None:
@@ -90,6 +103,12 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         super().before_steps()
         with self.metrics.log_time((TIMERS, "rollouts")):
             parts = self.roll_out()
+        if parts and not any(len(part if isinstance(part, pa.Table) else part["rewards"]) for part in parts):
+            raise RuntimeError(
+                f"No prediction of the dynamics model {self.dynamics.path} is finite, from any start state of this "
+                "round of rollouts. Restore the last checkpoint with smaller learning rates; or delete the file, and "
+                "train the model anew with a smaller dynamics_lr."
+            )
         if parts:
             with self.metrics.log_time((TIMERS, "model_buffer")):
                 self._fill_model_buffers(parts)
@@ -149,7 +168,8 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         workers = ray_internals.learner_actors(self.learner_group)
         size = len(round_) // len(workers)
         parts = [ray.data.from_blocks([round_.slice(i * size, size)]) for i in range(len(workers))]
-        ray.get([worker.add_rollouts.remote(part) for worker, part in zip(workers, parts, strict=True)])
+        with self.guarding_learners():
+            ray.get([worker.add_rollouts.remote(part) for worker, part in zip(workers, parts, strict=True)])
 
     @override(OfflineAlgorithm)
     def cleanup(self) -> None:

@@ -37,7 +37,8 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
     def add_rollouts(self, dataset: ray.data.Dataset) -> int:
         """Appends a Ray Dataset of rollouts (columns of ``dynamics.rollout``) to the model buffer; returns its rows."""
         count = 0
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        # Not `iter_batches`: its executor is part of reference cycles that keep the blocks in the object store.
+        for table in ray.get(dataset.to_arrow_refs()):
             rows = torch.from_numpy(self._layout.pack(**from_arrow(table))).to(self._device)
             self._add_rows(rows)
             count += len(rows)

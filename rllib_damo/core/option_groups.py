@@ -11,6 +11,7 @@ from rllib_damo.core.options import (
     Option,
     columns,
     count,
+    count_or_zero,
     decays,
     entropy,
     existing_file,
@@ -25,9 +26,11 @@ from rllib_damo.core.options import (
     positive_or_inf,
     rate,
     share,
+    share_or_count,
     termination_rule,
     widths,
 )
+from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.termination import TerminationFn
 from rllib_damo.nn.batched_matmul import PRODUCT_DTYPES
@@ -40,14 +43,22 @@ precisions = one_of(*PRODUCT_DTYPES)
 def _is_dataset(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return len(value) > 0 and all(map(_is_dataset, value))
+    if isinstance(value, InMemory):
+        return value.transitions is not None
     return isinstance(value, (Path, Transitions)) or (isinstance(value, str) and value not in ("", "sampler"))
+
+
+def _how_to_give_it(value: Any) -> str:
+    if isinstance(value, InMemory):
+        return " A checkpoint does not hold them: give them to `from_checkpoint(path, input_=transitions)`."
+    return " Set it in `.offline_data(input_=...)`."
 
 
 dataset = Check(
     "a dataset: a short name such as 'hopper-medium', 'minari://ID', a path, an address, a list of these, or "
     "Transitions",
     _is_dataset,
-    lambda value: " Set it in `.offline_data(input_=...)`.",
+    _how_to_give_it,
 )
 
 
@@ -222,6 +233,15 @@ class DataOptions(TypedDict, total=False):
             "or `Transitions`. Relative paths are made absolute.",
         ),
     ]
+    start_from: Annotated[
+        str | None,
+        Option(
+            None,
+            optional(path),
+            "A checkpoint, by folder or address, to go on from with this dataset: networks and optimisers are taken "
+            "over, the dynamics model is trained further from its weights, rollouts start anew.",
+        ),
+    ]
     max_dataset_rows: Annotated[
         int | None,
         Option(
@@ -255,3 +275,13 @@ class DataOptions(TypedDict, total=False):
             "Whether the dataset's actions lie in [-1, 1]. None: in RLlib's recordings, and in nothing else.",
         ),
     ]
+    holdout_episodes: Annotated[
+        float,
+        Option(
+            0.0,
+            share_or_count,
+            "Episodes that no part of training sees, for the choice of a policy: a share, or a number. A hash of their "
+            "content chooses them. The dataset must fit in memory.",
+        ),
+    ]
+    holdout_seed: Annotated[int, Option(0, count_or_zero, "Another one holds out other episodes.")]

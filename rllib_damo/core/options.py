@@ -137,8 +137,16 @@ rate = number("a number in (0, 1]", lambda v: 0 < v <= 1)
 share = number("a number in [0, 1)", lambda v: 0 <= v < 1)
 count = Check("a whole number >= 1", is_count)
 count_or_zero = Check("a whole number >= 0", lambda v: is_count(v) or (is_number(v) and v == 0))
+seed = Check(
+    f"None or a whole number from 0 to {2**32 - 1}",
+    lambda v: v is None or (isinstance(v, numbers.Integral) and not isinstance(v, bool) and 0 <= int(v) < 2**32),
+)
 flag = Check("True or False", lambda v: isinstance(v, (bool, np.bool_)))
 learning_rate = schedule_of(positive)
+share_or_count = Check(
+    "a share in [0, 1), or a whole number >= 2",
+    lambda v: is_number(v) and (0 <= v < 1 or (is_count(v) and v >= 2)),
+)
 widths = Check(
     "a tuple of layer widths, such as (256, 256)",
     lambda v: isinstance(v, (list, tuple)) and len(v) > 0 and all(map(is_count, v)),

@@ -15,8 +15,10 @@ from ray.exceptions import RayError
 from ray.rllib.offline.offline_data import OfflineData
 
 from rllib_damo.data.formats.reader import Conventions, Reader
+from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.schema import Transitions, check, concatenate
 from rllib_damo.data.sources import load, resolve_all
+from rllib_damo.data.splits import split_episodes
 from rllib_damo.errors import DataError
 from rllib_damo.utils.arrow import from_arrow, to_arrow
 from rllib_damo.utils.ray_internals import read_error, read_task
@@ -34,7 +36,11 @@ class BulkOfflineData(OfflineData):
     Reads from the config: `input_` (a name, a list of names, or `Transitions`), `observation_space` and `action_space`
     (may be None), `actions_in_input_normalized`, `input_read_schema`, `input_filesystem` with
     `input_filesystem_kwargs`, `input_read_method` (where it is not RLlib's default), and, if there, `observation_keys`,
-    `skip_bad_episodes`, and `max_dataset_rows` (the cap; None: everything is held in memory).
+    `skip_bad_episodes`, `max_dataset_rows` (the cap; None: everything is held in memory), and `holdout_episodes` with
+    `holdout_seed`: what is given out is the training part alone.
+
+    Attributes:
+        holdout: the split's record (`splits.Split`), once the transitions were read; None where nothing is held out.
 
     Raises:
         DataError: on first use, as `sources.load` does.
@@ -43,6 +49,7 @@ class BulkOfflineData(OfflineData):
     def __init__(self, config: AlgorithmConfig) -> None:  # the base class would read at once, through a pathlib.Path
         self.config = config
         self.is_multi_agent = config.is_multi_agent
+        self._input: Any = config.input_.transitions if isinstance(config.input_, InMemory) else config.input_
         self.path: Any = config.input_
         self.max_rows: int | None = getattr(config, "max_dataset_rows", None)
         # Set by Algorithm.setup.
@@ -50,7 +57,9 @@ class BulkOfflineData(OfflineData):
         self.module_spec: Any = None
         self.spaces: Any = None
         self.locality_hints: Any = None
+        self.holdout: dict[str, Any] | None = None
         self._transitions: Transitions | None = None
+        self._whole_fingerprint: str | None = None
         self._dataset: Dataset | None = None
         self._readers: list[Reader] | None = None
         self._windows: Generator[Transitions] | None = None
@@ -58,18 +67,52 @@ class BulkOfflineData(OfflineData):
 
     @property
     def transitions(self) -> Transitions:
-        """All transitions, checked; the first window of them where the data is larger than the cap."""
+        """All transitions, checked; the first window of them where the data is larger than the cap.
+
+        Without the episodes that are held out.
+        """
         if self._transitions is None:
             if self.is_capped:
+                self._refuse_holdout()
                 return self.skip_to(1)
-            self._transitions = load(
-                self.config.input_,
-                observation_space=self.config.observation_space,
-                conventions=self._conventions(),
-                filesystem=self._filesystem(),
-                read_method=self._read_method(),
-            )
+            self._transitions = self._training_part(self.whole())
         return self._transitions
+
+    def whole(self) -> Transitions:
+        """All transitions, checked, with those that are held out; read anew."""
+        return load(
+            self._input,
+            observation_space=self.config.observation_space,
+            conventions=self._conventions(),
+            filesystem=self._filesystem(),
+            read_method=self._read_method(),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the whole dataset, or of its first window where it is larger than the cap."""
+        transitions = self.transitions
+        return self._whole_fingerprint or transitions.fingerprint()
+
+    @property
+    def _holdout_episodes(self) -> float:
+        return getattr(self.config, "holdout_episodes", 0.0)
+
+    def _training_part(self, transitions: Transitions) -> Transitions:
+        if not self._holdout_episodes:
+            return transitions
+        self._whole_fingerprint = transitions.fingerprint()
+        split = split_episodes(transitions, self._holdout_episodes, self.config.holdout_seed)
+        self.holdout = split.record
+        return split.training
+
+    def _refuse_holdout(self) -> None:
+        if self._holdout_episodes:
+            raise DataError(
+                f"{without_password(str(self.path))}: holdout_episodes={self._holdout_episodes!r} needs the "
+                f"whole dataset in memory, and it is larger than max_dataset_rows={self.max_rows}: raise "
+                "max_dataset_rows, or keep files of episodes out of input_ yourself."
+            )
 
     def release(self) -> None:
         """Lets go of the transitions, which are read again when asked for; a window of a larger dataset stays."""
@@ -86,7 +129,7 @@ class BulkOfflineData(OfflineData):
     @property
     def is_capped(self) -> bool:
         """Whether the data may be larger than `max_dataset_rows` (of recorded episodes the length is not known)."""
-        if self.max_rows is None or isinstance(self.config.input_, Transitions):
+        if self.max_rows is None or isinstance(self._input, Transitions):
             return False
         counts = [reader.num_rows() for reader in self._resolved()]
         return any(count is None for count in counts) or sum(count or 0 for count in counts) > self.max_rows
@@ -95,7 +138,7 @@ class BulkOfflineData(OfflineData):
     def data(self) -> Dataset:
         """The data as a Ray Dataset of rows in file order, vectors as tensor columns; read lazily, block by block."""
         if self._dataset is None:
-            if isinstance(self.config.input_, Transitions):
+            if isinstance(self._input, Transitions) or self._holdout_episodes:
                 self._dataset = ray.data.from_arrow(to_arrow(self.transitions.arrays()))
             else:
                 rows = min(self.max_rows or _ROWS_PER_BLOCK, _ROWS_PER_BLOCK)
@@ -168,7 +211,7 @@ class BulkOfflineData(OfflineData):
     def _resolved(self) -> list[Reader]:
         if self._readers is None:
             self._readers = resolve_all(
-                self.config.input_,
+                self._input,
                 conventions=self._conventions(),
                 filesystem=self._filesystem(),
                 read_method=self._read_method(),

@@ -45,6 +45,10 @@ class Transitions:
     def __len__(self) -> int:
         return len(self.rewards)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Transitions:
+        """Itself, since nothing changes the arrays: RLlib copies a config many times, and its ``input_`` with it."""
+        return self
+
     @property
     def nbytes(self) -> int:
         """Size of the arrays in bytes."""
@@ -62,6 +66,10 @@ class Transitions:
             truncations[-1] = True
             part = replace(part, truncations=truncations)
         return part
+
+    def rows(self, index: np.ndarray) -> Transitions:
+        """A copy of some rows, in the order of their indices ``(M,)``; give whole episodes."""
+        return Transitions(**{key: array[index] for key, array in self.arrays().items()}, name=self.name)
 
     def episode_bounds(self) -> np.ndarray:
         """First and one-past-last row of every episode: (E, 2) int64."""

@@ -86,7 +86,7 @@ def lock(key: str, cache_dir: str | os.PathLike[str] | None = None) -> FileLock:
 def write(content: bytes, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Writes a dynamics file's bytes (from a checkpoint) to the cache; their hash is the file's name."""
     target = directory(cache_dir) / f"dynamics-content-{hashlib.sha256(content).hexdigest()[:32]}.pt"
-    if not target.exists():
+    if not target.exists() or target.read_bytes() != content:  # damaged since
         with atomic_write(target) as file:
             file.write(content)
     return target

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import os
+import platform
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,13 @@ from torch import Tensor, nn
 from rllib_damo.dynamics.termination_head import LearnedTermination
 from rllib_damo.nn.gaussian_mlp import bounded_gaussian
 from rllib_damo.nn.stacked_mlp import stacked_forward
+from rllib_damo.utils.checksums import sealed, unsealed
 from rllib_damo.utils.paths import atomic_write
 
 _FORMAT = "rllib_damo.dynamics/1"
+_END_OF_ZIP, _END_SIZE = b"PK\5\6", 22
+#: The end of each message about a file that can't be used.
+FILE_FIX = "Delete it and train the dynamics again, or name another file in dynamics_path."
 
 #: ``(obs (B, obs), unit_actions (B, act), generator) -> next_obs (B, obs), rewards (B,)``
 Sampler = Callable[[Tensor, Tensor, "torch.Generator | None"], tuple[Tensor, Tensor]]
@@ -174,11 +181,13 @@ class DynamicsEnsemble(nn.Module):
         }
 
     def save(self, path: str | os.PathLike[str]) -> str:
-        """Writes weights and statistics to ``path``, whole or not at all; returns the absolute path."""
+        """Writes weights, statistics and a checksum to ``path``, whole or not at all; returns the absolute path."""
         target = Path(path).expanduser().absolute()
         state = {key: value.cpu() for key, value in self.state_dict().items()}
+        archive = io.BytesIO()
+        torch.save({"format": _FORMAT, "hparams": self.hparams, "state": state}, archive)
         with atomic_write(target) as file:
-            torch.save({"format": _FORMAT, "hparams": self.hparams, "state": state}, file)
+            file.write(sealed(archive.getvalue()))
         return str(target)
 
     @classmethod
@@ -192,19 +201,41 @@ class DynamicsEnsemble(nn.Module):
         source = Path(path).expanduser()
         if not source.is_file():
             raise FileNotFoundError(
-                f"No dynamics file at {source}. Leave dynamics_path unset to train the model from the dataset."
+                f"No dynamics file at {source}, as this machine ({platform.node()}) sees it. On several machines the "
+                "file must be on a filesystem that all of them see: set dynamics_cache_dir or RLLIB_DAMO_CACHE to a "
+                "folder there, and dynamics_path, if it is set, to a file there."
             )
-        fix = "Delete it and train the dynamics again, or name another file in dynamics_path."
+        content = source.read_bytes()
+        archive = unsealed(content)
+        if archive is None:
+            raise ValueError(f"{source} is damaged: its content does not fit its checksum. {FILE_FIX}")
         try:
-            content = torch.load(source, map_location=device, weights_only=True)
+            if archive is content:  # a file of an earlier version, which has only the checksums of the archive
+                _check_archive(archive)
+            stored = torch.load(io.BytesIO(archive), map_location=device, weights_only=True)
         except Exception as error:  # a damaged file may raise any
-            raise ValueError(f"{source} is damaged or not a dynamics file ({type(error).__name__}). {fix}") from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"{source} is not a dynamics file of format {_FORMAT!r}: found {found!r}. {fix}")
-        model = cls(**content["hparams"]).to(device)
+            raise ValueError(
+                f"{source} is damaged or not a dynamics file ({type(error).__name__}). {FILE_FIX}"
+            ) from error
+        if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
+            found = stored.get("format") if isinstance(stored, dict) else type(stored).__name__
+            raise ValueError(f"{source} is not a dynamics file of format {_FORMAT!r}: found {found!r}. {FILE_FIX}")
+        model = cls(**stored["hparams"]).to(device)
         try:
-            model.load_state_dict(content["state"])
+            model.load_state_dict(stored["state"])
         except RuntimeError as error:
-            raise ValueError(f"{source} holds weights that do not fit its own sizes: {error}. {fix}") from error
+            raise ValueError(f"{source} holds weights that do not fit its own sizes: {error}. {FILE_FIX}") from error
         return model
+
+
+def _check_archive(archive: bytes) -> None:
+    """Compares the CRC of each part of an archive, which PyTorch does not.
+
+    Raises:
+        ValueError: one differs, or something follows the archive.
+    """
+    if archive[-_END_SIZE:][: len(_END_OF_ZIP)] != _END_OF_ZIP:
+        raise ValueError("the archive does not end with its directory")
+    with zipfile.ZipFile(io.BytesIO(archive)) as parts:
+        if damaged := parts.testzip():
+            raise ValueError(f"{damaged} is damaged")

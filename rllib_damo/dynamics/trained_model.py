@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import Timeout
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_damo.dynamics import cache
-from rllib_damo.dynamics.ensemble import DynamicsEnsemble
+from rllib_damo.dynamics.ensemble import FILE_FIX, DynamicsEnsemble
 from rllib_damo.dynamics.termination import resolve_termination
 from rllib_damo.dynamics.training import DynamicsTrainer
+from rllib_damo.errors import UserError
 from rllib_damo.utils.batch import Batch
+from rllib_damo.utils.paths import atomic_write
 
 logger = logging.getLogger(__name__)
 
 #: How often a run that waits for another one's training of the same model says so.
 WAIT_SECONDS = 60.0
+#: On how many of the dataset's rows a model is tried out.
+_NUM_TRIED_ROWS = 1000
 
 
 class DynamicsComponent:
@@ -31,34 +37,46 @@ class DynamicsComponent:
         columns: the dataset's columns (NumPy arrays, unit actions).
         name: the dataset's name, for messages.
         fingerprint: of its content.
+        parent: the file of a model of other data, whose weights training starts from.
 
     Attributes:
         path: the trained model's file, once ``ready``.
 
     Raises:
         ValueError: ``dynamics_path`` holds no model for this dataset, or a model is to be trained and can't be kept.
+        UserError: no prediction of the model is finite.
     """
 
-    def __init__(self, config: AlgorithmConfig, columns: Batch, name: str, fingerprint: str):
-        self.config, self.name = config, name
+    def __init__(
+        self, config: AlgorithmConfig, columns: Batch, name: str, fingerprint: str, parent: bytes | None = None
+    ):
+        self.config, self.name, self._fingerprint, self._parent = config, name, fingerprint, parent
         self.columns: Batch | None = columns  # until the model is trained
         wants_gpu = config.num_gpus_per_learner > 0 or config.num_gpus_per_env_runner > 0
         self.device = torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
         self.learn_terminations = resolve_termination(config.env, config.termination_fn, config.env_config) is None
         self._trainer: DynamicsTrainer | None = None
         self._lock: Any = None
+        self.key: str | None = None  # of the model in the cache
         if config.dynamics_path is not None:
             self.path = Path(config.dynamics_path).expanduser()
             self._check(self.path, columns)
             self._finish()
         else:
-            self.key = cache.key(fingerprint, self._settings(), config.seed or 0)
-            self.path = cache.path(self.key, config.dynamics_cache_dir)
+            self._locate()
             self.ready = False
-            if self.path.exists() and self._is_sound():
+            if self._is_cached():
                 self._finish()
             else:
                 cache.check_writable(config.dynamics_cache_dir)
+
+    def _locate(self) -> None:
+        """Where the cache has, or will have, the model."""
+        settings = self._settings()
+        if self._parent is not None:
+            settings["parent"] = hashlib.sha256(self._parent).hexdigest()
+        self.key = cache.key(self._fingerprint, settings, self.config.seed or 0)
+        self.path = cache.path(self.key, self.config.dynamics_cache_dir)
 
     def _settings(self) -> dict[str, Any]:
         c = self.config
@@ -96,12 +114,18 @@ class DynamicsComponent:
                 f"{self.config.env!r}. Set `.dynamics(termination_fn=...)`, or train a model for this environment."
             )
 
-    def _is_sound(self) -> bool:
-        """Whether the cache's file can be read; one that can't is removed, for the model can be trained again."""
+    def _is_cached(self) -> bool:
+        """Whether the cache has a file that can be read; one that can't is removed, for the model can be had again."""
+        if not self.path.exists():
+            return False
         try:
             DynamicsEnsemble.load(self.path, "cpu")
         except ValueError as error:
-            logger.warning(f"{error} It is removed, and the model is trained again.")
+            what = str(error).removesuffix(FILE_FIX)
+            logger.warning(
+                f"{what}It is removed from the cache. A checkpoint that is restored brings its own copy; otherwise the "
+                "model is trained again."
+            )
             try:
                 self.path.unlink(missing_ok=True)
             except OSError as denied:
@@ -122,7 +146,7 @@ class DynamicsComponent:
         """
         start = time.perf_counter()
         self._wait()
-        if self.path.exists():  # trained by another run in the meantime
+        if self._is_cached():  # trained by another run in the meantime
             self._finish()
             return {"waited_seconds": time.perf_counter() - start}
         if self._trainer is None:
@@ -135,15 +159,16 @@ class DynamicsComponent:
                 self._trainer.finish().save(self.path)
             except OSError as error:
                 raise ValueError(
-                    f"The dynamics model is trained and can't be written to {self.path} ({error.strerror}). Make room "
-                    "and train on; or save a checkpoint and restore it with another dynamics_cache_dir or "
-                    "RLLIB_DAMO_CACHE."
+                    f"The dynamics model is trained and can't be written to {self.path} "
+                    f"({error.strerror or error}). Make room and train on; or save a checkpoint and restore it with "
+                    "another dynamics_cache_dir or RLLIB_DAMO_CACHE."
                 ) from error
             self._finish()
         return metrics
 
     def _wait(self) -> None:
         """Waits until no other run trains this model."""
+        assert self.key is not None  # a given model is ready
         if self._lock is None:
             self._lock = cache.lock(self.key, self.config.dynamics_cache_dir)
         while not self._lock.is_locked:
@@ -159,14 +184,17 @@ class DynamicsComponent:
         c, rows = self.config, self.columns
         assert rows is not None  # it is not trained yet
         torch.manual_seed(c.seed or 0)
-        ensemble = DynamicsEnsemble(
-            rows.obs.shape[1],
-            rows.actions.shape[1],
-            hidden_dims=tuple(c.dynamics_hidden_dims),
-            num_ensemble=c.num_ensemble,
-            num_elites=c.num_elites,
-            learn_terminations=self.learn_terminations,
-        ).to(self.device)
+        if self._parent is None:
+            ensemble = DynamicsEnsemble(
+                rows.obs.shape[1],
+                rows.actions.shape[1],
+                hidden_dims=tuple(c.dynamics_hidden_dims),
+                num_ensemble=c.num_ensemble,
+                num_elites=c.num_elites,
+                learn_terminations=self.learn_terminations,
+            ).to(self.device)
+        else:
+            ensemble = DynamicsEnsemble.load(cache.write(self._parent, c.dynamics_cache_dir), self.device)
         return DynamicsTrainer(
             ensemble,
             rows.obs,
@@ -184,13 +212,45 @@ class DynamicsComponent:
             precision=c.dynamics_precision,
             seed=c.seed or 0,
             device=self.device,
+            fit_statistics=self._parent is None,
         )
 
     def _finish(self) -> None:
+        self._check_predictions()
         self.ready = True
         self._content = self.path.read_bytes()  # a cache may be emptied during a run
         self._trainer = self.columns = None
         self.close()
+
+    @torch.no_grad()
+    def _check_predictions(self) -> None:
+        """Tries the model out on rows of the dataset: rollouts leave out what is not finite.
+
+        Raises:
+            UserError: nothing is finite.
+        """
+        if self.columns is None:  # it has been tried out
+            return
+        model = DynamicsEnsemble.load(self.path, "cpu")
+        picks = np.linspace(0, len(self.columns.obs) - 1, _NUM_TRIED_ROWS).astype(np.int64)
+        rows = [torch.as_tensor(column[picks]) for column in (self.columns.obs, self.columns.actions)]
+        mean, logvar = model(*rows)
+        are_finite = (mean.isfinite() & (logvar < torch.inf)).all(-1)  # of what is constant, the log variance is -inf
+        shares = {member: float(are_finite[member].float().mean()) for member in model.elites.tolist()}
+        if not any(shares.values()):
+            raise UserError(
+                f"{self.path}: no prediction of this dynamics model is finite, on any of {_NUM_TRIED_ROWS} rows of the "
+                f"dataset {self.name}. {FILE_FIX} A smaller dynamics_lr may help, and so may data without extreme "
+                "values."
+            )
+        bad = {member: share for member, share in shares.items() if share < 1}
+        if bad:
+            listed = ", ".join(f"member {member} in {1 - share:.0%}" for member, share in bad.items())
+            logger.warning(
+                f"{self.path}: {len(bad)} of {len(shares)} elites of this dynamics model predict values that are not "
+                f"finite ({listed} of {_NUM_TRIED_ROWS} rows of the dataset {self.name}). Rollouts end there, so they "
+                "give fewer rows. To train it anew, delete the file."
+            )
 
     def close(self) -> None:
         """Releases the lock: another process may train this model."""
@@ -207,19 +267,29 @@ class DynamicsComponent:
 
     def get_state(self) -> dict[str, Any]:
         """The trained model's file as bytes, or the unfinished training's state."""
-        state: dict[str, Any] = {"file": None, "trainer": None}
+        state: dict[str, Any] = {"file": None, "trainer": None, "key": self.key}
         if self.ready:
             state["file"] = self._content
         elif self._trainer is not None:
-            state["trainer"] = self._trainer.state_dict()
+            state |= {"trainer": self._trainer.state_dict(), "parent": self._parent}
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes the checkpoint's model, whatever the cache holds."""
+        """Takes the checkpoint's model, whatever the cache holds; where the cache lacks it, it gets it back."""
         if state["file"] is not None:
             if not (self.ready and self._content == state["file"]):
-                self.path = cache.write(state["file"], self.config.dynamics_cache_dir)
+                self.path = self._keep(state["file"], state.get("key"))
             self._finish()
         elif state["trainer"] is not None and not self.ready:
+            self._parent = state.get("parent")
+            self._locate()
             self._trainer = self._make_trainer()
             self._trainer.load_state_dict(state["trainer"])
+
+    def _keep(self, content: bytes, key: str | None) -> Path:
+        """Writes a checkpoint's model to the cache, under the key that it was trained for if that is this run's."""
+        if key is None or key != self.key or self.path.exists():
+            return cache.write(content, self.config.dynamics_cache_dir)
+        with atomic_write(self.path) as file:
+            file.write(content)
+        return self.path

@@ -51,6 +51,8 @@ class DynamicsTrainer:
         precision: "fp32", or "bf16" for products between hidden layers in bfloat16.
         seed: of the split, the bootstrap samples and the order of rows.
         device: where data and networks live.
+        fit_statistics: False for networks that are trained already, on other data: the statistics that their weights
+            go with stay, and the weights that training starts from are kept where none better are found.
 
     Raises:
         ValueError: sizes that do not fit each other, or fewer than ``MIN_TRANSITIONS`` usable rows.
@@ -75,6 +77,7 @@ class DynamicsTrainer:
         precision: str = "fp32",
         seed: int = 0,
         device: torch.device | str = "cpu",
+        fit_statistics: bool = True,
     ):
         num_layers = len(ensemble.weights)
         if len(weight_decay) != num_layers:
@@ -103,7 +106,15 @@ class DynamicsTrainer:
                 f"Training the dynamics needs {MIN_TRANSITIONS} transitions with known successors; found {num_known}."
             )
         inputs, targets = torch.cat((obs, actions), -1), torch.cat((next_obs - obs, rew[:, None]), -1)
-        scale = self._set_statistics(inputs, targets)
+        if fit_statistics:
+            self._set_statistics(inputs, targets)
+        else:  # outputs that were constant before have none
+            unseen = ensemble.target_std == 0
+            for statistic, value in zip(
+                (ensemble.target_mean, ensemble.target_std), mean_and_std(targets[:, unseen]), strict=True
+            ):
+                statistic[unseen] = value
+        scale = torch.where(ensemble.target_std > 0, ensemble.target_std, 1.0)
         self._inputs = inputs.sub_(ensemble.input_mean).div_(ensemble.input_std)
         self._targets = targets.sub_(ensemble.target_mean).div_(scale)
 
@@ -132,6 +143,8 @@ class DynamicsTrainer:
         self._epoch = 0
         self._best = np.full(ensemble.num_ensemble, np.inf, np.float32)  # hold-out MSE of the best weights
         self._since_update = np.zeros(ensemble.num_ensemble, np.int64)
+        if not fit_statistics:  # the trained weights that it starts from may be the best
+            self._best = self._evaluate()[1]
 
     # -- the public side ---------------------------------------------------------------------------------------------
 
@@ -243,8 +256,8 @@ class DynamicsTrainer:
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} have shape {tuple(tensor.shape)}, but the dynamics need {shape}.")
 
-    def _set_statistics(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Sets the ensemble's statistics; returns what the targets are divided by, 1 where they are constant."""
+    def _set_statistics(self, inputs: Tensor, targets: Tensor) -> None:
+        """Sets the ensemble's statistics to those of the data."""
         model = self.ensemble
         mean, std = mean_and_std(targets)
         if self._known is not None:
@@ -254,7 +267,6 @@ class DynamicsTrainer:
         statistics = (model.input_mean, model.input_std, model.target_mean, model.target_std)
         for statistic, value in zip(statistics, (*input_scales(inputs, actions), mean, std), strict=True):
             statistic.copy_(value)
-        return torch.where(std > 0, std, 1.0)
 
     def _weights(self, rows: Tensor) -> Tensor | None:
         """Of the targets of ``rows (...)``, ``(..., D)``: 0 for the changes of unknown successors; None: all 1."""

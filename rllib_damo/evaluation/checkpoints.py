@@ -29,6 +29,7 @@ METADATA = "rllib_checkpoint.json"
 MODULE_STATE = "module_state.pkl"
 STATES = ("algorithm_state.pkl", "algorithm_state.msgpack")  # RLlib writes one of them, as its last file
 MANIFEST = "manifest.json"
+SPLIT_FILE = "selection.json"  # what a policy was trained on, readable without unpickling
 #: What an algorithm adds to its metadata (`Algorithm.get_metadata`) if it seals its checkpoints.
 ANNOUNCEMENT = {"manifest": MANIFEST}
 
@@ -234,7 +235,8 @@ def _files(filesystem: fs.FileSystem, root: str) -> Iterator[tuple[str, int]]:
 
 def _is_own(name: str, components: Collection[str] | None) -> bool:
     first, *rest = PurePosixPath(name).parts
-    return components is None or (first in components if rest else first in (METADATA, CONSTRUCTOR, *STATES))
+    files = METADATA, CONSTRUCTOR, SPLIT_FILE, *STATES
+    return components is None or first in (components if rest else files)
 
 
 def _digest(filesystem: fs.FileSystem, file: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray.rllib.core import COMPONENT_ENV_RUNNER, COMPONENT_ENV_TO_MODULE_CONNECTOR
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
@@ -14,7 +14,14 @@ from rllib_damo.utils.ray_internals import env_to_module
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+
+def evaluated_env(config: AlgorithmConfig) -> Any:
+    """The environment that a config's evaluation plays in: that of its ``evaluation_config``, or else its own."""
+    overrides: Any = config.evaluation_config or {}
+    return overrides.get("env", config.env)
 
 
 def play(

@@ -8,9 +8,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow.fs
 
 from rllib_damo.errors import DataError
+from rllib_damo.utils.disk import disk_full, is_full
 
 
 def cache_root() -> Path:
@@ -49,6 +53,14 @@ def _on_this_machine(address: str) -> str:
     )
 
 
+def place_of(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The filesystem of a path or an address, and the path on it."""
+    # Imported here, since the processes that play episodes do not need pyarrow.
+    import pyarrow.fs
+
+    return pyarrow.fs.FileSystem.from_uri(str(place) if "://" in str(place) else absolute(place))
+
+
 def absolute_input(place: Any) -> Any:
     """Paths that are there, and patterns of such, as absolute text; other text (a name, an address) as it is."""
     if isinstance(place, (list, tuple)):
@@ -64,6 +76,7 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[P
 
     Raises:
         DataError: if ``path`` exists and `overwrite` is not set; nothing has been done then.
+        DiskFullError: there is no room.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -73,6 +86,10 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[P
     try:
         yield scratch
         os.replace(scratch, path)
+    except OSError as error:
+        if is_full(error):
+            raise disk_full(str(path), path, "try again") from error
+        raise
     finally:
         scratch.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from pyarrow import fs
 from ray.data import ReadTask
 from ray.data.block import BlockMetadata
 from ray.data.extensions import ArrowTensorArray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.registry import ALGORITHMS
@@ -25,7 +25,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.train._internal.session import _TrainingResult
-from ray.tune import Callback, Checkpoint, Tuner
+from ray.tune import Callback, Checkpoint, Trainable, Tuner
 from ray.tune.experiment import Trial
 from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry, register_trainable
 
@@ -40,6 +40,18 @@ def local_learner(group: LearnerGroup) -> Any:
 def learner_actors(group: LearnerGroup) -> list[Any]:
     """The actors of remote learners, in order; empty where the learner is in this process."""
     return list(group._workers or ())
+
+
+def num_lost_learners(group: LearnerGroup) -> int:
+    """How many learner actors died or raised an error, and are no longer called; as far as is known by now."""
+    manager = group._worker_manager
+    return 0 if manager is None else manager.num_actors() - manager.num_healthy_actors()
+
+
+def why_died(error: RayActorError) -> str:
+    """The first and the last line of what Ray says of an actor that died; between them is its address."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(dict.fromkeys((lines[0], lines[-1])))
 
 
 def learner_index(learner: Learner) -> int:
@@ -83,10 +95,19 @@ def subcomponents(owner: Checkpointable, name: str, components: Any) -> list[str
 
 # -- configurations --------------------------------------------------------------------------------------------------
 
-#: Options that have no public name, for tables of options.
-LEARNER_CONNECTOR = "_learner_connector"
-LR_SCHEDULERS = "_torch_lr_scheduler_classes"
-GRADIENT_SCALER = "_torch_grad_scaler_class"
+#: Options whose attribute has another name.
+_ATTRIBUTES = {
+    "framework": "framework_str",
+    "custom_stats_cls_lookup": "stats_cls_lookup",
+    "dataset_num_iters_per_offline_eval_runner": "dataset_num_iters_per_eval_runner",
+    **{name: f"_{name}" for name in ("is_atari", "learner_connector", "model_config", "rl_module_spec")},
+    **{name: f"_{name}" for name in ("env_to_module_connector", "module_to_env_connector")},
+}
+
+
+def attribute_of(option: str) -> str:
+    """The attribute of a configuration that an option is kept in."""
+    return f"callbacks_{option}" if option.startswith("on_") else _ATTRIBUTES.get(option, option)
 
 
 def refuse(config: AlgorithmConfig, message: str) -> None:
@@ -213,9 +234,37 @@ def add_callback(tuner: Tuner, callback: Callback) -> None:
     run_config.callbacks = [*others, callback]
 
 
+def forget_decisions(record: dict[str, Any]) -> bool:
+    """Removes from Tune's record what it would do with trials after their next checkpoint; whether there was any.
+
+    Where a checkpoint could not be written, Tune notes that it stops the trial after that, and does so once resumed.
+    """
+    decisions = record.get("runner_data", {}).get("_cached_trial_decisions")
+    if not decisions:
+        return False
+    decisions.clear()
+    return True
+
+
 def trial_folder(trial: Trial) -> tuple[fs.FileSystem, str]:
     """The filesystem of a trial's results, and their folder on it."""
     return trial.storage.storage_filesystem, trial.storage.trial_fs_path
+
+
+class TrialPlaces(NamedTuple):
+    """Where a trial writes."""
+
+    filesystem: fs.FileSystem
+    folder: str  #: of its results
+    checkpoint: str  #: the folder of the checkpoint that it wrote, or tried to write, last
+
+
+def trial_places(trainable: Trainable) -> TrialPlaces | None:
+    """Where the trial of a trainable writes; None outside of Tune."""
+    storage = trainable._storage
+    if storage is None:
+        return None
+    return TrialPlaces(storage.storage_filesystem, storage.trial_fs_path, storage.checkpoint_fs_path)
 
 
 def latest_checkpoint(trial: Trial) -> str | None:

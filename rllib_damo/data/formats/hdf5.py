@@ -17,6 +17,7 @@ from rllib_damo.data.formats.assemble import check_lengths
 from rllib_damo.data.formats.columns import Names, each_column, match_names
 from rllib_damo.data.formats.flat import FlatReader, vector
 from rllib_damo.data.formats.hdf5_inside import refuse_links_outside, refuse_storage_outside
+from rllib_damo.data.formats.hdf5_write import new_hdf5
 from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions, Format
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import DataError
@@ -133,7 +134,7 @@ def write_hdf5(
     """
     path = Path(path)
     names = {"terminations": "terminals", "truncations": "timeouts"}
-    with new_file(path, overwrite) as scratch, h5py.File(scratch, "w") as file:
+    with new_file(path, overwrite) as scratch, new_hdf5(scratch) as file:
         for key, array in transitions.arrays().items():
             file.create_dataset(
                 names.get(key, key), data=array, compression="gzip", compression_opts=1, track_times=False

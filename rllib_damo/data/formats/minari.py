@@ -174,7 +174,13 @@ class MinariReader(Reader):
     def _read_hdf5(
         self, file: h5py.File, index: int, paths: list[tuple[str, ...]], blocks: dict[str, _Blocks]
     ) -> dict[str, np.ndarray]:
-        episode = open_own(file.id, f"episode_{index}")
+        name = f"episode_{index}"
+        try:
+            episode = open_own(file.id, name)
+        except _UNREADABLE:
+            if file.id.links.exists(name.encode()):
+                raise
+            raise self._too_few(self.path / MAIN_FILE, len(file)) from None
 
         def read(path: tuple[str, ...]) -> np.ndarray:
             item = episode
@@ -191,6 +197,8 @@ class MinariReader(Reader):
 
     def _read_arrow(self, index: int, data_format: str, paths: list[tuple[str, ...]]) -> dict[str, np.ndarray]:
         folder = self.path / str(index)
+        if not folder.is_dir():
+            raise self._too_few(self.path, sum(entry.is_dir() for entry in self.path.iterdir()))
         files = in_natural_order([str(path) for path in folder.iterdir() if path.suffix == f".{data_format}"])
         table = pa.dataset.dataset(files, format=data_format).to_table(columns=list(_COLUMNS))
 
@@ -202,6 +210,10 @@ class MinariReader(Reader):
 
         steps = {key: read((key,))[:-1] for key in _STEP_COLUMNS}  # the last row is padded
         return {"observations": _flat({path: read(path) for path in paths}), **steps}
+
+    def _too_few(self, place: Path, found: int) -> DataError:
+        total = self._raw_metadata()["total_episodes"]
+        return DataError(f"{place} holds {found} episodes, and {METADATA_FILE} beside them says {total}")
 
     def _join(self, episodes: dict[str, list[np.ndarray]], lengths: list[int]) -> Transitions:
         if any(lengths):

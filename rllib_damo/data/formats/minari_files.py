@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import h5py
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from h5py import h5a, h5d, h5g, h5p, h5s, h5t
@@ -26,6 +25,7 @@ from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage.datasets_root_dir import get_dataset_path
 
 from rllib_damo.data.formats import flat_cache
+from rllib_damo.data.formats.hdf5_write import new_hdf5
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import DataError
 
@@ -191,7 +191,7 @@ def _write_episodes(path: Path, transitions: Transitions) -> None:
     scalar = h5s.create(h5s.SCALAR)
     arrays = {key: np.ascontiguousarray(array) for key, array in transitions.arrays().items()}
     last_observations = arrays.pop("next_observations")
-    with h5py.File(path, "w", libver=("v110", "v110")) as file:
+    with new_hdf5(path, libver=("v110", "v110")) as file:
         for index, (start, stop) in enumerate(transitions.episode_bounds().tolist()):
             group = h5g.create(file.id, b"episode_%d" % index, gcpl=group_options)
             for attribute, number in ((b"id", index), (b"total_steps", stop - start)):

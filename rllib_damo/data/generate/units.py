@@ -8,6 +8,7 @@ workers.
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import queue
@@ -22,9 +23,13 @@ import torch
 
 from rllib_damo.data.generate.collect import FIELDS
 from rllib_damo.data.generate.worker import ANSWER, run_unit
+from rllib_damo.errors import DataError, DiskFullError
+
+logger = logging.getLogger(__name__)
 
 UNIT_TRANSITIONS = 16_000  # about: what a worker plays in one go, some seconds
 MAX_UNIT_EPISODES = 256
+_PACKAGE = pathlib.Path(__file__).parents[2]
 # Runs worker.main without the package's __init__, which would import Ray and torch: seconds and 400 MB a worker.
 _START_WORKER = """
 import sys, types
@@ -80,8 +85,11 @@ class _Progress:
         self.running: set[int] = set()
         self.done: dict[int, int] = {}  # unit to transitions
         for path in folder.glob(stream.path(folder, 0).name.replace("00000", "?????")):
-            with np.load(path, allow_pickle=False) as file:
-                self.done[int(path.stem[-5:])] = int(file["lengths"].sum())
+            try:
+                self.done[int(path.stem[-5:])] = int(_read(path)["lengths"].sum())
+            except DataError as error:
+                logger.warning("%s Its episodes are played again.", error)
+                path.unlink()
 
     def played(self) -> int:
         """Transitions of the units before the first that is missing, at most those wanted."""
@@ -119,6 +127,7 @@ def play_units(
         report: called with the number of wanted transitions played so far.
 
     Raises:
+        DiskFullError: there is no room for a unit.
         RuntimeError: when a worker stops, with the end of its output.
     """
     progress = [_Progress(stream, folder) for stream in streams]
@@ -196,13 +205,15 @@ def _worker_pool(num: int, folder: pathlib.Path) -> Iterator[tuple[Send, Answers
         if transitions is None:
             processes[worker].wait()
             tail = logs[worker].read_text(errors="replace")[-2000:].strip()
+            if DiskFullError.__name__ in tail:
+                raise DiskFullError(tail.rpartition(f"{DiskFullError.__name__}: ")[2])
             raise RuntimeError(f"a worker stopped with exit code {processes[worker].returncode}:\n{tail}")
         return worker, transitions
 
     try:
         for log in logs:
             with log.open("w") as file:
-                command = [sys.executable, "-c", _START_WORKER, str(pathlib.Path(__file__).parents[1])]
+                command = [sys.executable, "-c", _START_WORKER, str(_PACKAGE)]
                 processes.append(
                     subprocess.Popen(
                         command,
@@ -227,8 +238,16 @@ def _worker_pool(num: int, folder: pathlib.Path) -> Iterator[tuple[Send, Answers
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in (*FIELDS, "lengths")}
+    """A unit's arrays, whose CRCs NumPy compares.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in (*FIELDS, "lengths")}
+    except Exception as error:  # a damaged file may raise any
+        raise DataError(f"{path} is damaged ({error}).") from error
 
 
 def join(streams: Sequence[Stream], folder: pathlib.Path) -> dict[str, np.ndarray]:

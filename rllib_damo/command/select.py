@@ -1,0 +1,139 @@
+"""``rllib-damo select``: chooses among trained policies by their dataset, without a simulator.
+
+Exit codes: 0 a choice, or none; 1 it failed, or there is no choice and --require-choice; 2 the command was wrong or the
+data cannot be used; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from rllib_damo.command import inputs
+from rllib_damo.command.run import quieten
+from rllib_damo.errors import UsageError
+from rllib_damo.selection import Selection
+from rllib_damo.selection import select as select_
+from rllib_damo.selection.budget import by_hand, in_environment, sequential_halving
+from rllib_damo.utils.paths import new_file
+
+
+def select(
+    places: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN_DIR|CHECKPOINT...", help="Runs, checkpoints, or their addresses (s3://...)."),
+    ],
+    input_: Annotated[
+        str | None, typer.Option("--input", "-i", help="Their dataset. [default: as in the first checkpoint's config]")
+    ] = None,
+    env: Annotated[
+        str | None,
+        typer.Option("--env", "-e", help="Environment, for spaces and termination; it is stepped by --budget alone."),
+    ] = None,
+    termination: Annotated[
+        str | None, typer.Option(help="Termination rule for the model, as module:function.", metavar="MODULE:FUNCTION")
+    ] = None,
+    checkpoints: Annotated[str, typer.Option(help="Of each trial: last, all, or every:N.")] = "last",
+    default: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint to be used otherwise. [default: that of default options, or a clone]"),
+    ] = None,
+    gamma: Annotated[
+        float | None, typer.Option(help="Discount. [default: by the episodes' length, up to 0.997]")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Gradient steps of the evaluation, at most.")] = 30_000,
+    heads: Annotated[int, typer.Option(help="Bootstraps of the episodes, 2 to 16.")] = 4,
+    judge_model: Annotated[
+        str, typer.Option(help="Second opinion: train a dynamics model, none, or the path of one.")
+    ] = "train",
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="Then play so many real episodes, and choose by them.")
+    ] = None,
+    ask: Annotated[bool, typer.Option("--ask", help="Ask for the returns of --budget instead of playing.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for selection.json, selection.png and the state; the same command then goes on."),
+    ] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="File for the result as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="File for a picture, .png or .svg.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Python file to run first, which registers the environment.")
+    ] = None,
+    require_choice: Annotated[
+        bool, typer.Option("--require-choice", help="Exit code 1 where nothing is chosen.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is random.")] = 0,
+) -> None:
+    """Choose among trained policies by their dataset alone: fitted Q evaluation, a judge's model, and vetoes.
+
+    The answer is a policy that is credibly better than a clone of the data's behaviour (or than --default); or no
+    choice. Loading a checkpoint executes its pickles: give only those that you trust.
+    """
+    quieten()
+    if file is not None:
+        inputs.run_file(file)
+    if ask and budget is None:
+        raise UsageError("--ask needs --budget.")
+    try:
+        found = select_(
+            places, input_, env=env, termination_fn=_function(termination), which=checkpoints, default=default,
+            gamma=gamma, heads=heads, steps=steps, judge_model=judge_model, seed=seed, out=out,
+            progress=lambda text: typer.echo(text, err=True),
+        )  # fmt: skip
+        _write(found, out, json_, plot)
+        typer.echo("\n".join(found.lines()))
+        if budget is not None:
+            typer.echo("\n".join(_play(found, budget, ask, env, out)))
+    except KeyboardInterrupt:
+        typer.echo("Stopped." + (" The same command goes on." if out else ""), err=True)
+        raise typer.Exit(130) from None
+    if require_choice and found.choice is None:
+        raise typer.Exit(1)
+
+
+def _function(name: str | None) -> Any:
+    """What ``module:function`` names."""
+    if name is None:
+        return None
+    module, colon, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function) if colon and function else _raise(name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--termination {name}: there is no such function ({error}).") from error
+
+
+def _raise(name: str) -> Any:
+    raise UsageError(f"--termination {name}: write module:function.")
+
+
+def _write(found: Selection, out: Path | None, json_: Path | None, plot: Path | None) -> None:
+    files = [json_, *([out / "selection.json"] if out else [])]
+    for place in filter(None, files):
+        with new_file(place) as scratch:
+            scratch.write_text(found.to_json() + "\n")
+    for place in filter(None, [plot, *([out / "selection.png"] if out else [])]):
+        found.plot(place)
+
+
+def _play(found: Selection, budget: int, ask: bool, env: str | None, out: Path | None) -> list[str]:
+    """Spends the budget on those that are not ruled out, and the reference; returns lines to print."""
+    rows = [one for one in found.table if not one.vetoes or one.verdict.endswith("reference")]
+    names, paths = [one.name for one in rows], [one.path for one in rows]
+    if ask:
+        play = by_hand(names, paths)
+    else:
+        known = env or found.facts["env"]
+        if known is None:
+            raise UsageError("--budget needs an environment: give --env, or enter returns by --ask.")
+        play = in_environment([found.policies[name] for name in names], known, found.facts["env_config"])
+    values = np.array([one.value for one in rows])
+    halves = np.array([one.high - one.value for one in rows])
+    played = sequential_halving(play, values, halves, budget, names, out / "budget.jsonl" if out else None)
+    lines = [f"\nReal episodes: {sum(map(len, played.returns))}"]
+    for i in np.argsort(-played.means):
+        lines.append(f"  {names[i]}: {played.means[i]:.4g} ± {played.errors[i]:.2g}, {len(played.returns[i])} episodes")
+    return [*lines, f"Best: {names[played.best]}. {paths[played.best]}".rstrip()]

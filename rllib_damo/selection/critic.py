@@ -1,0 +1,116 @@
+"""The networks of fitted Q evaluation: one for each policy and head, trained side by side on the same batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rllib_damo.nn.adam import FusedAdam, load_optimizer_state, optimizer_state
+from rllib_damo.nn.flat_parameters import flatten
+from rllib_damo.nn.stacked_mlp import FastMLP, StackedMLP
+
+_CHUNK = 256  # rows that go through the networks together, beside those of a batch
+
+
+class Critic(Protocol):
+    """Q functions of K policies with E heads each; M outputs, such as the value and the survival."""
+
+    def values(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """Of the targets' moving average, ``(K, E, B, M)``.
+
+        Args:
+            obs: ``(B, obs)``, or ``(K, B, obs)``.
+            actions: unit actions of each policy, ``(K, B, act)``.
+        """
+
+    def update(self, obs: Tensor, actions: Tensor, targets: Tensor, weights: Tensor) -> None:
+        """A step towards targets ``(K, E, B, M)`` at ``(B, obs)`` and ``(B, act)``, with weights ``(E, B)``."""
+
+    def follow(self, tau: float) -> None:
+        """Moves the targets' average by ``tau`` towards the present functions."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class NetworkCritic:
+    """ReLU networks with layer normalisation: Q = center + scale · net. All policies begin with the same weights.
+
+    Args:
+        num_policies, num_heads: K and E.
+        obs_scales: mean and standard deviation of the observations, ``(obs,)`` each.
+        act_dim: width of an action.
+        center, scale: ``(M,)``, the mean and the spread of what is learned.
+        lr: Adam's learning rate.
+        seed: of the first weights.
+        hidden_dims: widths of the hidden layers.
+    """
+
+    def __init__(
+        self, num_policies: int, num_heads: int, obs_scales: tuple[Tensor, Tensor], act_dim: int, center: Tensor,
+        scale: Tensor, lr: float, seed: int, hidden_dims: Sequence[int] = (128, 128),
+    ):  # fmt: skip
+        self._shape = num_policies, num_heads
+        self._mean, self._std = obs_scales
+        self._center, self._scale = center.float(), scale.float()
+        dims = (len(self._mean) + act_dim, *hidden_dims, len(center))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            first = StackedMLP(num_heads, dims, layer_norm=True)
+        self._flat, self._net = self._copies(first, dims)
+        self._target_flat, self._target = self._copies(first, dims)
+        self._optimizer = FusedAdam([self._flat], lr=lr)
+
+    def _copies(self, first: StackedMLP, dims: Sequence[int]) -> tuple[Tensor, FastMLP]:
+        """Each head's network for every policy, as (parameters in one piece, networks)."""
+        net = StackedMLP(self._shape[0] * self._shape[1], dims, layer_norm=True)
+        with torch.no_grad():
+            for own, source in zip(net.parameters(), first.parameters(), strict=True):
+                own.copy_(source.repeat(self._shape[0], 1, 1))
+        flat = flatten(list(net.parameters()))
+        return flat, FastMLP(net)
+
+    @torch.no_grad()
+    def values(self, obs: Tensor, actions: Tensor) -> Tensor:
+        num_policies, num_heads = self._shape
+        inputs = self._inputs(obs.expand(num_policies, *obs.shape[-2:]), actions)
+        parts = []
+        for part in inputs.split(_CHUNK, dim=1):
+            rows = part.shape[1]
+            padded = torch.nn.functional.pad(part, (0, 0, 0, _CHUNK - rows))  # one set of buffers for all sizes
+            own = padded[:, None].expand(-1, num_heads, -1, -1).flatten(0, 1)
+            parts.append(self._target.forward(own)[:, :rows].clone())
+        out = torch.cat(parts, 1).unflatten(0, self._shape)
+        return out * self._scale + self._center
+
+    @torch.no_grad()
+    def update(self, obs: Tensor, actions: Tensor, targets: Tensor, weights: Tensor) -> None:
+        out = self._net.forward(self._inputs(obs, actions)).unflatten(0, self._shape)
+        scaled = (targets - self._center) / self._scale
+        share = weights / weights.sum(-1, keepdim=True).clamp_min(1)  # (E, B)
+        delta = (out - scaled).mul_(2 * share[None, :, :, None]).flatten(0, 1)
+        self._net.backward(delta)
+        self._net.parameter_gradients(delta)
+        self._optimizer.step()
+
+    @torch.no_grad()
+    def follow(self, tau: float) -> None:
+        self._target_flat.lerp_(self._flat, tau)
+
+    def _inputs(self, obs: Tensor, actions: Tensor) -> Tensor:
+        return torch.cat(((obs - self._mean) / self._std, actions), dim=-1)
+
+    def state(self) -> dict[str, Any]:
+        """All that changes in training, as tensors."""
+        moments = [{key: torch.from_numpy(v) for key, v in part.items()} for part in optimizer_state(self._optimizer)]
+        return {"net": self._flat.detach().cpu(), "target": self._target_flat.detach().cpu(), "adam": moments}
+
+    @torch.no_grad()
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._flat.copy_(state["net"])
+        self._target_flat.copy_(state["target"])
+        load_optimizer_state(self._optimizer, [{k: v.numpy() for k, v in part.items()} for part in state["adam"]])

@@ -1,0 +1,240 @@
+"""`select` as a whole: on functions, on checkpoints, and as the command; and real episodes for the last decision."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from rllib_damo import BehaviorCloningConfig, DAMOConfig
+from rllib_damo.command.data import invoke
+from rllib_damo.data.formats.parquet import write_parquet
+from rllib_damo.data.generate import datasets
+from rllib_damo.data.generate.controllers import PendulumMixed
+from rllib_damo.dynamics.ensemble import DynamicsEnsemble
+from rllib_damo.errors import CheckpointError, DataError, UsageError
+from rllib_damo.selection import Selection, run, select
+from rllib_damo.selection.budget import by_hand, posterior, sequential_halving
+from rllib_damo.selection.candidates import find, load
+from tests.small_runs import make_small, train_policy
+
+SWING_UP = PendulumMixed().swing_up
+DATA = datasets.generate("pendulum-mixed", 3000, seed=0)
+
+
+def good(obs: np.ndarray) -> np.ndarray:
+    return SWING_UP(obs)[:, None].astype(np.float32)
+
+
+def bad(obs: np.ndarray) -> np.ndarray:
+    return -good(obs)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clones and densities of test size."""
+    monkeypatch.setattr(run, "default_steps", lambda rows: 50)
+    own = run.BehaviorDensity
+    monkeypatch.setattr(run, "BehaviorDensity", lambda rows, seed: own(rows, max_steps=20, seed=seed))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """An untrained dynamics model."""
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    return DynamicsEnsemble(3, 1, hidden_dims=(8, 8), num_ensemble=2, num_elites=2).save(path)
+
+
+def quick(policies, **options) -> Selection:
+    options = {"input_": DATA, "env": "Pendulum-v1", "steps": 12, "judge_model": "none"} | options
+    return select(policies, **options)
+
+
+def test_functions_are_compared(tmp_path):
+    lines: list[str] = []
+    found = quick({"good": good, "bad": bad}, progress=lines.append)
+    assert {one.name for one in found.table} == {"good", "bad", "clone"}
+    assert found.answer.name in found.policies
+    assert found.policies["clone"](np.zeros((2, 3), np.float32)).shape == (2, 1)
+    assert found.steps == list(range(1, 13))
+    assert any("steps/s" in line for line in lines)
+    text = "\n".join(found.lines())
+    assert "against clone" in text
+    assert "in sample" in text
+    assert "did not settle" in text
+    content = json.loads(found.to_json())
+    assert content["format"] == "rllib_damo.selection/1"
+    assert content["facts"]["fingerprint"] == DATA.fingerprint()
+    assert len(content["table"]) == 3
+    found.plot(tmp_path / "picture.svg")
+    assert (tmp_path / "picture.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_the_same_again_and_the_order_does_not_matter():
+    first, second = quick({"good": good, "bad": bad}), quick({"bad": bad, "good": good})
+    values = [{one.name: one.value for one in found.table} for found in (first, second)]
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+def test_the_environment_is_never_stepped(monkeypatch, model):
+    def step(*args):
+        raise AssertionError("stepped")
+
+    monkeypatch.setattr(type(gym.make("Pendulum-v1").unwrapped), "step", step)
+    found = quick([good], judge_model=model)
+    assert found.facts["rollout_length"] in (0, 5, 10, 20, 50)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"heads": 1}, UsageError, "heads .--heads. must be from 2 to 16"),
+        ({"steps": 0}, UsageError, "steps .--steps."),
+        ({"gamma": 1.0}, UsageError, "gamma .--gamma."),
+        ({"input_": None}, UsageError, "no dataset"),
+        ({"env": None}, UsageError, "the spaces are not known"),
+        ({"input_": DATA.slice(0, 1000)}, DataError, "episodes are too few"),
+        ({"which": "first"}, UsageError, "write last, all, or every:N"),
+    ],
+)
+def test_wrong_arguments(options, error, message, tmp_path):
+    policies = [str(tmp_path)] if "which" in options else [good]
+    with pytest.raises(error, match=message):
+        quick(policies, **options)
+
+
+def test_policies_that_cannot_be_judged():
+    with pytest.raises(CheckpointError, match="the policy wide gives actions of shape"):
+        quick({"wide": lambda obs: np.zeros((len(obs), 2))})
+    with pytest.raises(CheckpointError, match="not finite in row 0"):
+        quick({"broken": lambda obs: np.full((len(obs), 1), np.nan)})
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        quick(["tests"])
+
+
+def test_checkpoints_of_trials_are_found(tmp_path):
+    for name in ("b/checkpoint_000000", "b/checkpoint_000002", "b/checkpoint_000010", "a/last", "a/other"):
+        (tmp_path / name / "learner_group").mkdir(parents=True)
+        for folder in (tmp_path / name, tmp_path / name / "learner_group"):
+            (folder / "class_and_ctor_args.pkl").write_bytes(b"")
+
+    def names(which: str) -> list[str]:
+        return [str(Path(path).relative_to(tmp_path)) for path in find(str(tmp_path), which)]
+
+    assert names("last") == ["a/last", "a/other", "b/checkpoint_000010"]
+    assert names("all")[2:] == ["b/checkpoint_000000", "b/checkpoint_000002", "b/checkpoint_000010"]
+    assert names("every:2")[2:] == ["b/checkpoint_000002", "b/checkpoint_000010"]
+    assert find(str(tmp_path / "b/checkpoint_000002")) == [str(tmp_path / "b/checkpoint_000002")]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_checkpoints_as_the_command(cache_dir, tmp_path, capsys, model):
+    """Two algorithms with one split, and one that saw all episodes; other data is refused."""
+    dataset, paths = str(write_parquet(DATA, tmp_path / "pendulum.parquet")), {}
+    for name, make, share in (("damo", DAMOConfig, 0.2), ("bc", BehaviorCloningConfig, 0.2), ("all", DAMOConfig, 0)):
+        config = make_small(make(), dataset, cache_dir).offline_data(holdout_episodes=share)
+        algo = config.training(data_fraction=1.0).evaluation(evaluation_interval=None).build_algo()
+        if name != "all":
+            train_policy(algo, 1)
+        paths[name] = algo.save_to_path(str(tmp_path / "run" / name / "checkpoint_000000"))
+        algo.stop()
+    out, common = tmp_path / "out", ["--steps", "12", "--judge-model", model]
+    policies = load([paths["damo"], paths["bc"]])
+    assert [one.name for one in policies] == ["DAMO, 20", "BehaviorCloning, 20"]
+    assert policies[0].own_model is not None
+    assert invoke(["select", paths["damo"], paths["bc"], *common, "--out", str(out), "--require-choice"]) in (0, 1)
+    text = capsys.readouterr().out
+    assert "12 episodes to fit, 3 held out" in text
+    content = json.loads((out / "selection.json").read_text())
+    assert content["facts"]["split"]["episodes"] == 3
+    assert (out / "selection.png").stat().st_size > 1000
+    assert (out / "fqe.pt").exists()
+    assert invoke(["select", paths["bc"], *common, "--out", str(out)]) == 2
+    assert "another selection" in capsys.readouterr().err
+    assert invoke(["select", paths["damo"], paths["all"], *common]) == 0
+    assert "in sample" in capsys.readouterr().out
+    other = datasets.generate("pendulum-mixed", 2400, seed=5)
+    with pytest.raises(DataError, match="is other data"):
+        select([paths["damo"]], other)
+    answers = ["select", paths["damo"], "--budget", "4", *common]
+    assert invoke(answers) == 0
+    assert "Best: " in capsys.readouterr().out
+
+
+def test_wrong_commands(capsys):
+    assert invoke(["select", "tests", "--ask"]) == 2
+    assert "--ask needs --budget" in capsys.readouterr().err
+    assert invoke(["select", "tests", "--termination", "nothing"]) == 2
+    assert "write module:function" in capsys.readouterr().err
+    assert invoke(["select", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+# -- real episodes -----------------------------------------------------------------------------------------------------
+
+
+def halve(rng, means, budget, **options):
+    count = 0
+
+    def play(i: int, episode: int) -> float:
+        nonlocal count
+        count += 1
+        return float(rng.random() < means[i])
+
+    names = [str(i) for i in range(len(means))]
+    none = np.full(len(means), np.nan)
+    played = sequential_halving(play, none, none, budget, names, **options)
+    assert count <= budget
+    return played
+
+
+def test_halving_finds_the_best_arm():
+    means, right = [0.2, 0.3, 0.4, 0.4, 0.5, 0.8], 0
+    for seed in range(200):
+        right += halve(np.random.default_rng(seed), means, 120).best == 5
+    assert right >= 180
+
+
+def test_a_budget_for_one_episode_each_is_the_least():
+    with pytest.raises(UsageError, match="each needs an episode"):
+        halve(np.random.default_rng(0), [0.1, 0.2, 0.3], 2)
+    assert sum(map(len, halve(np.random.default_rng(0), [0.1, 0.2, 0.3], 3).returns)) == 3
+
+
+def test_what_was_played_is_not_played_again(tmp_path):
+    file = tmp_path / "budget.jsonl"
+    first = halve(np.random.default_rng(0), [0.2, 0.9], 10, file=file)
+    lines = file.read_text()
+    assert len(lines.splitlines()) == 10
+    again = halve(None, [0.2, 0.9], 10, file=file)
+    assert again.returns == first.returns
+    assert file.read_text() == lines
+    file.write_text("{}\n")
+    with pytest.raises(UsageError, match="damaged"):
+        halve(None, [0.2, 0.9], 10, file=file)
+
+
+def test_values_count_where_they_agree_with_the_episodes():
+    values, halves = np.array([1.0, 2, 3, 4]), np.full(4, 0.5)
+    rising = [[10.0, 12], [20, 22], [30, 32], []]
+    means, errors = posterior(values, halves, rising)
+    assert means[3] == pytest.approx(41, abs=1)
+    assert np.isfinite(errors).all()
+    falling = posterior(values, halves, [*rising[2::-1], []])[0]
+    assert falling[3] == -np.inf
+    assert falling[0] == 31
+
+
+def test_a_person_may_play(capsys):
+    answers = iter(["what", "nan", "12.5"])
+    asked: list[str] = []
+
+    def ask(text: str) -> str:
+        asked.append(text)
+        return next(answers)
+
+    assert by_hand(["a"], ["/path/a"], ask)(0, 3) == 12.5
+    assert asked == ["Play /path/a, episode 3, and enter the return: "] * 3
