@@ -285,6 +285,25 @@ def test_a_hundred_trials(tmp_path: Path) -> None:
     assert len(page.source) < 5e6
 
 
+def test_continuous_settings_are_grouped_in_the_heat_map(tmp_path: Path) -> None:
+    for i in range(20):
+        write_trial(tmp_path / "s" / f"DAMO_{i}", [result(1, score=i)], eta=0.1 * i, rollout_length=1 + i % 2)
+    page = report(tmp_path / "s", tmp_path)
+    assert page.titles["figcaption"][0] == "Score by eta and rollout_length"
+    bounds = [word for word in page.words if "–" in word and " " not in word]
+    assert bounds == ["0–0.3", "0.4–0.7", "0.8–1.1", "1.2–1.5", "1.6–1.9"]
+    cells = [attrs for tag, attrs in page.tags if tag == "rect" and attrs["class"] == "cell"]
+    assert len(cells) == 10
+    assert {"1", "5", "9", "13", "17", "2", "6", "10", "14", "18"} <= set(page.words)
+
+
+def test_the_model_is_drawn_whichever_trial_has_trained_it(tmp_path: Path) -> None:
+    for i in range(12):
+        first = [epoch(1, 2.0), epoch(2, 1.0)] if i == 0 else []
+        write_trial(tmp_path / "s" / f"DAMO_{i}", [*first, result(3, score=i)], eta=0.1 * i)
+    assert set(report(tmp_path / "s", tmp_path).titles["figcaption"]) > OF_THE_MODEL
+
+
 def test_names_are_text(tmp_path: Path) -> None:
     rows = [result(1, score=1.0) | {"warnings": "<b>w</b>"}]
     rows[0]["learners"]["default_policy"]["<i>x</i>"] = 1.0

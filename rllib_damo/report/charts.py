@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ LEARNER = "learners/default_policy"
 EVALUATION = "evaluation/env_runners"
 _COLOURS = 8
 _RANGES = 5
+_MAX_CELLS, _GROUPS = 12, 5  # of a setting in the heat map; groups where it has more values
 _X_LABELS = {
     "num_gradient_steps_lifetime": "gradient steps",
     "num_env_steps_sampled_lifetime": "environment steps",
@@ -156,11 +158,14 @@ def draw(run: Run, charts: Sequence[Chart]) -> Iterator[str]:
 
 
 def _series(run: Run, chart: Chart) -> Iterator[Series]:
-    """The lines; those of trials without a colour of their own come first, and are in charts of one metric only."""
+    """The lines, those of trials without a colour of their own first.
+
+    In a chart of several metrics these are left out, unless no other trial has the metrics.
+    """
     own = colours(run)
-    for trial in reversed(run.trials):
-        if own[trial.name] == "other" and len(chart.metrics) > 1:
-            continue
+    trials = [trial for trial in run.trials if any(trial.points(key, chart.x) for key, _ in chart.metrics)]
+    named = [trial for trial in trials if own[trial.name] != "other"]
+    for trial in reversed(trials if len(chart.metrics) == 1 or not named else named):
         for index, (key, label) in enumerate(chart.metrics):
             points = trial.points(key, chart.x)
             if not points:
@@ -258,17 +263,25 @@ def _scores(run: Run) -> dict[str, float]:
 
 
 def _pair(run: Run) -> tuple[str, str] | None:
-    """The two settings of the heat map: eta and rollout_length, or else the first two that have few values each."""
-    names = [name for name in run.varied if name != "seed" and 2 <= len(_values(run, name)) <= 12]
+    """The two settings of the heat map: eta and rollout_length, or else the first two; seeds are no setting."""
+    names = [name for name in run.varied if name != "seed"]
     if {"eta", "rollout_length"} <= set(names):
         return "eta", "rollout_length"
     return (names[0], names[1]) if len(names) > 1 else None
 
 
-def _values(run: Run, name: str) -> list[Any]:
-    """The different values of a setting, in order."""
-    found = {shown(value): value for value in (trial.settings.get(name) for trial in run.trials)}
-    return sorted(found.values(), key=_order)
+def _groups(run: Run, name: str) -> list[tuple[str, set[str]]]:
+    """The trials by a setting's values, in order: (label, names of trials); many numbers in groups of equal size."""
+    values = {trial.name: trial.settings.get(name) for trial in run.trials}
+    found: dict[str, set[str]] = {}
+    for trial, value in sorted(values.items(), key=lambda item: _order(item[1])):
+        found.setdefault(shown(value), set()).add(trial)
+    numbers = sorted((value, trial) for trial, value in values.items() if isinstance(value, (int, float)))
+    if len(found) <= _MAX_CELLS or len(numbers) < len(values):
+        return list(found.items())
+    bounds = [len(numbers) * i // _GROUPS for i in range(_GROUPS + 1)]
+    groups = [numbers[start:end] for start, end in itertools.pairwise(bounds)]
+    return [(f"{group[0][0]:.2g}–{group[-1][0]:.2g}", {trial for _, trial in group}) for group in groups]
 
 
 def _order(value: Any) -> tuple[int, float, str]:
@@ -277,19 +290,13 @@ def _order(value: Any) -> tuple[int, float, str]:
 
 
 def _heat_map(run: Run, x: str, y: str) -> str:
-    columns, rows, scores = _values(run, x), _values(run, y), _scores(run)
-    cells: list[list[float | None]] = []
-    for row in reversed(rows):
-        cells.append([])
-        for column in columns:
-            found = [
-                scores[trial.name]
-                for trial in run.trials
-                if trial.name in scores and [trial.settings.get(name) for name in (x, y)] == [column, row]
-            ]
-            cells[-1].append(sum(found) / len(found) if found else None)
+    columns, rows, scores = _groups(run, x), _groups(run, y)[::-1], _scores(run)
+    cells = []
+    for _, in_row in rows:
+        found = [[scores[name] for name in in_row & in_column if name in scores] for _, in_column in columns]
+        cells.append([sum(values) / len(values) if values else None for values in found])
     title = f"Score by {x} and {y}"
-    picture = svg.heat_map(title, x, [shown(c) for c in columns], y, [shown(r) for r in reversed(rows)], cells)
+    picture = svg.heat_map(title, x, [label for label, _ in columns], y, [label for label, _ in rows], cells)
     return figure(title, picture, "Mean over the trials of a cell.")
 
 

@@ -191,7 +191,7 @@ def _failures(run: Run) -> str:
         if trial.error:
             ended.setdefault(trial.error.splitlines()[-1], []).append(trial)
     return "".join(
-        f"<h3>{escape(last)}</h3><p>{escape(_some([run.label(trial) for trial in trials], 4))}</p>"
+        f"<h3>{escape(last)}</h3><p>{escape(_some([run.label(trial) for trial in trials], 4, '; '))}</p>"
         f"<details><summary>The end of error.txt</summary><pre>{escape(trials[0].error[-_MAX_ERROR:])}</pre></details>"
         for last, trials in ended.items()
     )
@@ -279,8 +279,8 @@ def _code(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
 
 
-def _some(names: Sequence[str], count: int = 8) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+def _some(names: Sequence[str], count: int = 8, between: str = ", ") -> str:
+    return between.join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def _duration(seconds: float) -> str:

@@ -182,14 +182,15 @@ def heat_map(
     cells: Sequence[Sequence[float | None]],
 ) -> str:  # fmt: skip
     """A cell for each pair of settings, the darker the higher; empty where there is no trial."""
-    cell_width, cell_height, left, top = 66, 34, 92, 12
+    longest = max(len(_short(name, 11)) for name in columns)
+    cell_width, cell_height, left, top = max(60.0, 6.5 * longest + 10), 34, 92, 12
     width, height = left + cell_width * len(columns) + 10, top + cell_height * len(rows) + 44
     known = [value for row in cells for value in row if value is not None]
     low, high = min(known), max(known)
     parts = []
     for i, row in enumerate(cells):
         y = top + cell_height * i
-        parts.append(text(left - 8, y + cell_height / 2 + 4, _short(rows[i], 9), "end", "strong"))
+        parts.append(text(left - 8, y + cell_height / 2 + 4, _short(rows[i], 11), "end", "strong"))
         for j, value in enumerate(row):
             x = left + cell_width * j
             share = 0.0 if value is None else 0.12 + 0.58 * ((value - low) / (high - low) if high > low else 1.0)
@@ -202,7 +203,7 @@ def heat_map(
             parts.append(text(x + cell_width / 2, y + cell_height / 2 + 4, shown, "middle", "strong"))
     bottom = top + cell_height * len(rows)
     parts += [
-        text(left + cell_width * (j + 0.5), bottom + 17, _short(name, 10), "middle", "strong")
+        text(left + cell_width * (j + 0.5), bottom + 17, _short(name, 11), "middle", "strong")
         for j, name in enumerate(columns)
     ]
     parts.append(text(left + cell_width * len(columns) / 2, bottom + 36, x_label, "middle"))
