@@ -36,6 +36,7 @@ from rllib_damo.selection.result import Selection, make_selection
 from rllib_damo.selection.rows import Rows
 from rllib_damo.tasks import TerminationFn
 from rllib_damo.utils.environments import make_env
+from rllib_damo.utils.ray_internals import given_connector
 from rllib_damo.utils.spaces import check_spaces, from_unit
 
 _FEWEST_EPISODES = 10
@@ -113,12 +114,14 @@ def select(
     work = _Work(own, data, task, chosen, Path(out) if out is not None else None, progress)
     evidence, fitted, tests, columns = work.evaluate(reference)
     against = rule.vetoes(evidence)
+    evidence, notes = rule.sound_reference(evidence, against)
     failed = [f"self-test of the {test.name} failed: {test.text}" for test in tests if test.passed is False]
-    cautions = list(data.cautions)
+    cautions = [*data.cautions, *connected(own)]
     cautions += [f"{test.name} {test.text}" for test in tests if test.passed is None]
     if not fitted.settled:
         cautions.append(f"the ranking did not settle within {fitted.steps[-1]:,} steps: give more --steps")
     decision = rule.decide(evidence, against, failed=failed, cautions=cautions)
+    decision.reasons.extend(notes)
     facts = {
         "env": task.env if isinstance(task.env, str) else None, "env_config": dict(task.env_config or {}),
         "dataset": whole.name, "fingerprint": whole.fingerprint(), "split": data.record,
@@ -126,6 +129,13 @@ def select(
         "settings": asdict(chosen) | {"gamma": work.gamma},
     } | columns.pop("facts")  # fmt: skip
     return make_selection(work.names, own, evidence, against, decision, tests, fitted, columns, facts)
+
+
+def connected(own: Sequence[Candidate]) -> list[str]:
+    """A sentence on candidates whose observations pass through a connector that is not applied here."""
+    names = [one.name for one in own if one.config is not None and given_connector(one.config) is not None]
+    text = "`env_to_module_connector` may change the observations that these policies see, and is not applied here: "
+    return [text + ", ".join(names)] if names else []
 
 
 def _check_settings(settings: Settings) -> None:
@@ -140,7 +150,10 @@ def _check_settings(settings: Settings) -> None:
 def _default(own: list[Candidate], given: str | Path | None) -> int | None:
     """The candidate that would be used otherwise, added to ``own`` if it is not among them; None: the clone."""
     if given is not None:
-        (added,) = candidates_.load({"default": given})
+        found = candidates_.load({"default": given})
+        if len(found) != 1:
+            raise UsageError(f"default (--default) {given} holds {len(found)} checkpoints: give one of them.")
+        added = found[0]
         paths = [candidate.path for candidate in own]
         if added.path in paths:
             return paths.index(added.path)
@@ -185,11 +198,12 @@ def _read(config: Any, input_: Input | None, task: SimpleNamespace) -> Transitio
 
 @dataclass(frozen=True)
 class _Data:
-    """The rows to fit on, and those to test on: of the episodes held out, or the same where none were.
+    """The rows to fit on, and those to test on.
 
     Attributes:
-        rows: all rows, the training part first.
-        training, testing: indices of rows.
+        rows: of the episodes that the policies were trained on.
+        held_out: of the others; the same rows where none are held out.
+        training_fingerprint: of the former's content.
         record: the split; None: trained on all.
         cautions: reasons for a low confidence.
     """
@@ -426,7 +440,10 @@ class _Work:
                 progress=self.progress,
             )  # fmt: skip
         else:
-            model = DynamicsEnsemble.load(given)
+            try:
+                model = DynamicsEnsemble.load(given)
+            except (ValueError, OSError) as error:
+                raise UsageError(f"judge_model (--judge-model): {error}") from error
             if (model.obs_dim, model.act_dim) != (rows.obs.shape[1], rows.actions.shape[1]):
                 raise CheckpointError(f"judge_model (--judge-model) {given} is a model of other spaces.")
         return model_value.make_judge(model, self._rule(model), held_out, torch.arange(len(held_out)), seed)
