@@ -108,7 +108,7 @@ def load(given: Sequence[Place] | Mapping[str, Place], which: str = "last") -> l
                     candidate.name = name if len(own) == 1 else f"{name}/{number}"
             found += own
     _give_names([candidate for candidate in found if not candidate.name])
-    taken: dict[str, int] = {}
+    taken = {"clone": 1}  # the selection has one of its own
     for candidate in found:  # one name each
         taken[candidate.name] = taken.get(candidate.name, 0) + 1
         if taken[candidate.name] > 1:
