@@ -16,7 +16,7 @@ from rllib_damo.data.generate import datasets
 from rllib_damo.data.generate.controllers import PendulumMixed
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.errors import CheckpointError, DataError, UsageError
-from rllib_damo.selection import Selection, run, select
+from rllib_damo.selection import Selection, estimates, select
 from rllib_damo.selection.budget import by_hand, posterior, sequential_halving
 from rllib_damo.selection.candidates import find, load
 from tests.small_runs import make_small, train_policy
@@ -36,9 +36,9 @@ def bad(obs: np.ndarray) -> np.ndarray:
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clones and densities of test size."""
-    monkeypatch.setattr(run, "default_steps", lambda rows: 50)
-    own = run.BehaviorDensity
-    monkeypatch.setattr(run, "BehaviorDensity", lambda rows, seed: own(rows, max_steps=20, seed=seed))
+    monkeypatch.setattr(estimates, "default_steps", lambda rows: 50)
+    own = estimates.BehaviorDensity
+    monkeypatch.setattr(estimates, "BehaviorDensity", lambda rows, seed: own(rows, max_steps=20, seed=seed))
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from rllib_damo.selection.rule import (
     kendall,
     plausible_value,
     scores,
+    sound_reference,
     vetoes,
 )
 
@@ -71,6 +72,16 @@ def test_another_reference_must_be_beaten():
     means = [6.0, 7.0, 5.0]
     assert choose(evidence(means, reference=1)).choice is None
     assert choose(evidence(means, reference=0)).choice == 1
+
+
+def test_a_default_that_is_ruled_out_is_no_reference():
+    e = evidence([6.0, 60.0, 5.0], reference=1)
+    sound, notes = sound_reference(e, vetoes(e))
+    assert sound.reference == 2
+    assert "the default is ruled out: implausible" in notes[0]
+    assert choose(sound).choice == 0
+    kept, notes = sound_reference(evidence([6.0, 7.0, 5.0], reference=1), [[], [], []])
+    assert (kept.reference, notes) == (1, [])
 
 
 @pytest.mark.parametrize("wrong", [{"failed": ["self-test"]}, {}])

@@ -108,7 +108,7 @@ def load(given: Sequence[Place] | Mapping[str, Place], which: str = "last") -> l
                     candidate.name = name if len(own) == 1 else f"{name}/{number}"
             found += own
     _give_names([candidate for candidate in found if not candidate.name])
-    taken: dict[str, int] = {}
+    taken = {"clone": 1}  # the selection has one of its own
     for candidate in found:  # one name each
         taken[candidate.name] = taken.get(candidate.name, 0) + 1
         if taken[candidate.name] > 1:
@@ -126,7 +126,8 @@ def find(place: str, which: str = "last") -> list[str]:
         filesystem, root = connect(place.rstrip("/") if "://" in place else str(Path(place).expanduser().absolute()))
         infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
     except Exception as error:
-        raise CheckpointError(f"no checkpoint at {shown}: {why(error)}") from error
+        fix = why(error) if "://" in place else f"{error}."
+        raise CheckpointError(f"no checkpoint at {shown}: {fix}") from error
     marks = {info.path.rsplit("/", 1)[0] for info in infos if info.base_name == CONSTRUCTOR}
     groups = {info.path.rsplit("/", 1)[0] for info in infos if info.base_name == COMPONENT_LEARNER_GROUP}
     folders = sorted(marks & groups, key=_number)
@@ -156,7 +157,12 @@ def _number(path: str) -> tuple[int, str]:
 
 def _from_checkpoint(path: str) -> Candidate:
     with local_copy(path) as folder:
-        policy, config = load_policy(folder), load_config(folder)
+        try:
+            policy, config = load_policy(folder), load_config(folder)
+        except CheckpointError:
+            raise
+        except ValueError as error:  # a module that is no function of an observation
+            raise CheckpointError(f"{path} cannot be a candidate: {error}") from error
         file = Path(folder) / SPLIT_FILE
         record = json.loads(file.read_text()) if file.is_file() else None
         return Candidate("", path, policy, record, config, _own_model(Path(folder)))

@@ -61,24 +61,27 @@ def fit(
     """
     every = max(1, min(2_500, -(-steps // _CHECKS)))
     history, at = _resume(fqe, state_file, key)
-    settled, start, first = False, time.perf_counter(), fqe.step_number
-    while fqe.step_number < steps and not settled:
+    start, first = time.perf_counter(), fqe.step_number
+
+    def settled() -> bool:
+        values = np.stack(history)[..., 0] if history else np.zeros((0, 1, 1))
+        enough = fqe.step_number >= settling_steps(fqe.gamma, TAU)
+        return enough and has_settled(values, reference, counted & ~fqe.diverged.numpy())
+
+    while fqe.step_number < steps and not settled():
         fqe.train(min(every, steps - fqe.step_number), lambda step: TAU if step < 2 * steps // 3 else LAST_TAU)
         values = fqe.values().numpy()
         history.append(values)
         at.append(fqe.step_number)
-        stacked = np.stack(history)[..., 0]
-        if fqe.step_number >= settling_steps(fqe.gamma, TAU):
-            settled = has_settled(stacked, reference, counted & ~fqe.diverged.numpy())
         if state_file is not None:
             _save(fqe, state_file, key, history, at)
         rate = (fqe.step_number - first) / (time.perf_counter() - start)
-        best = [names[i] for i in np.argsort(-stacked[-1].mean(-1)) if counted[i]][:3]
+        best = [names[i] for i in np.argsort(-values[..., 0].mean(-1)) if counted[i]][:3]
         progress(
             f"step {fqe.step_number:,} of {steps:,}, {rate:.0f} steps/s, "
             f"{(steps - fqe.step_number) / rate / 60:.0f} min left; highest: {', '.join(best)}"
         )
-    return Fit(np.stack(history), at, settled, fqe.diverged.numpy())
+    return Fit(np.stack(history), at, settled(), fqe.diverged.numpy())
 
 
 def key_of(facts: Mapping[str, Any], *arrays: torch.Tensor) -> str:

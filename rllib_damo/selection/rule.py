@@ -7,7 +7,7 @@ head, and one is chosen only where it is credibly better. Otherwise the answer i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -111,14 +111,14 @@ def plausible_value(evidence: Evidence) -> float:
 
 
 def vetoes(evidence: Evidence) -> list[list[str]]:
-    """The reasons against each candidate, with their numbers. References have none but a critic that diverged."""
+    """The reasons against each candidate, with their numbers. The clone has none but a critic that diverged."""
     e, most = evidence, plausible_value(evidence)
     own_scale = max(float(e.fqe[e.clone].mean() - np.quantile(e.returns, 0.05)), EXPLOITED * e.spread)
     differences = half_interval(e.fqe - e.fqe[e.reference])
     found: list[list[str]] = []
     for i, value in enumerate(e.fqe.mean(-1)):
         reasons = ["diverged"] if e.diverged[i] or not np.isfinite(value) else []
-        if i not in (e.clone, e.reference):
+        if i != e.clone:
             if value > most:
                 reasons.append(f"implausible: at most {most:.4g} is believed")
             if e.moved[i] > max(differences[i] if np.isfinite(differences[i]) else 0.0, 0.1 * e.spread):
@@ -133,6 +133,14 @@ def vetoes(evidence: Evidence) -> list[list[str]]:
                 reasons.append(f"exploits its model, whose value is {e.own_minus_judge[i]:.4g} above the judge's")
         found.append(reasons)
     return found
+
+
+def sound_reference(evidence: Evidence, against: Sequence[Sequence[str]]) -> tuple[Evidence, list[str]]:
+    """The evidence with the clone as the reference where the default is ruled out itself, and a sentence on that."""
+    reasons = against[evidence.reference]
+    if evidence.reference == evidence.clone or not reasons:
+        return evidence, []
+    return replace(evidence, reference=evidence.clone), [f"the default is ruled out: {'; '.join(reasons)}"]
 
 
 def combined(evidence: Evidence) -> np.ndarray:
