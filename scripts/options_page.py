@@ -23,6 +23,7 @@ from rllib_damo.core.option_groups import (
     DynamicsOptions,
     EntropyTraining,
     OfflineTraining,
+    PrecisionTraining,
     RolloutTraining,
 )
 from rllib_damo.core.options import Option, options_of
@@ -35,6 +36,7 @@ SHARED: tuple[tuple[str, str, type], ...] = (
     ("training", "All algorithms", OfflineTraining),
     ("training", "Critics", CriticTraining),
     ("training", "Entropy coefficient", EntropyTraining),
+    ("training", "Precision", PrecisionTraining),
     ("training", "TD3", TD3Training),
     ("training", "Model rollouts", RolloutTraining),
     ("dynamics", "Dynamics model", DynamicsOptions),

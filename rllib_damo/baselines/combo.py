@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from rllib_damo.core.config import ModelBasedConfig
 from rllib_damo.core.model_based_algorithm import ModelBasedAlgorithm
 from rllib_damo.core.model_based_learner import ModelBasedTorchLearner
-from rllib_damo.core.option_groups import CriticTraining, EntropyTraining, ModelBasedTraining
+from rllib_damo.core.option_groups import CriticTraining, EntropyTraining, ModelBasedTraining, PrecisionTraining
 from rllib_damo.core.options import Option, count, flag, not_negative, one_of
 from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.rl_module import SACTorchRLModule
@@ -83,7 +83,7 @@ class COMBOTorchLearner(ModelBasedTorchLearner):
     divergence_hint = "smaller learning rates or a smaller conservative_weight"
 
 
-class COMBOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, total=False):
+class COMBOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, PrecisionTraining, total=False):
     """What ``COMBOConfig.training`` takes."""
 
     conservative_weight: Annotated[

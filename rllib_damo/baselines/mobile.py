@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from rllib_damo.core.config import ModelBasedConfig
 from rllib_damo.core.model_based_algorithm import ModelBasedAlgorithm
 from rllib_damo.core.model_based_learner import ModelBasedTorchLearner
-from rllib_damo.core.option_groups import CriticTraining, EntropyTraining, ModelBasedTraining
+from rllib_damo.core.option_groups import CriticTraining, EntropyTraining, ModelBasedTraining, PrecisionTraining
 from rllib_damo.core.options import Option, count, flag, not_negative, number, optional
 from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.rl_module import SACTorchRLModule
@@ -88,7 +88,7 @@ class MOBILETorchLearner(ModelBasedTorchLearner):
     divergence_hint = "smaller learning rates, a larger penalty_coef or a shorter rollout_length"
 
 
-class MOBILETraining(ModelBasedTraining, CriticTraining, EntropyTraining, total=False):
+class MOBILETraining(ModelBasedTraining, CriticTraining, EntropyTraining, PrecisionTraining, total=False):
     """What ``MOBILEConfig.training`` takes (the paper's β, n and U)."""
 
     penalty_coef: Annotated[

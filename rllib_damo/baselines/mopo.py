@@ -13,7 +13,7 @@ from rllib_damo.baselines.uncertainty import UNCERTAINTIES, PenalizedDynamics
 from rllib_damo.core.config import ModelBasedConfig
 from rllib_damo.core.model_based_algorithm import ModelBasedAlgorithm
 from rllib_damo.core.model_based_learner import ModelBasedTorchLearner
-from rllib_damo.core.option_groups import CriticTraining, EntropyTraining, ModelBasedTraining
+from rllib_damo.core.option_groups import CriticTraining, EntropyTraining, ModelBasedTraining, PrecisionTraining
 from rllib_damo.core.options import Option, not_negative, one_of
 from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.rl_module import SACTorchRLModule
@@ -52,7 +52,7 @@ class MOPOTorchLearner(ModelBasedTorchLearner):
     divergence_hint = "smaller learning rates, a larger penalty_coef or a shorter rollout_length"
 
 
-class MOPOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, total=False):
+class MOPOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, PrecisionTraining, total=False):
     """What ``MOPOConfig.training`` takes (the paper's u and λ, in r - λ u(s,a))."""
 
     uncertainty: Annotated[

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from rllib_damo.core.config import ModelBasedConfig
 from rllib_damo.core.model_based_algorithm import ModelBasedAlgorithm
 from rllib_damo.core.model_based_learner import ModelBasedTorchLearner
-from rllib_damo.core.option_groups import CriticTraining, EntropyTraining, ModelBasedTraining
+from rllib_damo.core.option_groups import CriticTraining, EntropyTraining, ModelBasedTraining, PrecisionTraining
 from rllib_damo.core.options import Option, count, count_or_zero, not_negative, positive
 from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.rl_module import SACTorchRLModule
@@ -211,7 +211,7 @@ class RAMBOTorchLearner(ModelBasedTorchLearner):
     divergence_hint = "smaller learning rates, a smaller adversarial_weight or a shorter rollout_length"
 
 
-class RAMBOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, total=False):
+class RAMBOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, PrecisionTraining, total=False):
     """What ``RAMBOConfig.training`` takes."""
 
     adversarial_weight: Annotated[

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from rllib_damo.core.algorithm import OfflineAlgorithm
 from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.learner import OfflineTorchLearner
-from rllib_damo.core.option_groups import CriticTraining, OfflineTraining
+from rllib_damo.core.option_groups import CriticTraining, OfflineTraining, PrecisionTraining
 from rllib_damo.core.options import Option, flag, not_negative
 from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.td3 import TD3TorchRLModule, TD3Training, TD3Update
@@ -71,7 +71,7 @@ class ReBRACTorchLearner(OfflineTorchLearner):
     divergence_hint = "smaller learning rates, a larger actor_bc_coef or critic_layer_norm=True"
 
 
-class ReBRACTraining(OfflineTraining, CriticTraining, TD3Training, total=False):
+class ReBRACTraining(OfflineTraining, CriticTraining, TD3Training, PrecisionTraining, total=False):
     """What ``ReBRACConfig.training`` takes; symbols are the paper's."""
 
     actor_bc_coef: Annotated[

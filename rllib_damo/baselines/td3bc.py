@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from rllib_damo.core.algorithm import OfflineAlgorithm
 from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.learner import OfflineTorchLearner
-from rllib_damo.core.option_groups import CriticTraining, OfflineTraining
+from rllib_damo.core.option_groups import CriticTraining, OfflineTraining, PrecisionTraining
 from rllib_damo.core.options import Option, not_negative
 from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.td3 import TD3TorchRLModule, TD3Training, TD3Update
@@ -46,7 +46,7 @@ class TD3BCTorchLearner(OfflineTorchLearner):
     divergence_hint = "smaller learning rates or a smaller bc_alpha"
 
 
-class TD3BCTraining(OfflineTraining, CriticTraining, TD3Training, total=False):
+class TD3BCTraining(OfflineTraining, CriticTraining, TD3Training, PrecisionTraining, total=False):
     """What ``TD3BCConfig.training`` takes (the paper's appendix, Table 3)."""
 
     bc_alpha: Annotated[

@@ -22,6 +22,7 @@ from torch import Tensor
 from rllib_damo.core.cuda_graph import RecordedSteps
 from rllib_damo.core.update import DatasetFacts, RowGroup, StepBatch, Update
 from rllib_damo.nn.adam import FusedAdam
+from rllib_damo.nn.batched_matmul import PRODUCT_DTYPES
 from rllib_damo.nn.flat_parameters import flatten
 from rllib_damo.utils import ray_internals
 from rllib_damo.utils.batch import Batch, Layout, as_constant, unknown_successors
@@ -86,7 +87,12 @@ class OfflineTorchLearner(TorchLearner):
                 torch.distributed.broadcast(tensor, src=0)
 
     def make_update(self, module: Any, **parts: Any) -> Update:
-        """The update rule; ``parts`` are the arguments of `Update` after ``config``."""
+        """The update rule, with fast networks where there is an option `precision`.
+
+        ``parts`` are the arguments of `Update` after ``config``.
+        """
+        if hasattr(self.config, "precision"):
+            module.use_fast_networks(PRODUCT_DTYPES[self.config.precision])
         return self.update_class(module, self.config, **parts)
 
     def _place_rows(self) -> None:

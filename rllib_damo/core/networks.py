@@ -77,8 +77,12 @@ class Critics(nn.Module):
         self.standardize = Standardize(obs_dim)
         self.net = StackedMLP(num, (obs_dim + act_dim, *hidden_dims, 1), layer_norm)
 
+    def inputs(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """What ``net`` reads: [standardised observation | action], ``(B, obs + act)``."""
+        return torch.cat((self.standardize(obs), actions), dim=-1)
+
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
-        return self.net(torch.cat((self.standardize(obs), actions), dim=-1)).squeeze(-1)
+        return self.net(self.inputs(obs, actions)).squeeze(-1)
 
 
 class Values(nn.Module):

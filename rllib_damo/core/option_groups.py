@@ -122,6 +122,21 @@ class CriticTraining(TypedDict, total=False):
     tau: Annotated[float, Option(0.005, rate, "Weight of the critics in the moving average of their targets.")]
 
 
+class PrecisionTraining(TypedDict, total=False):
+    """The option of algorithms whose gradient steps go through `FastMLP`."""
+
+    precision: Annotated[
+        str,
+        Option(
+            "fp32",
+            precisions,
+            '"bf16": products between hidden layers of the policy phase\'s networks in bfloat16, and all else '
+            "(parameters, first and last layers, losses, Adam, targets) in float32; faster on CPUs with bfloat16 "
+            "instructions.",
+        ),
+    ]
+
+
 class EntropyTraining(TypedDict, total=False):
     """Options of the automatic entropy coefficient α (Haarnoja et al. 2018, arXiv 1812.05905, section 5)."""
 

@@ -12,6 +12,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
 from rllib_damo.core.networks import Actor, Critics
+from rllib_damo.nn.fast_network import FastNetwork
 from rllib_damo.utils.batch import Batch
 from rllib_damo.utils.spaces import check_spaces
 
@@ -22,6 +23,10 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
     A subclass adds its networks in `setup`, their optimisers in `trainable` and their targets in `targets`. The
     config's ``network_options`` are in ``model_config``.
     """
+
+    #: Whether the networks are `FastNetwork`s, and the dtype of their products between hidden layers.
+    is_fast: bool = False
+    fast_dtype: torch.dtype | None = None
 
     def setup(self) -> None:
         check_spaces(self.observation_space, self.action_space)
@@ -44,6 +49,13 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
     def targets(self) -> list[tuple[nn.Module, nn.Module]]:
         """Networks with the moving averages that serve as their targets."""
         return []
+
+    def use_fast_networks(self, dtype: torch.dtype | None) -> None:
+        """From now on the networks are `FastNetwork`s, the averaged actor apart, with products in ``dtype``."""
+        self.is_fast, self.fast_dtype = True, dtype
+        for name, child in self.named_children():
+            if name != "averaged_actor" and hasattr(child, "net"):
+                child.net.forward = FastNetwork(child.net, dtype)
 
     def get_non_inference_attributes(self) -> list[str]:
         own = [*self._modules, *self._parameters]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rllib_damo.core import losses
 from rllib_damo.core.config import resolve_target_entropy
+from rllib_damo.core.fast_steps import FastActorStep, FastCriticStep, critic_step
 from rllib_damo.core.update import Metrics, RowGroup, StepBatch, Update, mixed_rows
 from rllib_damo.utils.batch import Batch
 
@@ -33,6 +34,11 @@ class SACUpdate(Update):
     def __init__(self, module: Any, config: Any, **parts: Any):
         super().__init__(module, config, **parts)
         self.target_entropy = resolve_target_entropy(config.target_entropy, module.action_space)
+        self._critic_step: Any = critic_step
+        self._actor_step: Any = SACUpdate.actor_step
+        if module.is_fast:
+            self._critic_step = FastCriticStep(module)
+            self._actor_step = FastActorStep(module, self._critic_step.critics)
 
     def row_groups(self) -> dict[str, RowGroup]:
         return {"update": mixed_rows(self.config)}
@@ -56,24 +62,25 @@ class SACUpdate(Update):
         m, rows = self.module, batch["update"]
         alpha = m.log_alpha.detach().exp()
         target = self.target(batch, alpha)
-        q = m.critics(rows.obs, rows.actions)  # (C, B)
-        critic_loss = self.critic_loss(q, target, batch)
-        self.apply("critic", critic_loss)
-        actor_loss, log_prob = self.actor_loss(rows, alpha)
-        self.apply("actor", actor_loss)
+        q, critic_loss = self._critic_step(self, rows, lambda q: self.critic_loss(q, target, batch))
+        actor_loss, log_prob = self._actor_step(self, rows, alpha)
         alpha_loss = losses.alpha_loss(m.log_alpha, log_prob, self.target_entropy)
         self.apply("alpha", alpha_loss)
         with torch.no_grad():
             m.log_alpha.clamp_(max=math.log(self.config.max_alpha))
         self.move_targets()
+        if not measure:
+            return {}
         return {
-            "policy_loss": actor_loss.detach(), "qf_loss": critic_loss.detach(), "alpha_loss": alpha_loss.detach(),
-            "alpha_value": alpha, "qf_mean": q.detach().mean(), "td_error_abs": (target - q).detach().abs().mean(),
-            "entropy": -log_prob.detach().mean(), "reward_mean": rows.rewards.mean(),
+            "policy_loss": actor_loss, "qf_loss": critic_loss, "alpha_loss": alpha_loss.detach(),
+            "alpha_value": alpha, "qf_mean": q.mean(), "td_error_abs": (target - q).abs().mean(),
+            "entropy": -log_prob.mean(), "reward_mean": rows.rewards.mean(),
         }  # fmt: skip
 
-    def actor_loss(self, rows: Batch, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        """The actor's loss, and log π(a|s) ``(B,)`` of the actions that it sampled."""
+    def actor_step(self, rows: Batch, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """The actor's step; returns the loss before it, and log π(a|s) ``(B,)`` of the actions that it sampled."""
         actions, log_prob = self.module.sample_actions(rows.obs, self.generator)
         q = self.module.critics(rows.obs, actions).min(0).values
-        return losses.sac_actor_loss(q, log_prob, alpha), log_prob
+        loss = losses.sac_actor_loss(q, log_prob, alpha)
+        self.apply("actor", loss)
+        return loss.detach(), log_prob.detach()

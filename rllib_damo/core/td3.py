@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, TypedDict
 import torch
 from torch import Tensor, nn
 
+from rllib_damo.core.fast_steps import FastCriticStep, critic_step
 from rllib_damo.core.options import Option, count, not_negative
 from rllib_damo.core.rl_module import ActorCriticTorchRLModule, DeterministicMixin
 from rllib_damo.core.update import Metrics, StepBatch, Update
@@ -36,24 +37,25 @@ class TD3Update(Update):
     def __init__(self, module: Any, config: Any, **parts: Any):
         super().__init__(module, config, **parts)
         zero = torch.zeros((), device=module.actor.standardize.mean.device)
+        self._critic_step: Any = FastCriticStep(module) if module.is_fast else critic_step
         self._actor_metrics = dict.fromkeys(("policy_loss", *self.actor_metrics), zero)
 
     def step(self, batch: StepBatch, step: int, measure: bool) -> Metrics:
-        o, m, rows = self.config, self.module, batch["update"]
+        o, rows = self.config, batch["update"]
         with torch.no_grad():
             next_actions = self._next_actions(rows.next_obs)
             target = rows.rewards + o.gamma * (1 - rows.terminated) * self.next_value(batch, next_actions)
-        q = m.critics(rows.obs, rows.actions)  # (C, B)
-        critic_loss = (target - q).square().mean(-1).sum()
-        self.apply("critic", critic_loss)
+        q, critic_loss = self._critic_step(self, rows, lambda q: (target - q).square().mean(-1).sum())
         if (step + 1) % o.policy_delay == 0:
             actor_loss, metrics = self.actor_loss(batch)
             self.apply("actor", actor_loss)
             self.move_targets()
             self._actor_metrics = {"policy_loss": actor_loss.detach(), **metrics}
+        if not measure:
+            return {}
         return {
-            **self._actor_metrics, "qf_loss": critic_loss.detach(), "qf_mean": q.detach().mean(),
-            "td_error_abs": (target - q).detach().abs().mean(),
+            **self._actor_metrics, "qf_loss": critic_loss, "qf_mean": q.mean(),
+            "td_error_abs": (target - q).abs().mean(),
         }  # fmt: skip
 
     def _next_actions(self, next_obs: Tensor) -> Tensor:

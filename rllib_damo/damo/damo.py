@@ -18,8 +18,8 @@ from rllib_damo.core.option_groups import (
     CriticTraining,
     EntropyTraining,
     ModelBasedTraining,
+    PrecisionTraining,
     Schedule,
-    precisions,
 )
 from rllib_damo.core.options import (
     Option,
@@ -46,7 +46,7 @@ divergences = one_of(
 )
 
 
-class DAMOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, total=False):
+class DAMOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, PrecisionTraining, total=False):
     """What ``DAMOConfig.training`` takes; step numbers are those of docs/damo.md."""
 
     eta: Annotated[
@@ -148,16 +148,6 @@ class DAMOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, total=Fa
     ]
     classifier_spectral_norm: Annotated[bool, Option(False, flag, "Spectral normalisation of the classifier's layers.")]
     max_logit: Annotated[float, Option(10.0, positive_or_inf, "The modified reward clips the logit to ± this.")]
-    precision: Annotated[
-        str,
-        Option(
-            "fp32",
-            precisions,
-            '"bf16": products between hidden layers of the policy phase\'s networks in bfloat16, and all else '
-            "(parameters, first and last layers, losses, Adam, targets) in float32; faster on CPUs with bfloat16 "
-            "instructions.",
-        ),
-    ]
     cuda_graphs: Annotated[
         bool,
         Option(

@@ -21,12 +21,12 @@ def bmm(a: Tensor, b: Tensor, out: Tensor) -> None:
             return
         a, b, out = b.mT, a.mT, out.mT
     num = _num_joint(a)
-    if num == len(a):
+    if num == a.shape[0]:
         torch.bmm(a, b, out=out)
         return
     if num:
         torch.bmm(a[:num], b[:num], out=out[:num])
-    for i in range(num, len(a)):
+    for i in range(num, a.shape[0]):
         torch.mm(a[i], b[i], out=out[i])
 
 
@@ -34,14 +34,14 @@ def baddbmm(bias: Tensor, a: Tensor, b: Tensor, out: Tensor | None = None) -> Te
     """``torch.baddbmm``, which is shared out among threads as `bmm` is where autograd is off."""
     num = _num_joint(a)
     if out is None:
-        if num == len(a) or torch.is_grad_enabled():
+        if num == a.shape[0] or torch.is_grad_enabled():
             return torch.baddbmm(bias, a, b)
-        out = a.new_empty(len(a), a.shape[1], b.shape[2])
-    if num == len(a):
+        out = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+    if num == a.shape[0]:
         return torch.baddbmm(bias, a, b, out=out)
     if num:
         torch.baddbmm(bias[:num], a[:num], b[:num], out=out[:num])
-    for i in range(num, len(a)):
+    for i in range(num, a.shape[0]):
         torch.addmm(bias[i], a[i], b[i], out=out[i])
     return out
 
@@ -52,7 +52,7 @@ def _num_joint(stack: Tensor) -> int:
     In float32, on a CPU with fewer threads than products: as many as each thread gets the same number of. In bfloat16,
     none where the operands are some rows of a larger stack, which a joint product would copy.
     """
-    num = len(stack)
+    num = stack.shape[0]  # `len` of a tensor takes longer
     if num == 1 or stack.device.type != "cpu":
         return num
     if stack.dtype == torch.float32:

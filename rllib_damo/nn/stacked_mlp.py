@@ -114,7 +114,7 @@ class FastMLP:
     def __init__(
         self, net: StackedMLP | nn.Sequential | Layers, dtype: torch.dtype | None = None, rows_innermost: bool = True
     ):
-        weights, biases, self._activation, self._layer_norm = net if isinstance(net, Layers) else _layers(net)
+        weights, biases, self._activation, self._layer_norm = net if isinstance(net, Layers) else layers_of(net)
         if self._layer_norm and self._activation != "relu":
             raise ValueError(f"FastMLP normalises layers before ReLU only, found {self._activation!r}.")
         self._centres = self._layer_norm and not _has_fast_layer_norm(weights[0].device)
@@ -351,7 +351,8 @@ def _has_fast_layer_norm(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def _layers(net: StackedMLP | nn.Sequential) -> Layers:
+def layers_of(net: StackedMLP | nn.Sequential) -> Layers:
+    """The layers of the networks that `FastMLP` takes; raises as it does."""
     if isinstance(net, StackedMLP):
         return Layers(list(net.weights), list(net.biases), "relu", net.layer_norm)
     linears = [layer for layer in net if isinstance(layer, nn.Linear)]
