@@ -299,11 +299,10 @@ class DynamicsTrainer:
                 f"Training the dynamics diverged in epoch {self._epoch + 1} (hold-out error not finite): "
                 "lower dynamics_lr, and look for extreme values in the dataset."
             )
+        loss, calibration = torch.stack((nll.mean(), chi_mean.mean())).tolist()  # in one copy from the device
         return {
-            "holdout_loss": float(nll.mean()),
-            "holdout_mse": float(members.mean()),
-            "holdout_calibration": float(chi_mean.mean()),
-        }, members
+            "holdout_loss": loss, "holdout_mse": float(members.mean()), "holdout_calibration": calibration
+        }, members  # fmt: skip
 
     def _keep_improved(self, mse: np.ndarray) -> None:
         """Copies improved members into the ensemble, and drops the members whose patience is over."""
