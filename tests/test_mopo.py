@@ -47,8 +47,8 @@ def hand_made_ensemble() -> DynamicsEnsemble:
 def test_penalties_of_a_hand_made_ensemble(uncertainty: str, expected: float) -> None:
     ensemble, obs, actions = hand_made_ensemble(), torch.randn(5, 2), torch.zeros(5, 1)
     mean, logvar = ensemble(obs, actions)
-    doubt = UNCERTAINTIES[uncertainty](mean, (logvar / 2).exp())
-    np.testing.assert_allclose(doubt.detach(), np.full(5, expected), rtol=1e-5)
+    found = UNCERTAINTIES[uncertainty](mean, (logvar / 2).exp())
+    np.testing.assert_allclose(found.detach(), np.full(5, expected), rtol=1e-5)
 
     plain = ensemble.sampler()(obs, actions, noise())
     penalized = PenalizedDynamics(ensemble, uncertainty, 0.5)

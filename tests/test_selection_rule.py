@@ -94,8 +94,8 @@ def test_a_failed_self_test_or_a_reference_without_value_is_no_choice(wrong):
     assert decision.answer == 1
 
 
-def test_cautions_cap_the_confidence():
-    decision = choose(evidence([7.0, 5.0]), cautions=["in sample"])
+def test_warnings_cap_the_confidence():
+    decision = choose(evidence([7.0, 5.0]), warnings=["in sample"])
     assert (decision.choice, decision.confidence) == (0, "low")
     assert "in sample" in decision.reasons
 

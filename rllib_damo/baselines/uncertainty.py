@@ -67,14 +67,14 @@ class PenalizedDynamics:
             next_obs, rewards = sample(obs, unit_actions, generator)
             rows = _ROWS if obs.device.type == "cpu" else max(1, len(obs))
             uncertainty = torch.cat(
-                [self._doubt(*part) for part in zip(obs.split(rows), unit_actions.split(rows), strict=True)]
+                [self._uncertainty_of(*part) for part in zip(obs.split(rows), unit_actions.split(rows), strict=True)]
             )
             self._sum, self._count = self._sum + uncertainty.sum(), self._count + len(uncertainty)
             return next_obs, rewards - self.penalty_coef * uncertainty
 
         return penalized
 
-    def _doubt(self, obs: Tensor, unit_actions: Tensor) -> Tensor:
+    def _uncertainty_of(self, obs: Tensor, unit_actions: Tensor) -> Tensor:
         mean, logvar = self.dynamics(obs, unit_actions)
         return self._uncertainty(mean, (0.5 * logvar).exp())
 

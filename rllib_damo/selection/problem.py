@@ -67,14 +67,14 @@ class Data:
         held_out: of the others; the same rows where none are held out.
         training_fingerprint: of the former's content.
         record: the split; None: trained on all.
-        cautions: reasons for a low confidence.
+        warnings: reasons for a low confidence.
     """
 
     rows: Rows
     held_out: Rows
     training_fingerprint: str
     record: Mapping[str, Any] | None
-    cautions: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @classmethod
     def of(cls, whole: Transitions, own: Sequence[Candidate], space: gym.Space) -> Data:
@@ -105,12 +105,12 @@ class Data:
                 raise DataError(
                     f"{whole.name}: holding out its episodes anew gives other ones than the checkpoints record."
                 )
-            rows, held_out, cautions = Rows.of(split.training, space), Rows.of(split.holdout, space), ()
+            rows, held_out, warnings = Rows.of(split.training, space), Rows.of(split.holdout, space), ()
             training = split.record["train_fingerprint"]
         else:
             rows, training = Rows.of(whole, space), fingerprint
             held_out, known = rows, [None]
-            cautions = (
+            warnings = (
                 "in sample: the candidates were fitted to the noise of the episodes that judge them; train with "
                 ".offline_data(holdout_episodes=0.1)",
             )  # type: ignore[assignment]
@@ -119,7 +119,7 @@ class Data:
                 f"{whole.name}: {rows.num_episodes} episodes are too few to judge policies by; {_FEWEST_EPISODES} are "
                 "needed beside those that are held out."
             )
-        return cls(rows, held_out, training, known[0], cautions)
+        return cls(rows, held_out, training, known[0], warnings)
 
     @property
     def num_held_out(self) -> int:

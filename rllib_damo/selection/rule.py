@@ -164,7 +164,7 @@ def scores(evidence: Evidence) -> np.ndarray:
 
 
 def decide(
-    evidence: Evidence, against: Sequence[Sequence[str]], *, failed: Sequence[str] = (), cautions: Sequence[str] = ()
+    evidence: Evidence, against: Sequence[Sequence[str]], *, failed: Sequence[str] = (), warnings: Sequence[str] = ()
 ) -> Decision:
     """Chooses.
 
@@ -172,7 +172,7 @@ def decide(
         evidence: of all candidates.
         against: the vetoes of each.
         failed: self-tests that failed, a sentence each: then nothing is chosen.
-        cautions: reasons why a choice's confidence is "low" at most.
+        warnings: reasons why a choice's confidence is "low" at most.
     """
     ref, values = evidence.reference, combined(evidence)
     kept = [i for i, reasons in enumerate(against) if not reasons and i != ref]
@@ -189,12 +189,12 @@ def decide(
     elif bounds[order[0]] <= 0:
         reasons.append("no candidate's lower bound is above the reference")
     if reasons:
-        return Decision(None, ref, reach, ranked[:3], None, [*reasons, *cautions])
+        return Decision(None, ref, reach, ranked[:3], None, [*reasons, *warnings])
     best = order[0]
     beats_all = all(not _overlap(values, best, i) for i in kept if i != best)
-    confidence = "low" if cautions else "high" if beats_all else "medium"
+    confidence = "low" if warnings else "high" if beats_all else "medium"
     others = [] if beats_all else ["others are within reach of it"]
-    return Decision(best, best, reach, ranked[:3], confidence, [*cautions, *others])
+    return Decision(best, best, reach, ranked[:3], confidence, [*warnings, *others])
 
 
 def _overlap(values: np.ndarray, i: int, j: int) -> bool:

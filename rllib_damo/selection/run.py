@@ -80,11 +80,11 @@ def select(
     against = rule.vetoes(evidence)
     evidence, notes = rule.sound_reference(evidence, against)
     failed = [f"self-test of the {test.name} failed: {test.text}" for test in tests if test.passed is False]
-    cautions = [*data.cautions, *connected(own)]
-    cautions += [f"{test.name} {test.text}" for test in tests if test.passed is None]
+    warnings = [*data.warnings, *connected(own)]
+    warnings += [f"{test.name} {test.text}" for test in tests if test.passed is None]
     if not fitted.settled:
-        cautions.append(f"the ranking did not settle within {fitted.steps[-1]:,} steps: give more --steps")
-    decision = rule.decide(evidence, against, failed=failed, cautions=cautions)
+        warnings.append(f"the ranking did not settle within {fitted.steps[-1]:,} steps: give more --steps")
+    decision = rule.decide(evidence, against, failed=failed, warnings=warnings)
     decision.reasons.extend(notes)
     facts = {
         "env": task.env if isinstance(task.env, str) else None, "env_config": dict(task.env_config or {}),
