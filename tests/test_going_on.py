@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_damo import DAMO, DAMOConfig, TD3BCConfig, load_policy
+from rllib_damo import DAMO, RAMBO, DAMOConfig, OfflineIQL, OfflineIQLConfig, RAMBOConfig, TD3BCConfig, load_policy
 from rllib_damo.core.going_on import Start
 from rllib_damo.data.formats.parquet import write_parquet
 from rllib_damo.data.generate import datasets
-from rllib_damo.dynamics import DynamicsEnsemble, DynamicsTrainer
+from rllib_damo.dynamics import DynamicsEnsemble
 from rllib_damo.errors import CheckpointError
 from tests.small_runs import make_small, module_state, train_policy
 
@@ -79,6 +79,76 @@ def test_a_model_in_training_goes_on_after_a_restore(checkpoint, other, tmp_path
         running.stop()
 
 
+def test_a_model_of_a_parent_is_trained_from_it_after_a_restore_before_the_first_epoch(checkpoint, other, tmp_path):
+    algo = DAMO.from_checkpoint(checkpoint, input_=other, dynamics_lr=1.7e-3)
+    restored = DAMO.from_checkpoint(algo.save_to_path(str(tmp_path)))
+    assert not restored.dynamics.ready
+    assert restored.dynamics.path == algo.dynamics.path
+    for running in (algo, restored):
+        running.stop()
+
+
+def test_a_checkpoints_model_is_cached_under_no_other_key(checkpoint, other, tmp_path):
+    """A later run of the same data, from the start, must not take a model that was trained from another one."""
+    algo = DAMO.from_checkpoint(checkpoint, input_=other)
+    train_policy(algo, 1)
+    key, path = algo.dynamics.key, algo.save_to_path(str(tmp_path / "a"))
+    algo.stop()
+    empty = str(tmp_path / "cache")
+    for name in ("b", "c"):
+        again = DAMO.from_checkpoint(path, dynamics_cache_dir=empty)
+        assert again.dynamics.key == key
+        path = again.save_to_path(str(tmp_path / name))
+        again.stop()
+    fresh = make_small(DAMOConfig(), other, empty).evaluation(evaluation_interval=None).build_algo()
+    assert fresh.dynamics.key != key
+    assert not fresh.dynamics.ready
+    fresh.stop()
+
+
+def test_trials_of_other_seeds_differ(checkpoint, other):
+    algos = [DAMO.from_checkpoint(checkpoint, input_=other, seed=seed) for seed in (3, 4)]
+    assert len({algo.learner_group._learner._base_seed for algo in algos}) == 2
+    for running in algos:
+        running.stop()
+
+
+def test_episodes_held_out_now_may_have_been_learned_from(checkpoint, dataset):
+    algo = DAMO.from_checkpoint(checkpoint, input_=dataset, holdout_episodes=2)
+    assert any("is not independent" in warning for warning in algo._warnings)
+    assert algo.readable_files()["selection.json"]["in_sample"]
+    algo.stop()
+
+
+def test_rewards_keep_their_scale(dataset, other, cache_dir, tmp_path):
+    config = make_small(OfflineIQLConfig(), dataset, cache_dir).evaluation(evaluation_interval=None)
+    algo = config.training(reward_scale="return_range").build_algo()
+    train_policy(algo, 1)
+    going_on = OfflineIQL.from_checkpoint(algo.save_to_path(str(tmp_path / "a")), input_=other)
+    again = OfflineIQL.from_checkpoint(going_on.save_to_path(str(tmp_path / "b")))
+    assert algo._reward_scale == going_on._reward_scale == again._reward_scale != 1
+    rewards = [
+        a.learner_group._learner._layout.unpack(a.learner_group._learner._offline).rewards for a in (going_on, again)
+    ]
+    assert torch.equal(*rewards)
+    for running in (algo, going_on, again):
+        running.stop()
+
+
+def test_rambo_goes_on_with_the_model_that_was_trained_further(dataset, other, cache_dir, tmp_path):
+    config = make_small(RAMBOConfig(), dataset, cache_dir).evaluation(evaluation_interval=None)
+    config.training(adversarial_steps=2, cloning_steps=2)
+    algo = config.build_algo()
+    train_policy(algo, 1)
+    going_on = RAMBO.from_checkpoint(algo.save_to_path(str(tmp_path)), input_=other, adversary_lr=1e-9)
+    train_policy(going_on, 1)
+    trained = DynamicsEnsemble.load(going_on.dynamics.file())
+    learners = going_on._dynamics_state()
+    assert torch.allclose(learners["weights.0"], trained.weights[0], atol=1e-6)
+    for running in (algo, going_on):
+        running.stop()
+
+
 def test_with_the_same_data_the_model_is_the_checkpoints(checkpoint, dataset):
     algo = DAMO.from_checkpoint(checkpoint, input_=dataset)
     assert algo.train()["phase"] == "policy"
@@ -93,24 +163,6 @@ def test_what_does_not_fit_is_refused(checkpoint, other, cache_dir, tmp_path):
         wide.offline_data(start_from=checkpoint).build_algo()
     with pytest.raises(ValueError, match="The checkpoint is of DAMO, and this is TD3BC"):
         make_small(TD3BCConfig(), other, cache_dir).offline_data(start_from=checkpoint).build_algo()
-
-
-def test_a_trained_model_is_kept_where_training_does_not_improve_it() -> None:
-    generator = np.random.default_rng(0)
-    obs, actions = generator.normal(size=(500, 2)).astype(np.float32), generator.uniform(-1, 1, (500, 1))
-    columns = obs, actions.astype(np.float32), obs + 0.1, obs[:, 0], np.zeros(500, bool)
-    torch.manual_seed(0)
-    ensemble = DynamicsEnsemble(2, 1, hidden_dims=(8,), num_ensemble=2, num_elites=1)
-    options = {"weight_decay": (0.0, 0.0), "batch_size": 50, "max_epochs": 3}
-    trainer = DynamicsTrainer(ensemble, *columns, lr=1e-2, **options)
-    while not trainer.done:
-        trainer.train_epoch()
-    trained = trainer.finish()
-    before = [weight.clone() for weight in trained.weights]
-    worse = DynamicsTrainer(trained, *columns, lr=10.0, fit_statistics=False, **options)
-    worse.train_epoch()
-    for weight, kept in zip(worse.finish().weights, before, strict=True):
-        assert torch.equal(weight, kept)
 
 
 def test_a_checkpoint_of_another_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,8 @@ from rllib_damo.core.resources import check_actors
 from rllib_damo.core.sealed_checkpoints import SealedCheckpoints, stored_config
 from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.schema import Transitions
-from rllib_damo.errors import UserError
-from rllib_damo.evaluation.checkpoints import SPLIT_FILE
+from rllib_damo.errors import CheckpointError, UserError
+from rllib_damo.evaluation.checkpoints import SPLIT_FILE, checkpoint_numbers
 from rllib_damo.utils import ray_internals
 from rllib_damo.utils.batch import Batch, Layout
 from rllib_damo.utils.paths import place_of
@@ -47,6 +47,7 @@ NUM_GRADIENT_STEPS = "num_gradient_steps_lifetime"
 DATA_WINDOW = "data_window"
 FINGERPRINT = "dataset_fingerprint"
 EARLIER_DATA = "earlier_dataset_fingerprints"
+IN_SAMPLE = "in_sample"
 REWARD_SCALE = "reward_scale"
 HOLDOUT = "holdout"
 PHASE = "phase"
@@ -85,8 +86,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
         super().setup(config)
         self._num_gradient_steps = 0
         self._is_module_current = False  # whether what `get_module` gave is still the policy
-        name = self.config.start_from
-        self._start = None if name is None else Start.read(name, COMPONENT_TRAINING)
+        self._start = self._read_start()
         transitions = self.offline_data.transitions
         self._warnings: list[str] = []
         for warning in self.dataset_warnings(transitions):
@@ -95,12 +95,16 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
         self._holdout = self.offline_data.holdout
         self._reward_scale = self.reward_scale(transitions)
         self._earlier_data: list[str] = []
+        self._in_sample = False  # whether networks may have seen the episodes that are held out
+        self._is_window_fresh = True
+        self._is_same_data = False  # as those of the checkpoint that it goes on from
         if self._start is not None:
             self._check_algorithm(self._start.training.get(ALGORITHM))
             self._reward_scale = self._start.training.get(REWARD_SCALE, self._reward_scale)
         self._take_columns(self._set_dataset(transitions, fit=True))
         if self._start is not None:
             self._go_on(self._start)
+            self._start = None  # it holds a whole run's state
         del transitions
         self.offline_data.release()
 
@@ -109,14 +113,35 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
         logger.warning(text)
         self._warnings.append(text)
 
+    def _read_start(self) -> Start | None:
+        """The checkpoint to go on from; none where a trial of Tune is resumed from its own."""
+        name = self.config.start_from
+        try:
+            return None if name is None else Start.read(name, COMPONENT_TRAINING)
+        except CheckpointError:
+            places = ray_internals.trial_places(self)
+            if places is not None and checkpoint_numbers(places.folder, places.filesystem):
+                return None
+            raise
+
     def _has_data_of(self, start: Start) -> bool:
         same_split = start.training.get(HOLDOUT) == self._holdout
         return same_split and start.training[FINGERPRINT] == self._dataset[1]
 
     def _go_on(self, start: Start) -> None:
         """Takes over what a checkpoint has learned, whatever its data."""
-        start.restore_learners(self.learner_group)
+        with self.guarding_learners():
+            start.restore_learners(self.learner_group)
+        self._foreach_learner("draw_anew")
         self._num_gradient_steps = start.training[NUM_GRADIENT_STEPS]
+        self._is_same_data = self._has_data_of(start)
+        self._in_sample = start.training.get(IN_SAMPLE, False)
+        if self._holdout is not None and not self._is_same_data:
+            self._in_sample = True
+            self.warn(
+                f"The run that {start.name} is of had other data or held out other episodes, and may have learned from "
+                "those that are held out now: what is measured on them is not independent"
+            )
         earlier = [*start.training.get(EARLIER_DATA, []), start.training[FINGERPRINT]]
         self._earlier_data = [data for data in dict.fromkeys(earlier) if data != self._dataset[1]]
         self._sync_evaluation()
@@ -204,7 +229,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
     @override(Algorithm)
     def training_step(self) -> None:
         self.metrics.log_value(PHASE, "policy", reduce="item")
-        if self._num_gradient_steps:  # the first window is here already
+        if not self._is_window_fresh:
             self._next_window(self.offline_data.refresh())
         for key, value in self._dataset_metrics.items():
             self.metrics.log_value(("dataset", key), value, window=1)
@@ -214,7 +239,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
                 results = self._foreach_learner("update_many", self.config.rollout_freq, timesteps)
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
             self._num_gradient_steps += self.config.rollout_freq
-            self._is_module_current = False
+            self._is_module_current = self._is_window_fresh = False
         self._log_steps()
 
     def _log_steps(self) -> None:
@@ -274,6 +299,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
             ALGORITHM: type(self).__name__,
             FINGERPRINT: self._dataset[1],
             EARLIER_DATA: self._earlier_data,
+            IN_SAMPLE: self._in_sample,
             REWARD_SCALE: self._reward_scale,
             HOLDOUT: self._holdout,
             VALUE_WATCH: self._get_watch_state(),
@@ -323,6 +349,8 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
                 ALGORITHM: type(self).__name__,
                 "dataset": name,
                 FINGERPRINT: fingerprint,
+                EARLIER_DATA: self._earlier_data,
+                IN_SAMPLE: self._in_sample,
                 HOLDOUT: self._holdout,
                 "gamma": self.config.gamma,
                 NUM_GRADIENT_STEPS: self._num_gradient_steps,
@@ -331,11 +359,22 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
 
     def _set_training_state(self, state: Mapping[str, Any]) -> None:
         self._num_gradient_steps = state[NUM_GRADIENT_STEPS]
-        self._earlier_data = state.get(EARLIER_DATA, [])
+        self._earlier_data, self._in_sample = state.get(EARLIER_DATA, []), state.get(IN_SAMPLE, False)
+        self._is_window_fresh = not self._num_gradient_steps
         self._set_watch_state(state.get(VALUE_WATCH))
+        scale = state.get(REWARD_SCALE, self._reward_scale)
+        is_rescaled, self._reward_scale = scale != self._reward_scale, scale
         window = state[DATA_WINDOW]
-        if self.offline_data.is_capped and window != self.offline_data.window:
+        if self.offline_data.is_capped and (is_rescaled or window != self.offline_data.window):
             self._set_dataset(self.offline_data.skip_to(window), fit=False)
+        elif is_rescaled:  # that of the run that this one went on from
+            self._read_columns()
+
+    def _read_columns(self) -> Batch:
+        """Hands the dataset out again; returns its columns."""
+        columns = self._set_dataset(self.offline_data.transitions, fit=False)
+        self.offline_data.release()
+        return columns
 
     @override(Algorithm)
     def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -365,8 +404,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
         place, inside = place_of(path)
         config = stored_config(inside, place, options)
         algo = cls(config={**config, "start_from": str(path)})
-        assert algo._start is not None
-        if algo._has_data_of(algo._start):
+        if algo._is_same_data:
             algo.restore_from_path(path)
         else:
             logger.warning(

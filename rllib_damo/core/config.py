@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -123,7 +124,7 @@ class OfflineConfig(AlgorithmConfig):
         """Sets the dataset: the package's options, and RLlib's own of this method."""
         if "input_" in options:
             options["input_"] = absolute_input(options["input_"])
-        if options.get("start_from"):
+        if isinstance(options.get("start_from"), (str, Path)):
             options["start_from"] = absolute_input(str(options["start_from"]))
         return self._take("offline_data", options)
 

@@ -326,6 +326,11 @@ class OfflineTorchLearner(TorchLearner):
         self._has_pretrained = state["has_pretrained"]
         self._set_update_state(state["update"])
 
+    def draw_anew(self) -> None:
+        """Takes the config's own seed again, which a restored state has replaced."""
+        if self.config.seed is not None:
+            self._base_seed = self.config.seed
+
     def _get_update_state(self) -> dict[str, Any] | None:
         return self._update.get_state()
 

@@ -39,6 +39,7 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
 
     @override(OfflineAlgorithm)
     def setup(self, config: AlgorithmConfig) -> None:
+        self._has_rollouts = False  # in the model buffers
         super().setup(config)
         self._rounds = RolloutRounds(self.config, self.env_runner, self.env_runner_group)
 
@@ -84,7 +85,9 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
     def _go_on(self, start: Start) -> None:
         super()._go_on(start)
         if self._has_data_of(start):
-            self.dynamics.set_state(start.training[COMPONENT_DYNAMICS])
+            self.dynamics.set_state(start.training[COMPONENT_DYNAMICS], self._read_columns)
+        elif self._update_uses_dynamics():
+            self._foreach_learner("forget_dynamics")
 
     @override(OfflineAlgorithm)
     def training_step(self) -> None:
@@ -112,7 +115,8 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         if parts:
             with self.metrics.log_time((TIMERS, "model_buffer")):
                 self._fill_model_buffers(parts)
-        return bool(parts or self._num_gradient_steps)
+            self._has_rollouts = True
+        return self._has_rollouts
 
     def roll_out(self) -> list[Any]:
         """A round of rollouts for this iteration: Arrow tables, or tensors on the GPU that runner and learner share.
@@ -123,7 +127,7 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         if not self._rounds.pending:
             self._request_round(self._num_gradient_steps)
         parts, metrics = self._rounds.collect()
-        if self.config.overlap_rollouts and (parts or self._num_gradient_steps):
+        if self.config.overlap_rollouts and (parts or self._has_rollouts):
             self._request_round(self._num_gradient_steps + self.config.rollout_freq)
         self.metrics.aggregate(metrics, key=ENV_RUNNER_RESULTS)
         return parts
@@ -190,7 +194,7 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
     @override(OfflineAlgorithm)
     def _set_training_state(self, state: Mapping[str, Any]) -> None:
         super()._set_training_state(state)
-        self.dynamics.set_state(state[COMPONENT_DYNAMICS])
+        self.dynamics.set_state(state[COMPONENT_DYNAMICS], self._read_columns)
         if self.learner_group.is_remote:
             workers = ray_internals.learner_actors(self.learner_group)
             buffers = deal_buffers(state[MODEL_BUFFERS], len(workers))
@@ -198,6 +202,7 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         else:
             learner = ray_internals.local_learner(self.learner_group)
             learner.set_model_buffer(*deal_buffers(state[MODEL_BUFFERS], 1))
+        self._has_rollouts = self._num_gradient_steps > 0
         if self.dynamics.ready:
             self._hand_out_dynamics()
         self._rounds.discard()  # not of the restored run

@@ -71,6 +71,10 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
             super()._set_update_state(self._update_state)
             self._update_state = None
 
+    def forget_dynamics(self) -> None:
+        """Lets go of a restored model that waits for `set_dynamics`: another one is trained."""
+        self._update_state = None
+
     def dynamics_state(self) -> Mapping[str, Any] | None:
         """A copy of `Update.dynamics_state`, on the CPU."""
         state = self._update.dynamics_state()

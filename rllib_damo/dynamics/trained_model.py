@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ class DynamicsComponent:
                 learn_terminations=self.learn_terminations,
             ).to(self.device)
         else:
-            ensemble = DynamicsEnsemble.load(cache.write(self._parent, c.dynamics_cache_dir), self.device)
+            ensemble = self._load_parent()
         return DynamicsTrainer(
             ensemble,
             rows.obs,
@@ -214,6 +215,33 @@ class DynamicsComponent:
             device=self.device,
             fit_statistics=self._parent is None,
         )
+
+    def _load_parent(self) -> DynamicsEnsemble:
+        """The model that training starts from.
+
+        Raises:
+            ValueError: it is of other sizes than the options, or it learned no terminations where they are needed.
+        """
+        assert self._parent is not None
+        c, ensemble = self.config, DynamicsEnsemble.load(cache.write(self._parent, self.config.dynamics_cache_dir))
+        sizes = ensemble.hparams
+        found = {
+            "dynamics_hidden_dims": tuple(sizes["hidden_dims"]), "num_ensemble": sizes["num_ensemble"],
+            "num_elites": sizes["num_elites"],
+        }  # fmt: skip
+        for name, value in found.items():
+            wanted = getattr(c, name)
+            if value != (tuple(wanted) if isinstance(wanted, (list, tuple)) else wanted):
+                raise ValueError(
+                    f"start_from: its dynamics model has {name}={value}, and this run has {wanted}. Set "
+                    f"`.dynamics({name}={value})`."
+                )
+        if self.learn_terminations and ensemble.termination is None:
+            raise ValueError(
+                "start_from: its dynamics model learned no terminations, and there is no known rule for env="
+                f"{c.env!r}. Set `.dynamics(termination_fn=...)`."
+            )
+        return ensemble.to(self.device)
 
     def _finish(self) -> None:
         self._check_predictions()
@@ -267,29 +295,45 @@ class DynamicsComponent:
 
     def get_state(self) -> dict[str, Any]:
         """The trained model's file as bytes, or the unfinished training's state."""
-        state: dict[str, Any] = {"file": None, "trainer": None, "key": self.key}
+        state: dict[str, Any] = {"file": None, "trainer": None, "parent": None, "key": self.key}
         if self.ready:
             state["file"] = self._content
-        elif self._trainer is not None:
-            state |= {"trainer": self._trainer.state_dict(), "parent": self._parent}
+        else:
+            state["parent"] = self._parent
+            if self._trainer is not None:
+                state["trainer"] = self._trainer.state_dict()
         return state
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Takes the checkpoint's model, whatever the cache holds; where the cache lacks it, it gets it back."""
+    def set_state(self, state: Mapping[str, Any], read: Callable[[], Batch]) -> None:
+        """Takes the checkpoint's model, whatever the cache holds; where the cache lacks it, it gets it back.
+
+        Args:
+            state: what `get_state` returned.
+            read: reads the dataset's columns again, for a training that is to go on.
+        """
+        key = state.get("key", self.key)
         if state["file"] is not None:
             if not (self.ready and self._content == state["file"]):
-                self.path = self._keep(state["file"], state.get("key"))
+                self.path = self._keep(state["file"], key)
+            self.key = key  # of the model that is there now, whatever this run's options would train
             self._finish()
-        elif state["trainer"] is not None and not self.ready:
-            self._parent = state.get("parent")
+            return
+        if state.get("parent") is not None and key != self.key:
+            self._parent = state["parent"]
             self._locate()
+            self.columns = read() if self.columns is None else self.columns
+            self.ready = False
+            if self._is_cached():
+                self._finish()
+        if state["trainer"] is not None and not self.ready:
             self._trainer = self._make_trainer()
             self._trainer.load_state_dict(state["trainer"])
 
     def _keep(self, content: bytes, key: str | None) -> Path:
-        """Writes a checkpoint's model to the cache, under the key that it was trained for if that is this run's."""
-        if key is None or key != self.key or self.path.exists():
+        """Writes a checkpoint's model to the cache, under the key that it was trained for."""
+        path = None if key is None else cache.path(key, self.config.dynamics_cache_dir)
+        if path is None or path.exists():
             return cache.write(content, self.config.dynamics_cache_dir)
-        with atomic_write(self.path) as file:
+        with atomic_write(path) as file:
             file.write(content)
-        return self.path
+        return path

@@ -52,7 +52,7 @@ class DynamicsTrainer:
         seed: of the split, the bootstrap samples and the order of rows.
         device: where data and networks live.
         fit_statistics: False for networks that are trained already, on other data: the statistics that their weights
-            go with stay, and the weights that training starts from are kept where none better are found.
+            go with stay.
 
     Raises:
         ValueError: sizes that do not fit each other, or fewer than ``MIN_TRANSITIONS`` usable rows.
@@ -143,8 +143,6 @@ class DynamicsTrainer:
         self._epoch = 0
         self._best = np.full(ensemble.num_ensemble, np.inf, np.float32)  # hold-out MSE of the best weights
         self._since_update = np.zeros(ensemble.num_ensemble, np.int64)
-        if not fit_statistics:  # the trained weights that it starts from may be the best
-            self._best = self._evaluate()[1]
 
     # -- the public side ---------------------------------------------------------------------------------------------
 

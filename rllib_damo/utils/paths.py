@@ -58,7 +58,7 @@ def place_of(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
     # Imported here, since the processes that play episodes do not need pyarrow.
     import pyarrow.fs
 
-    return pyarrow.fs.FileSystem.from_uri(str(place) if "://" in str(place) else absolute(place))
+    return pyarrow.fs.FileSystem.from_uri(str(place).rstrip("/") if "://" in str(place) else absolute(place))
 
 
 def absolute_input(place: Any) -> Any:
