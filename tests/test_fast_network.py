@@ -25,7 +25,7 @@ from rllib_damo.core.td3 import TD3TorchRLModule
 from rllib_damo.core.update import Metrics, StepBatch, Update
 from rllib_damo.nn import stacked_mlp
 from rllib_damo.nn.fast_network import FastNetwork
-from rllib_damo.nn.stacked_mlp import FastMLP, StackedMLP, mlp
+from rllib_damo.nn.stacked_mlp import FastMLP, StackedMLP, is_plain, mlp
 from tests.update_parts import ACT, OBS, ROWS, linear_dynamics, make_batch, noise
 
 # -- a network -------------------------------------------------------------------------------------------------------
@@ -215,3 +215,17 @@ def test_learners_use_fast_networks_where_there_is_a_precision(config: Any) -> N
     assert has_precision == (not isinstance(config, OfflineIQLConfig))
     assert {isinstance(net.forward, FastNetwork) for net in networks} == {has_precision}
     assert not isinstance(module.averaged_actor.net.forward, FastNetwork)
+
+
+@pytest.mark.parametrize(
+    ("net", "is_so"),
+    [
+        (nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), True),
+        (nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1), nn.ReLU()), False),
+        (nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), False),
+        (nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 1)), False),
+        (nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3)), nn.ReLU(), nn.Linear(3, 1)), False),
+    ],
+)
+def test_networks_of_another_kind_are_left_as_they_are(net: nn.Module, is_so: bool) -> None:
+    assert is_plain(net) == is_so

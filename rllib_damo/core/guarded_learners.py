@@ -37,6 +37,8 @@ class GuardedLearners(Algorithm):
         except RayActorError as error:
             self._lost_learner = ray_internals.why_died(error)
             raise RuntimeError(self._lost()) from error
+        if ray_internals.num_lost_learners(self.learner_group):  # RLlib restores the others, without a word
+            raise RuntimeError(self._lost())
 
     def _lost(self) -> str:
         cause = f" ({self._lost_learner})" if self._lost_learner else ""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rllib_damo.core.networks import Actor, Critics
 from rllib_damo.nn.fast_network import FastNetwork
+from rllib_damo.nn.stacked_mlp import is_plain
 from rllib_damo.utils.batch import Batch
 from rllib_damo.utils.spaces import check_spaces
 
@@ -51,11 +52,24 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
         return []
 
     def use_fast_networks(self, dtype: torch.dtype | None) -> None:
-        """From now on the networks are `FastNetwork`s, the averaged actor apart, with products in ``dtype``."""
+        """From now on the networks are `FastNetwork`s, the averaged actor apart, with products in ``dtype``.
+
+        Networks of another kind, of a subclass, stay as they are.
+
+        Raises:
+            ValueError: there are such, and ``dtype`` is given.
+        """
+        trained = [child for name, child in self.named_children() if name != "averaged_actor" and hasattr(child, "net")]
+        if not all(is_plain(child.net) for child in trained):
+            if dtype is not None:
+                raise ValueError(
+                    f"{type(self).__name__} has networks that are no plain chains of linear layers and ReLU or SiLU: "
+                    'set precision="fp32".'
+                )
+            return
         self.is_fast, self.fast_dtype = True, dtype
-        for name, child in self.named_children():
-            if name != "averaged_actor" and hasattr(child, "net"):
-                child.net.forward = FastNetwork(child.net, dtype)
+        for child in trained:
+            child.net.forward = FastNetwork(child.net, dtype)
 
     def get_non_inference_attributes(self) -> list[str]:
         own = [*self._modules, *self._parameters]

@@ -364,6 +364,18 @@ def layers_of(net: StackedMLP | nn.Sequential) -> Layers:
     return Layers([layer.weight for layer in linears], [layer.bias for layer in linears], activation)
 
 
+def is_plain(net: nn.Module) -> bool:
+    """Whether `FastMLP` computes what the network does: linear layers with one activation between them, no more."""
+    if any(map(nn.utils.parametrize.is_parametrized, net.modules())):
+        return False
+    if isinstance(net, StackedMLP):
+        return True
+    if not isinstance(net, nn.Sequential) or len(net) < 3 or len(net) % 2 == 0:
+        return False
+    kinds = [type(layer) for layer in net]
+    return set(kinds[::2]) == {nn.Linear} and set(kinds[1::2]) in ({nn.ReLU}, {nn.SiLU})
+
+
 def _stacked(param: Tensor) -> Tensor:
     """A view ``(C, in, out)`` or ``(C, 1, out)`` of a weight or bias of `StackedMLP` or of ``nn.Linear``."""
     return param if param.ndim == 3 else param.t()[None] if param.ndim == 2 else param[None, None]
