@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import gymnasium as gym
@@ -14,11 +15,13 @@ from rllib_damo.command.data import invoke
 from rllib_damo.data.formats.parquet import write_parquet
 from rllib_damo.data.generate import datasets
 from rllib_damo.data.generate.controllers import PendulumMixed
+from rllib_damo.data.in_memory import InMemory
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.errors import CheckpointError, DataError, UsageError
 from rllib_damo.selection import Selection, estimates, select
 from rllib_damo.selection.budget import by_hand, posterior, sequential_halving
 from rllib_damo.selection.candidates import find, load
+from rllib_damo.selection.problem import make_task, read
 from tests.small_runs import make_small, train_policy
 
 SWING_UP = PendulumMixed().swing_up
@@ -113,6 +116,15 @@ def test_policies_that_cannot_be_judged():
         quick({"broken": lambda obs: np.full((len(obs), 1), np.nan)})
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         quick(["tests"])
+
+
+def test_data_in_memory_are_asked_for():
+    config = BehaviorCloningConfig().environment("Pendulum-v1")
+    config.offline_data(input_=pickle.loads(pickle.dumps(InMemory(DATA))))
+    task = make_task(config, "Pendulum-v1", None)
+    with pytest.raises(UsageError, match="of 3,000 rows in memory>, which no checkpoint holds: give it by input_"):
+        read(config, None, task)
+    assert read(config, DATA, task).fingerprint() == DATA.fingerprint()
 
 
 def test_checkpoints_of_trials_are_found(tmp_path):

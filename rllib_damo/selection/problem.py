@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 
 from rllib_damo.data.formats.reader import Conventions
+from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.data.schema import Transitions
 from rllib_damo.data.sources import Input
@@ -54,6 +55,10 @@ def read(config: Any, input_: Input | None, task: SimpleNamespace) -> Transition
     config = config.copy(copy_frozen=False)
     if input_ is not None:
         config.input_ = input_
+    if isinstance(config.input_, InMemory) and config.input_.transitions is None:
+        raise UsageError(
+            f"the policies were trained on {config.input_!r}, which no checkpoint holds: give it by input_."
+        )
     config.observation_space, config.action_space = task.observation_space, task.action_space
     return BulkOfflineData(config).whole()
 
