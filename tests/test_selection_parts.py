@@ -144,6 +144,20 @@ def test_the_judges_model_is_trained_once(tmp_path):
     assert torch.equal(first.weights[0], second.weights[0])
 
 
+def test_a_damaged_file_of_the_judges_model_is_replaced(tmp_path, caplog):
+    rows = linear_rows()
+    options = {"learn_terminations": False, "seed": 0, "cache_dir": tmp_path, "hidden_dims": (16, 16), "epochs": 1}
+    first = train_judge(rows, "abc", **options)
+    (file,) = tmp_path.glob("*.pt")
+    file.write_bytes(file.read_bytes()[:-9])
+    again = train_judge(rows, "abc", **options)
+    assert torch.equal(first.weights[0], again.weights[0])
+    assert len(caplog.records) == 1
+    assert "is damaged" in caplog.text
+    assert "the judge's model is trained again" in caplog.text
+    assert torch.equal(DynamicsEnsemble.load(file).weights[0], first.weights[0])
+
+
 def test_first_states_are_of_the_episodes_asked_for():
     rows = linear_rows(episodes=3)
     assert torch.equal(first_states(rows, rows.of_episodes(torch.tensor([False, True, True]))), rows.obs[[60, 120]])
