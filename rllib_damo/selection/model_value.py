@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class Judge:
 
 
 def train_judge(
-    rows: Rows, fingerprint: str, *, learn_terminations: bool, seed: int,
+    rows: Rows, fingerprint: str, action_space: gym.spaces.Box, *, learn_terminations: bool, seed: int,
     cache_dir: str | os.PathLike[str] | None = None, hidden_dims: Sequence[int] = (256, 256, 256),
     epochs: int | None = None,
     progress: Callable[[str], None] = lambda text: None,
@@ -68,6 +69,7 @@ def train_judge(
     Args:
         rows: the training part of the data.
         fingerprint: of these rows.
+        action_space: the environment's, whose bounds the rows' unit actions stand for.
         learn_terminations: whether no rule is known.
         seed: of the selection; the model's is another one than any candidate's.
         cache_dir: as in ``.dynamics(dynamics_cache_dir=...)``.
@@ -81,7 +83,8 @@ def train_judge(
     epochs = epochs or int(np.clip(1_600_000 // len(rows), 8, 60))
     decay = (2.5e-5, *[5e-5] * (len(hidden_dims) - 1), 1e-4)
     settings = {
-        "judge": 1, "hidden_dims": tuple(hidden_dims), "epochs": epochs, "learn_terminations": learn_terminations
+        "judge": 1, "hidden_dims": tuple(hidden_dims), "epochs": epochs, "learn_terminations": learn_terminations,
+        "action_bounds": [action_space.low.tolist(), action_space.high.tolist()],
     }  # fmt: skip
     key = cache.key(fingerprint, settings, seed + _SEED_OFFSET)
     path = cache.path(key, cache_dir)
