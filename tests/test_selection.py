@@ -16,16 +16,19 @@ from rllib_damo.data.formats.parquet import write_parquet
 from rllib_damo.data.generate import datasets
 from rllib_damo.data.generate.controllers import PendulumMixed
 from rllib_damo.data.in_memory import InMemory
+from rllib_damo.data.splits import split_episodes
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.errors import CheckpointError, DataError, UsageError
 from rllib_damo.selection import Selection, estimates, select
 from rllib_damo.selection.budget import by_hand, posterior, sequential_halving
-from rllib_damo.selection.candidates import find, load
-from rllib_damo.selection.problem import make_task, read
+from rllib_damo.selection.candidates import Candidate, find, load
+from rllib_damo.selection.problem import Data, make_task, read
 from tests.small_runs import make_small, train_policy
 
 SWING_UP = PendulumMixed().swing_up
 DATA = datasets.generate("pendulum-mixed", 3000, seed=0)
+HELD_OUT = split_episodes(DATA, 0.2).record
+SPACE = gym.spaces.Box(-2.0, 2.0, (1,))
 
 
 def good(obs: np.ndarray) -> np.ndarray:
@@ -125,6 +128,19 @@ def test_data_in_memory_are_asked_for():
     with pytest.raises(UsageError, match="of 3,000 rows in memory>, which no checkpoint holds: give it by input_"):
         read(config, None, task)
     assert read(config, DATA, task).fingerprint() == DATA.fingerprint()
+
+
+def candidate(**record) -> Candidate:
+    record = {"dataset": "a", "dataset_fingerprint": DATA.fingerprint(), "holdout": HELD_OUT, **record}
+    return Candidate("one", "", good, record, BehaviorCloningConfig().offline_data(max_dataset_rows=1000))
+
+
+def test_policies_that_saw_the_data_in_windows_are_refused():
+    first_window = candidate(dataset_fingerprint=DATA.slice(0, 1000).fingerprint())
+    with pytest.raises(DataError, match="below the data's size cannot be judged, since only their first window's"):
+        Data.of(DATA, [first_window], SPACE)
+    with pytest.raises(DataError, match="is other data"):  # which fits into a window
+        Data.of(DATA.slice(0, 1000), [candidate()], SPACE)
 
 
 def test_checkpoints_of_trials_are_found(tmp_path):

@@ -92,6 +92,13 @@ class Data:
                 splits.append(None)
                 continue
             if record["dataset_fingerprint"] != fingerprint:
+                max_rows = getattr(candidate.config, "max_dataset_rows", None)
+                if max_rows is not None and max_rows < len(whole):
+                    raise DataError(
+                        f"{candidate.name} was trained with max_dataset_rows={max_rows} and {whole.name} has "
+                        f"{len(whole):,} rows: policies trained with max_dataset_rows below the data's size cannot be "
+                        "judged, since only their first window's fingerprint is known. Train with a larger one."
+                    )
                 raise DataError(
                     f"{candidate.name} was trained on {record['dataset']} (fingerprint "
                     f"{record['dataset_fingerprint'][:12]}), and {whole.name} is other data ({fingerprint[:12]}): give "
