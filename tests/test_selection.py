@@ -143,6 +143,20 @@ def test_policies_that_saw_the_data_in_windows_are_refused():
         Data.of(DATA.slice(0, 1000), [candidate()], SPACE)
 
 
+@pytest.mark.parametrize(
+    ("record", "num_warnings"),
+    [
+        ({}, 0),
+        ({"in_sample": False, "earlier_dataset_fingerprints": []}, 0),
+        ({"in_sample": True}, 1),
+        ({"earlier_dataset_fingerprints": ["abc"]}, 1),
+    ],
+)
+def test_what_a_policy_went_on_from_limits_the_confidence(record, num_warnings):
+    text = "in sample: one went on from a run that may have seen the held-out episodes"
+    assert Data.of(DATA, [candidate(), candidate(**record)], SPACE).warnings == (text,) * num_warnings
+
+
 def test_checkpoints_of_trials_are_found(tmp_path):
     for name in ("b/checkpoint_000000", "b/checkpoint_000002", "b/checkpoint_000010", "a/last", "a/other"):
         (tmp_path / name / "learner_group").mkdir(parents=True)

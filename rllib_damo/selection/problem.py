@@ -117,7 +117,7 @@ class Data:
                 raise DataError(
                     f"{whole.name}: holding out its episodes anew gives other ones than the checkpoints record."
                 )
-            rows, held_out, warnings = Rows.of(split.training, space), Rows.of(split.holdout, space), ()
+            rows, held_out, warnings = Rows.of(split.training, space), Rows.of(split.holdout, space), _went_on(own)
             training = split.record["train_fingerprint"]
         else:
             rows, training = Rows.of(whole, space), fingerprint
@@ -125,7 +125,7 @@ class Data:
             warnings = (
                 "in sample: the candidates were fitted to the noise of the episodes that judge them; train with "
                 ".offline_data(holdout_episodes=0.1)",
-            )  # type: ignore[assignment]
+            )
         if rows.num_episodes < _FEWEST_EPISODES:
             raise DataError(
                 f"{whole.name}: {rows.num_episodes} episodes are too few to judge policies by; {_FEWEST_EPISODES} are "
@@ -143,3 +143,13 @@ class Data:
 
     def describe(self) -> str:
         return f"{self.rows.num_episodes:,} episodes to fit on, {self.num_held_out:,} held out"
+
+
+def _went_on(own: Sequence[Candidate]) -> tuple[str, ...]:
+    """A warning for each candidate that has learned from a run on other episodes."""
+    return tuple(
+        f"in sample: {candidate.name} went on from a run that may have seen the held-out episodes"
+        for candidate in own
+        if candidate.record
+        and (candidate.record.get("in_sample") or candidate.record.get("earlier_dataset_fingerprints"))
+    )
