@@ -12,11 +12,20 @@ import ray
 from pyarrow import fs
 from ray.tune import Checkpoint
 
-from rllib_damo import TD3BC, BehaviorCloning, BehaviorCloningConfig, TD3BCConfig, Transitions, load_policy
+from rllib_damo import (
+    TD3BC,
+    BehaviorCloning,
+    BehaviorCloningConfig,
+    TD3BCConfig,
+    Transitions,
+    export_policy,
+    load_policy,
+)
 from rllib_damo.core.resources import check_actors
 from rllib_damo.core.sealed_checkpoints import stored_config
 from rllib_damo.data.generate import datasets
 from rllib_damo.data.in_memory import InMemory
+from rllib_damo.deploy.numpy_policy import NumpyPolicy
 from rllib_damo.evaluation.checkpoints import CONSTRUCTOR, load_config
 from rllib_damo.evaluation.play import evaluated_env, play
 from tests.small_runs import make_small, module_state
@@ -92,6 +101,11 @@ def test_playing_needs_no_data(checkpoint: Path) -> None:
     assert load_policy(checkpoint)(np.zeros(3)).shape == (1,)
     assert evaluated_env(load_config(checkpoint)) == "Pendulum-v1"
     assert len(play(checkpoint, episodes=1, seed=0)) == 1
+
+
+def test_an_export_names_the_environment_of_the_evaluation(checkpoint: Path, tmp_path: Path) -> None:
+    file = export_policy(checkpoint, tmp_path / "policy.npz")
+    assert NumpyPolicy(str(file)).metadata["environment"] == "Pendulum-v1"
 
 
 def test_data_in_memory_is_neither_copied_nor_sent(data: Transitions) -> None:

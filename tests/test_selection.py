@@ -22,12 +22,13 @@ from rllib_damo.errors import CheckpointError, DataError, UsageError
 from rllib_damo.selection import Selection, estimates, select
 from rllib_damo.selection.budget import by_hand, posterior, sequential_halving
 from rllib_damo.selection.candidates import Candidate, find, load
-from rllib_damo.selection.problem import Data, make_task, read
+from rllib_damo.selection.problem import Data, make_task, played_env, read
 from tests.small_runs import make_small, train_policy
 
 SWING_UP = PendulumMixed().swing_up
 DATA = datasets.generate("pendulum-mixed", 3000, seed=0)
 HELD_OUT = split_episodes(DATA, 0.2).record
+OBS = gym.spaces.Box(-8.0, 8.0, (3,))
 SPACE = gym.spaces.Box(-2.0, 2.0, (1,))
 
 
@@ -119,6 +120,14 @@ def test_policies_that_cannot_be_judged():
         quick({"broken": lambda obs: np.full((len(obs), 1), np.nan)})
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         quick(["tests"])
+
+
+def test_the_environment_to_play_in_may_be_the_evaluations_alone():
+    config = BehaviorCloningConfig().environment(observation_space=OBS, action_space=SPACE, env_config={"g": 5.0})
+    assert played_env(config, make_task(config, None, None)) == (None, {"g": 5.0})
+    config.evaluation(evaluation_config={"env": "Hopper-v5", "env_config": {"frame_skip": 4}})
+    assert played_env(config, make_task(config, None, None)) == ("Hopper-v5", {"g": 5.0, "frame_skip": 4})
+    assert played_env(config, make_task(config, "Pendulum-v1", None)) == ("Pendulum-v1", {"g": 5.0})
 
 
 def test_data_in_memory_are_asked_for():

@@ -17,6 +17,7 @@ from rllib_damo.data.sources import Input
 from rllib_damo.data.sources import load as load_data
 from rllib_damo.data.splits import split_episodes
 from rllib_damo.errors import DataError, UsageError
+from rllib_damo.evaluation.play import evaluated_env
 from rllib_damo.selection.candidates import Candidate
 from rllib_damo.selection.rows import Rows
 from rllib_damo.tasks import TerminationFn
@@ -44,6 +45,13 @@ def make_task(config: Any, env: Any, termination_fn: TerminationFn | None) -> Si
         made.close()
     check_spaces(task.observation_space, task.action_space)
     return task
+
+
+def played_env(config: Any, task: SimpleNamespace) -> tuple[Any, dict[str, Any]]:
+    """Where real episodes are played: the task's environment, or else that of the config's evaluation."""
+    if task.env is not None or config is None:
+        return task.env, dict(task.env_config or {})
+    return evaluated_env(config), {**task.env_config, **(config.evaluation_config or {}).get("env_config", {})}
 
 
 def read(config: Any, input_: Input | None, task: SimpleNamespace) -> Transitions:
