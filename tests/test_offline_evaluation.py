@@ -11,6 +11,7 @@ from rllib_damo.core import offline_evaluation
 from rllib_damo.core.offline_evaluation import ValueWatch
 from rllib_damo.data.generate import datasets
 from rllib_damo.data.generate.controllers import PendulumMixed
+from rllib_damo.errors import UserError
 from tests.small_runs import make_small, train_policy
 
 
@@ -25,6 +26,14 @@ def test_rllibs_own_estimators_are_refused(wrong):
     config = BehaviorCloningConfig().environment("Pendulum-v1").offline_data(input_="pendulum-mixed")
     with pytest.raises(ValueError, match="fitted Q evaluation"):
         config.evaluation(offline_evaluation_interval=1, **wrong).validate()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_data_in_windows_are_refused(dataset):
+    config = make_small(BehaviorCloningConfig(), dataset, "").offline_data(max_dataset_rows=800)
+    config.evaluation(evaluation_interval=None, offline_evaluation_interval=1)
+    with pytest.raises(UserError, match=r"offline_evaluation_interval=1 needs .* larger than max_dataset_rows=800"):
+        config.build_algo()
 
 
 def test_a_value_beyond_the_data_is_implausible(monkeypatch):

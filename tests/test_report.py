@@ -178,6 +178,12 @@ def test_facts_are_there(single: Path, tmp_path: Path) -> None:
     assert page.titles["li"] == ["pendulum: there are 5 rows, which are few."]
 
 
+def test_the_environment_may_be_the_evaluations_alone(tmp_path: Path) -> None:
+    settings = {"env": None, "evaluation_config": {"env": "Hopper-v5"}}
+    folder = write_trial(tmp_path / "run" / "DAMO_0", [result(1)], **settings)
+    assert "DAMO · Hopper-v5 · pendulum/mixed" in report(folder, tmp_path).source
+
+
 def test_the_page_needs_nothing_else(single: Path, tmp_path: Path) -> None:
     page = report(single, tmp_path)
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]

@@ -9,13 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from pyarrow import fs
 from ray.tune import Checkpoint
 
-from rllib_damo import BehaviorCloning, BehaviorCloningConfig, Transitions, load_policy
+from rllib_damo import (
+    TD3BC,
+    BehaviorCloning,
+    BehaviorCloningConfig,
+    TD3BCConfig,
+    Transitions,
+    export_policy,
+    load_policy,
+)
 from rllib_damo.core.resources import check_actors
+from rllib_damo.core.sealed_checkpoints import stored_config
 from rllib_damo.data.generate import datasets
 from rllib_damo.data.in_memory import InMemory
-from rllib_damo.evaluation.checkpoints import load_config
+from rllib_damo.deploy.numpy_policy import NumpyPolicy
+from rllib_damo.evaluation.checkpoints import CONSTRUCTOR, load_config
 from rllib_damo.evaluation.play import evaluated_env, play
 from tests.small_runs import make_small, module_state
 
@@ -92,6 +103,11 @@ def test_playing_needs_no_data(checkpoint: Path) -> None:
     assert len(play(checkpoint, episodes=1, seed=0)) == 1
 
 
+def test_an_export_names_the_environment_of_the_evaluation(checkpoint: Path, tmp_path: Path) -> None:
+    file = export_policy(checkpoint, tmp_path / "policy.npz")
+    assert NumpyPolicy(str(file)).metadata["environment"] == "Pendulum-v1"
+
+
 def test_data_in_memory_is_neither_copied_nor_sent(data: Transitions) -> None:
     config = BehaviorCloningConfig().offline_data(input_=InMemory(data))
     assert config.copy().input_.transitions is data
@@ -110,6 +126,16 @@ def test_options_may_be_given_anew(checkpoint: Path, data: Transitions) -> None:
     restored.stop()
     with pytest.raises(TypeError, match=r"no option 'evaluation_intervall'. Did you mean"):
         BehaviorCloning.from_checkpoint(checkpoint, evaluation_intervall=7)
+
+
+def test_an_option_may_be_newer_than_the_checkpoint(tmp_path: Path) -> None:
+    state = {name: value for name, value in TD3BCConfig().get_state().items() if name != "precision"}
+    stored = {"class": TD3BC, "ctor_args_and_kwargs": ((state,), {})}
+    (tmp_path / CONSTRUCTOR).write_bytes(pickle.dumps(stored))
+    config = stored_config(str(tmp_path), fs.LocalFileSystem(), {"precision": "bf16"})
+    assert config == {**state, "precision": "bf16"}
+    with pytest.raises(TypeError, match=r"no option 'precisions'. Did you mean 'precision'"):
+        stored_config(str(tmp_path), fs.LocalFileSystem(), {"precisions": "bf16"})
 
 
 def test_more_runners_than_cpus_are_refused(

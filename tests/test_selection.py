@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import gymnasium as gym
@@ -14,15 +15,21 @@ from rllib_damo.command.data import invoke
 from rllib_damo.data.formats.parquet import write_parquet
 from rllib_damo.data.generate import datasets
 from rllib_damo.data.generate.controllers import PendulumMixed
+from rllib_damo.data.in_memory import InMemory
+from rllib_damo.data.splits import split_episodes
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.errors import CheckpointError, DataError, UsageError
 from rllib_damo.selection import Selection, estimates, select
 from rllib_damo.selection.budget import by_hand, posterior, sequential_halving
-from rllib_damo.selection.candidates import find, load
+from rllib_damo.selection.candidates import Candidate, find, load
+from rllib_damo.selection.problem import Data, make_task, played_env, read
 from tests.small_runs import make_small, train_policy
 
 SWING_UP = PendulumMixed().swing_up
 DATA = datasets.generate("pendulum-mixed", 3000, seed=0)
+HELD_OUT = split_episodes(DATA, 0.2).record
+OBS = gym.spaces.Box(-8.0, 8.0, (3,))
+SPACE = gym.spaces.Box(-2.0, 2.0, (1,))
 
 
 def good(obs: np.ndarray) -> np.ndarray:
@@ -113,6 +120,50 @@ def test_policies_that_cannot_be_judged():
         quick({"broken": lambda obs: np.full((len(obs), 1), np.nan)})
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         quick(["tests"])
+
+
+def test_the_environment_to_play_in_may_be_the_evaluations_alone():
+    config = BehaviorCloningConfig().environment(observation_space=OBS, action_space=SPACE, env_config={"g": 5.0})
+    assert played_env(config, make_task(config, None, None)) == (None, {"g": 5.0})
+    config.evaluation(evaluation_config={"env": "Hopper-v5", "env_config": {"frame_skip": 4}})
+    assert played_env(config, make_task(config, None, None)) == ("Hopper-v5", {"g": 5.0, "frame_skip": 4})
+    assert played_env(config, make_task(config, "Pendulum-v1", None)) == ("Pendulum-v1", {"g": 5.0})
+
+
+def test_data_in_memory_are_asked_for():
+    config = BehaviorCloningConfig().environment("Pendulum-v1")
+    config.offline_data(input_=pickle.loads(pickle.dumps(InMemory(DATA))))
+    task = make_task(config, "Pendulum-v1", None)
+    with pytest.raises(UsageError, match="of 3,000 rows in memory>, which no checkpoint holds: give it by input_"):
+        read(config, None, task)
+    assert read(config, DATA, task).fingerprint() == DATA.fingerprint()
+
+
+def candidate(**record) -> Candidate:
+    record = {"dataset": "a", "dataset_fingerprint": DATA.fingerprint(), "holdout": HELD_OUT, **record}
+    return Candidate("one", "", good, record, BehaviorCloningConfig().offline_data(max_dataset_rows=1000))
+
+
+def test_policies_that_saw_the_data_in_windows_are_refused():
+    first_window = candidate(dataset_fingerprint=DATA.slice(0, 1000).fingerprint())
+    with pytest.raises(DataError, match="below the data's size cannot be judged, since only their first window's"):
+        Data.of(DATA, [first_window], SPACE)
+    with pytest.raises(DataError, match="is other data"):  # which fits into a window
+        Data.of(DATA.slice(0, 1000), [candidate()], SPACE)
+
+
+@pytest.mark.parametrize(
+    ("record", "num_warnings"),
+    [
+        ({}, 0),
+        ({"in_sample": False, "earlier_dataset_fingerprints": []}, 0),
+        ({"in_sample": True}, 1),
+        ({"earlier_dataset_fingerprints": ["abc"]}, 1),
+    ],
+)
+def test_what_a_policy_went_on_from_limits_the_confidence(record, num_warnings):
+    text = "in sample: one went on from a run that may have seen the held-out episodes"
+    assert Data.of(DATA, [candidate(), candidate(**record)], SPACE).warnings == (text,) * num_warnings
 
 
 def test_checkpoints_of_trials_are_found(tmp_path):

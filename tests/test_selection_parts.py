@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,8 @@ from rllib_damo.selection.model_value import (
 from rllib_damo.selection.rows import Rows
 from rllib_damo.selection.self_tests import behavior_test, differing, order_test, thirds
 from tests.test_selection_fqe import POLICIES, make_rows, network, rows_of
+
+UNIT = gym.spaces.Box(-1.0, 1.0, (1,))
 
 
 def linear_rows(episodes: int = 30, length: int = 60, seed: int = 0) -> Rows:
@@ -136,12 +139,33 @@ def test_the_length_follows_the_open_loop_error():
 def test_the_judges_model_is_trained_once(tmp_path):
     rows, lines = linear_rows(), []
     options = {"learn_terminations": False, "seed": 0, "cache_dir": tmp_path, "hidden_dims": (16, 16), "epochs": 2}
-    first = train_judge(rows, "abc", progress=lines.append, **options)
+    first = train_judge(rows, "abc", UNIT, progress=lines.append, **options)
     assert len(lines) == 2
-    second = train_judge(rows, "abc", progress=lines.append, **options)
+    second = train_judge(rows, "abc", UNIT, progress=lines.append, **options)
     assert len(lines) == 2
     assert isinstance(second, DynamicsEnsemble)
     assert torch.equal(first.weights[0], second.weights[0])
+
+
+def test_a_judges_model_is_for_one_pair_of_action_bounds(tmp_path):
+    options = {"learn_terminations": False, "seed": 0, "cache_dir": tmp_path, "hidden_dims": (8, 8), "epochs": 1}
+    for space in (UNIT, gym.spaces.Box(-2.0, 2.0, (1,))):
+        train_judge(linear_rows(), "abc", space, **options)
+    assert len(list(tmp_path.glob("*.pt"))) == 2
+
+
+def test_a_damaged_file_of_the_judges_model_is_replaced(tmp_path, caplog):
+    rows = linear_rows()
+    options = {"learn_terminations": False, "seed": 0, "cache_dir": tmp_path, "hidden_dims": (16, 16), "epochs": 1}
+    first = train_judge(rows, "abc", UNIT, **options)
+    (file,) = tmp_path.glob("*.pt")
+    file.write_bytes(file.read_bytes()[:-9])
+    again = train_judge(rows, "abc", UNIT, **options)
+    assert torch.equal(first.weights[0], again.weights[0])
+    assert len(caplog.records) == 1
+    assert "is damaged" in caplog.text
+    assert "the judge's model is trained again" in caplog.text
+    assert torch.equal(DynamicsEnsemble.load(file).weights[0], first.weights[0])
 
 
 def test_first_states_are_of_the_episodes_asked_for():

@@ -14,6 +14,7 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import EVALUATION_RESULTS
 
 from rllib_damo.core.evaluated_algorithm import EvaluatedAlgorithm
+from rllib_damo.errors import UserError
 from rllib_damo.nn.standardize import input_scales
 from rllib_damo.selection import rule
 from rllib_damo.selection.clone import Policy, clone, default_steps
@@ -111,6 +112,21 @@ class WatchedAlgorithm(EvaluatedAlgorithm):
 
     _watch: ValueWatch | None = None
     _watch_state: Mapping[str, Any] | None = None
+
+    @override(Algorithm)
+    def setup(self, config: AlgorithmConfig) -> None:
+        """As RLlib's.
+
+        Raises:
+            UserError: the dataset is larger than `max_dataset_rows`, and the value is fitted to the whole.
+        """
+        super().setup(config)
+        interval, rows = self.config.offline_evaluation_interval, self.config.max_dataset_rows
+        if interval and self.offline_data.is_capped:
+            raise UserError(
+                f"offline_evaluation_interval={interval} needs the whole dataset in memory, and it is larger than "
+                f"max_dataset_rows={rows}: raise max_dataset_rows, or set offline_evaluation_interval=None."
+            )
 
     @classmethod
     @override(Algorithm)

@@ -160,9 +160,10 @@ def stored_config(path: str, filesystem: pyarrow.fs.FileSystem, options: Mapping
     verify(path, filesystem, contents=False)  # which `restore_from_path` compares
     stored = read_pickle(f"{path}/{CONSTRUCTOR}", filesystem)  # RLlib only warns, and fails later
     (state,), _ = stored["ctor_args_and_kwargs"]
-    unknown = [name for name in options if name not in state]
+    known = {**stored["class"].get_default_config().get_state(), **state}  # there may be newer options
+    unknown = [name for name in options if name not in known]
     if unknown:
-        raise TypeError(f"from_checkpoint(): there is no option {unknown[0]!r}.{near(unknown[0], state)}")
+        raise TypeError(f"from_checkpoint(): there is no option {unknown[0]!r}.{near(unknown[0], known)}")
     return {**state, **options}
 
 

@@ -20,6 +20,7 @@ from rllib_damo.deploy.onnx_file import OPSET, to_onnx
 from rllib_damo.deploy.torchscript_file import to_torchscript
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation.checkpoints import STATES, load_config, read_pickle
+from rllib_damo.evaluation.play import evaluated_env
 from rllib_damo.evaluation.policy import Policy, load_policy
 from rllib_damo.evaluation.storage import local_copy
 from rllib_damo.utils.names import near
@@ -121,7 +122,7 @@ def _origin(place: Path) -> dict[str, Any]:
     defaults = config.algo_class.get_default_config()
     return {
         "algorithm": training.get(ALGORITHM, config.algo_class.__name__),
-        "environment": str(config.env),
+        "environment": str(evaluated_env(config) if config.env is None else config.env),
         "dataset": {"name": without_password(str(name)), "fingerprint": training.get(FINGERPRINT)},
         "gradient_steps": training.get(NUM_GRADIENT_STEPS),
         "config": changed_options(plain(config.to_dict()), plain(defaults.to_dict())),

@@ -84,7 +84,8 @@ def page(run: Run) -> str:
 def _head(run: Run) -> str:
     best = run.trials[0]
     algorithm = best.name.split("_")[0]
-    about = [algorithm, str(best.config.get("env", "")), str(best.fact("dataset/name") or best.config.get("input", ""))]
+    env = best.config.get("env") or (best.config.get("evaluation_config") or {}).get("env") or ""
+    about = [algorithm, str(env), str(best.fact("dataset/name") or best.config.get("input", ""))]
     tiles = list(_tiles(run))
     return (
         f'<header><h1>{escape(run.name)}</h1><p class="about">{escape(" · ".join(filter(None, about)))}</p>'

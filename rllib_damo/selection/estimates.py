@@ -209,8 +209,8 @@ class Estimates:
         if given == "train":
             known = resolve_termination(self.task.env, self.task.termination_fn, self.task.env_config)
             model = model_value.train_judge(
-                rows, self.data.training_fingerprint, learn_terminations=known is None, seed=seed,
-                progress=self.progress,
+                rows, self.data.training_fingerprint, self.task.action_space, learn_terminations=known is None,
+                seed=seed, progress=self.progress,
             )  # fmt: skip
         else:
             try:

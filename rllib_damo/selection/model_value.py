@@ -8,22 +8,28 @@ length h is the largest at which its open-loop error along logged actions is sma
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
 from rllib_damo.dynamics import cache
-from rllib_damo.dynamics.ensemble import DynamicsEnsemble
+from rllib_damo.dynamics.ensemble import FILE_FIX, DynamicsEnsemble
 from rllib_damo.dynamics.rollout import as_terminated
 from rllib_damo.dynamics.training import DynamicsTrainer
+from rllib_damo.errors import UserError
 from rllib_damo.selection.behavior_density import StateBox
 from rllib_damo.selection.clone import Policy
 from rllib_damo.selection.rows import Rows
 from rllib_damo.tasks import TerminationFn
+
+logger = logging.getLogger(__name__)
 
 LENGTHS = (50, 20, 10, 5)
 _LARGEST_ERROR = 0.25  # of h steps, in standard deviations of the states
@@ -53,7 +59,7 @@ class Judge:
 
 
 def train_judge(
-    rows: Rows, fingerprint: str, *, learn_terminations: bool, seed: int,
+    rows: Rows, fingerprint: str, action_space: gym.spaces.Box, *, learn_terminations: bool, seed: int,
     cache_dir: str | os.PathLike[str] | None = None, hidden_dims: Sequence[int] = (256, 256, 256),
     epochs: int | None = None,
     progress: Callable[[str], None] = lambda text: None,
@@ -63,23 +69,29 @@ def train_judge(
     Args:
         rows: the training part of the data.
         fingerprint: of these rows.
+        action_space: the environment's, whose bounds the rows' unit actions stand for.
         learn_terminations: whether no rule is known.
         seed: of the selection; the model's is another one than any candidate's.
         cache_dir: as in ``.dynamics(dynamics_cache_dir=...)``.
         hidden_dims: of the networks.
         epochs: at most; None: 8 of 200,000 rows, more of fewer.
         progress: gets a line an epoch.
+
+    Raises:
+        UserError: the cache holds a damaged file that cannot be removed.
     """
     epochs = epochs or int(np.clip(1_600_000 // len(rows), 8, 60))
     decay = (2.5e-5, *[5e-5] * (len(hidden_dims) - 1), 1e-4)
     settings = {
-        "judge": 1, "hidden_dims": tuple(hidden_dims), "epochs": epochs, "learn_terminations": learn_terminations
+        "judge": 1, "hidden_dims": tuple(hidden_dims), "epochs": epochs, "learn_terminations": learn_terminations,
+        "action_bounds": [action_space.low.tolist(), action_space.high.tolist()],
     }  # fmt: skip
     key = cache.key(fingerprint, settings, seed + _SEED_OFFSET)
     path = cache.path(key, cache_dir)
     with cache.lock(key, cache_dir):
-        if path.exists():
-            return DynamicsEnsemble.load(path)
+        cached = _cached(path)
+        if cached is not None:
+            return cached
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + _SEED_OFFSET)
             ensemble = DynamicsEnsemble(
@@ -94,6 +106,24 @@ def train_judge(
             progress(f"judge's model: epoch {found['epoch']:.0f}, hold-out error {found['holdout_mse']:.4f}")
         trainer.finish().save(path)
     return ensemble
+
+
+def _cached(path: Path) -> DynamicsEnsemble | None:
+    """The model in the cache; a file that cannot be read is removed."""
+    if not path.exists():
+        return None
+    try:
+        return DynamicsEnsemble.load(path)
+    except ValueError as error:
+        what = str(error).removesuffix(FILE_FIX)
+        logger.warning(f"{what}It is removed from the cache, and the judge's model is trained again.")
+        try:
+            path.unlink()
+        except OSError as denied:
+            raise UserError(
+                f"{what}It cannot be removed ({denied.strerror}): delete it, or set RLLIB_DAMO_CACHE."
+            ) from denied
+        return None
 
 
 def make_judge(model: DynamicsEnsemble, rule: TerminationFn, rows: Rows, index: Tensor, seed: int = 0) -> Judge:

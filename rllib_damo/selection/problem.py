@@ -10,12 +10,14 @@ from typing import Any
 import gymnasium as gym
 
 from rllib_damo.data.formats.reader import Conventions
+from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.data.schema import Transitions
 from rllib_damo.data.sources import Input
 from rllib_damo.data.sources import load as load_data
 from rllib_damo.data.splits import split_episodes
 from rllib_damo.errors import DataError, UsageError
+from rllib_damo.evaluation.play import evaluated_env
 from rllib_damo.selection.candidates import Candidate
 from rllib_damo.selection.rows import Rows
 from rllib_damo.tasks import TerminationFn
@@ -45,6 +47,13 @@ def make_task(config: Any, env: Any, termination_fn: TerminationFn | None) -> Si
     return task
 
 
+def played_env(config: Any, task: SimpleNamespace) -> tuple[Any, dict[str, Any]]:
+    """Where real episodes are played: the task's environment, or else that of the config's evaluation."""
+    if task.env is not None or config is None:
+        return task.env, dict(task.env_config or {})
+    return evaluated_env(config), {**task.env_config, **(config.evaluation_config or {}).get("env_config", {})}
+
+
 def read(config: Any, input_: Input | None, task: SimpleNamespace) -> Transitions:
     """The whole dataset, read as the first candidate's training did."""
     if config is None:
@@ -54,6 +63,10 @@ def read(config: Any, input_: Input | None, task: SimpleNamespace) -> Transition
     config = config.copy(copy_frozen=False)
     if input_ is not None:
         config.input_ = input_
+    if isinstance(config.input_, InMemory) and config.input_.transitions is None:
+        raise UsageError(
+            f"the policies were trained on {config.input_!r}, which no checkpoint holds: give it by input_."
+        )
     config.observation_space, config.action_space = task.observation_space, task.action_space
     return BulkOfflineData(config).whole()
 
@@ -87,6 +100,13 @@ class Data:
                 splits.append(None)
                 continue
             if record["dataset_fingerprint"] != fingerprint:
+                max_rows = getattr(candidate.config, "max_dataset_rows", None)
+                if max_rows is not None and max_rows < len(whole):
+                    raise DataError(
+                        f"{candidate.name} was trained with max_dataset_rows={max_rows} and {whole.name} has "
+                        f"{len(whole):,} rows: policies trained with max_dataset_rows below the data's size cannot be "
+                        "judged, since only their first window's fingerprint is known. Train with a larger one."
+                    )
                 raise DataError(
                     f"{candidate.name} was trained on {record['dataset']} (fingerprint "
                     f"{record['dataset_fingerprint'][:12]}), and {whole.name} is other data ({fingerprint[:12]}): give "
@@ -105,7 +125,7 @@ class Data:
                 raise DataError(
                     f"{whole.name}: holding out its episodes anew gives other ones than the checkpoints record."
                 )
-            rows, held_out, warnings = Rows.of(split.training, space), Rows.of(split.holdout, space), ()
+            rows, held_out, warnings = Rows.of(split.training, space), Rows.of(split.holdout, space), _went_on(own)
             training = split.record["train_fingerprint"]
         else:
             rows, training = Rows.of(whole, space), fingerprint
@@ -113,7 +133,7 @@ class Data:
             warnings = (
                 "in sample: the candidates were fitted to the noise of the episodes that judge them; train with "
                 ".offline_data(holdout_episodes=0.1)",
-            )  # type: ignore[assignment]
+            )
         if rows.num_episodes < _FEWEST_EPISODES:
             raise DataError(
                 f"{whole.name}: {rows.num_episodes} episodes are too few to judge policies by; {_FEWEST_EPISODES} are "
@@ -131,3 +151,13 @@ class Data:
 
     def describe(self) -> str:
         return f"{self.rows.num_episodes:,} episodes to fit on, {self.num_held_out:,} held out"
+
+
+def _went_on(own: Sequence[Candidate]) -> tuple[str, ...]:
+    """A warning for each candidate that has learned from a run on other episodes."""
+    return tuple(
+        f"in sample: {candidate.name} went on from a run that may have seen the held-out episodes"
+        for candidate in own
+        if candidate.record
+        and (candidate.record.get("in_sample") or candidate.record.get("earlier_dataset_fingerprints"))
+    )

@@ -14,7 +14,7 @@ from rllib_damo.selection import candidates as candidates_
 from rllib_damo.selection import rule
 from rllib_damo.selection.candidates import Candidate, Place
 from rllib_damo.selection.estimates import Estimates, Settings
-from rllib_damo.selection.problem import Data, make_task, read
+from rllib_damo.selection.problem import Data, make_task, played_env, read
 from rllib_damo.selection.result import Selection, make_selection
 from rllib_damo.tasks import TerminationFn
 from rllib_damo.utils.ray_internals import given_connector
@@ -86,8 +86,9 @@ def select(
         warnings.append(f"the ranking did not settle within {fitted.steps[-1]:,} steps: give more --steps")
     decision = rule.decide(evidence, against, failed=failed, warnings=warnings)
     decision.reasons.extend(notes)
+    played, env_config = played_env(config, task)
     facts = {
-        "env": task.env if isinstance(task.env, str) else None, "env_config": dict(task.env_config or {}),
+        "env": played if isinstance(played, str) else None, "env_config": env_config,
         "dataset": whole.name, "fingerprint": whole.fingerprint(), "split": data.record,
         "episodes": int(data.rows.num_episodes), "held_out": data.num_held_out, "seconds": time.perf_counter() - start,
         "settings": asdict(chosen) | {"gamma": work.gamma},
