@@ -129,20 +129,30 @@ def _folded(command: str) -> str:
 
 
 def markdown(
-    summaries: Sequence[Summary], datasets: Mapping[str, Dataset], steps: int, episodes: int, command: str
+    summaries: Sequence[Summary],
+    datasets: Mapping[str, Dataset],
+    steps: int,
+    episodes: int,
+    command: str,
+    details: bool = True,
 ) -> str:
-    """The table, with what its columns mean and the datasets above it."""
+    """The table, with what its columns mean and the datasets above it; without ``details`` the scores alone."""
     lines = [
         "```console",
         _folded(command),
         "```",
         "",
         f"Normalised scores x 100 after {steps:,} gradient steps. A seed's score is the mean of its",
-        f"last {LAST} evaluations of {episodes} episodes.",
-        "`score` is mean ± sample standard deviation over the seeds, `worst seed` their minimum.",
+        f"last {LAST} evaluations of {episodes} episodes. A score is mean ± sample standard deviation over the seeds.",
+    ]
+    explained = [
+        "`worst seed` is their minimum.",
         "`best so far` is the mean over seeds of the best single evaluation. It is not a result, since only the real",
         "environment can choose it. `estimated` and `real value` are the critics' value at the dataset's episode",
         "starts and the real discounted return, of the same evaluations.",
+    ]
+    lines += [
+        *(explained if details else []),
         "",
         "| dataset | transitions | episodes | fingerprint | behaviour's mean return | its score |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -153,6 +163,8 @@ def markdown(
             f"{_figure(d.behavior_score)} |"
         )
     lines += ["", *_at_a_glance(summaries, datasets)]
+    if not details:
+        return "\n".join([*lines, "Worst seeds, values and unfinished methods: [scores](scores/scores.md)."])
     lines += [
         "| task | method | score | worst seed | behaviour | estimated value | real value | seeds | best so far |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -178,7 +178,8 @@ def report(args: argparse.Namespace, trials: Sequence[Trial], datasets: dict[str
     plot(rows, datasets, args.out / "curves.png")
     print(f"\n{table}\n\nWritten: {args.out}/scores.json, scores.md, curves.png")
     if args.record:
-        RESULTS.write_text(replace_block(RESULTS.read_text(), table))
+        short = markdown(summaries, datasets, args.steps, args.episodes, _command(), details=False)
+        RESULTS.write_text(replace_block(RESULTS.read_text(), short))
         print(f"Recorded in {RESULTS}")
     return not any(summary.missing for summary in summaries)
 

@@ -20,7 +20,9 @@ SHOWN = {
     "CHANGELOG.md": "changelog.md",
     "CITATION.cff": "CITATION.cff",
     "benchmarks/RESULTS.md": "benchmarks/RESULTS.md",
+    "benchmarks/SPEED.md": "benchmarks/SPEED.md",
     "benchmarks/LOG.md": "benchmarks/LOG.md",
+    "benchmarks/scores/scores.md": "benchmarks/scores/scores.md",
     "benchmarks/scores/curves.png": "benchmarks/scores/curves.png",
 }
 _SOURCES = {place: source for source, place in SHOWN.items()}
