@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def test_are_registered_beside_rllibs_own() -> None:
     for name, algorithm in ALGORITHMS.items():
         assert get_trainable_cls(name) is algorithm
+        module = sys.modules[algorithm.__module__]  # whose functions its methods still know after Tune's pickling
+        methods = [value for value in vars(algorithm).values() if inspect.isfunction(value)]
+        assert all(method.__globals__ is vars(module) for method in methods if method.__module__ == module.__name__)
         assert algorithm.get_default_config().algo_class is algorithm
     assert get_trainable_cls("BC").__module__.startswith("ray.")
 

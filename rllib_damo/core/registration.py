@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TypeVar
 
 from rllib_damo.core.algorithm import OfflineAlgorithm
@@ -16,5 +17,8 @@ _Class = TypeVar("_Class", bound=type[OfflineAlgorithm])
 def register_algorithm(algorithm: _Class) -> _Class:
     """Makes an algorithm known by its class's name, to Tune and to RLlib; may be used as a decorator."""
     ALGORITHMS[algorithm.__name__] = algorithm
+    # Tune pickles the class now. A class that its module does not have yet, as in a decorator, would be pickled with
+    # those names of the module that its methods use and that are there by now: without the functions below it.
+    setattr(sys.modules[algorithm.__module__], algorithm.__name__, algorithm)
     ray_internals.register(algorithm.__name__, algorithm)
     return algorithm
