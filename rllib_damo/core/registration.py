@@ -19,6 +19,7 @@ def register_algorithm(algorithm: _Class) -> _Class:
     ALGORITHMS[algorithm.__name__] = algorithm
     # Tune pickles the class now. A class that its module does not have yet, as in a decorator, would be pickled with
     # those names of the module that its methods use and that are there by now: without the functions below it.
-    setattr(sys.modules[algorithm.__module__], algorithm.__name__, algorithm)
+    if algorithm.__module__ in sys.modules:
+        setattr(sys.modules[algorithm.__module__], algorithm.__name__, algorithm)
     ray_internals.register(algorithm.__name__, algorithm)
     return algorithm
