@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
@@ -86,7 +85,7 @@ def main() -> int:
         "torch": torch.__version__,
         "commit": commit,
         "matmul_tflops": {
-            re.sub("torch.", "", str(dtype)): matmul_tflops(device, dtype, size)
+            str(dtype).removeprefix("torch."): matmul_tflops(device, dtype, size)
             for dtype in (torch.float32, torch.bfloat16)
         },
     }

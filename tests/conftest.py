@@ -6,9 +6,7 @@ import pytest
 import ray
 
 from rllib_damo import DAMOConfig
-from rllib_damo.data.formats.parquet import write_parquet
-from rllib_damo.data.generate import datasets
-from tests.small_runs import make_small
+from tests.small_runs import make_small, write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +19,7 @@ def ray_cluster():
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> str:
     """A small Pendulum dataset in a Parquet file."""
-    path = tmp_path_factory.mktemp("data") / "pendulum.parquet"
-    write_parquet(datasets.generate("pendulum-mixed", 2000, seed=0), path)
-    return str(path)
+    return write_dataset(tmp_path_factory.mktemp("data") / "pendulum.parquet", 2000, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from rllib_damo.core.config import ModelBasedConfig, OfflineConfig
+from rllib_damo.data.formats.parquet import write_parquet
+from rllib_damo.data.generate import datasets
 
 Config = TypeVar("Config", bound=OfflineConfig)
 
@@ -24,6 +27,11 @@ def make_small(config: Config, dataset: Any, cache_dir: str) -> Config:
             dynamics_max_epochs=2, holdout_size=100, dynamics_cache_dir=cache_dir,
         )  # fmt: skip
     return config
+
+
+def write_dataset(path: Path, rows: int, seed: int) -> str:
+    """Writes a recording of Pendulum to a Parquet file; returns its path."""
+    return str(write_parquet(datasets.generate("pendulum-mixed", rows, seed=seed), path))
 
 
 def train_policy(algo: Algorithm, iterations: int) -> dict:

@@ -10,11 +10,9 @@ import torch
 
 from rllib_damo import DAMO, RAMBO, DAMOConfig, OfflineIQL, OfflineIQLConfig, RAMBOConfig, TD3BCConfig, load_policy
 from rllib_damo.core.going_on import Start
-from rllib_damo.data.formats.parquet import write_parquet
-from rllib_damo.data.generate import datasets
 from rllib_damo.dynamics import DynamicsEnsemble
 from rllib_damo.errors import CheckpointError
-from tests.small_runs import make_small, module_state, train_policy
+from tests.small_runs import make_small, module_state, train_policy, write_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -22,9 +20,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 @pytest.fixture(scope="module")
 def other(tmp_path_factory) -> str:
     """A second recording of the same system."""
-    path = tmp_path_factory.mktemp("other") / "more.parquet"
-    write_parquet(datasets.generate("pendulum-mixed", 1000, seed=1), path)
-    return str(path)
+    return write_dataset(tmp_path_factory.mktemp("other") / "more.parquet", 1000, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -101,6 +101,8 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
         if self._start is not None:
             self._check_algorithm(self._start.training.get(ALGORITHM))
             self._reward_scale = self._start.training.get(REWARD_SCALE, self._reward_scale)
+            same_split = self._start.training.get(HOLDOUT) == self._holdout
+            self._is_same_data = same_split and self._start.training[FINGERPRINT] == self._dataset[1]
         self._take_columns(self._set_dataset(transitions, fit=True))
         if self._start is not None:
             self._go_on(self._start)
@@ -124,17 +126,12 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
                 return None
             raise
 
-    def _has_data_of(self, start: Start) -> bool:
-        same_split = start.training.get(HOLDOUT) == self._holdout
-        return same_split and start.training[FINGERPRINT] == self._dataset[1]
-
     def _go_on(self, start: Start) -> None:
         """Takes over what a checkpoint has learned, whatever its data."""
         with self.guarding_learners():
             start.restore_learners(self.learner_group)
         self._foreach_learner("draw_anew")
         self._num_gradient_steps = start.training[NUM_GRADIENT_STEPS]
-        self._is_same_data = self._has_data_of(start)
         self._in_sample = start.training.get(IN_SAMPLE, False)
         if self._holdout is not None and not self._is_same_data:
             self._in_sample = True

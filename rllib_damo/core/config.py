@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -122,10 +121,9 @@ class OfflineConfig(AlgorithmConfig):
     @override(AlgorithmConfig)
     def offline_data(self, **options: Unpack[DataOptions]) -> Self:
         """Sets the dataset: the package's options, and RLlib's own of this method."""
-        if "input_" in options:
-            options["input_"] = absolute_input(options["input_"])
-        if isinstance(options.get("start_from"), (str, Path)):
-            options["start_from"] = absolute_input(str(options["start_from"]))
+        for name in ("input_", "start_from"):
+            if name in options:
+                options[name] = absolute_input(options[name])
         return self._take("offline_data", options)
 
     def _take(self, method: str, given: Mapping[str, Any]) -> Self:

@@ -74,7 +74,7 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
     @override(OfflineAlgorithm)
     def _take_columns(self, columns: Batch) -> None:
         parent = None
-        if self._start is not None and not self._has_data_of(self._start):
+        if self._start is not None and not self._is_same_data:
             parent = self._start.training[COMPONENT_DYNAMICS]["file"]
         name, fingerprint = self._dataset
         if self._holdout is not None:  # the model must not be one that was trained on all episodes
@@ -84,7 +84,7 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
     @override(OfflineAlgorithm)
     def _go_on(self, start: Start) -> None:
         super()._go_on(start)
-        if self._has_data_of(start):
+        if self._is_same_data:
             self.dynamics.set_state(start.training[COMPONENT_DYNAMICS], self._read_columns)
         elif self._update_uses_dynamics():
             self._foreach_learner("forget_dynamics")

@@ -109,9 +109,13 @@ class DynamicsComponent:
                 f"`dynamics_path` {path}: a model of {found[0]} observations and {found[1]} actions, but the dataset "
                 f"{self.name} has {wanted[0]} and {wanted[1]}: name a model that was trained on it."
             )
+        self._check_terminations(ensemble, f"`dynamics_path` {path}")
+
+    def _check_terminations(self, ensemble: DynamicsEnsemble, origin: str) -> None:
+        """Raises ValueError where terminations are to be learned, and a model from elsewhere learned none."""
         if self.learn_terminations and ensemble.termination is None:
             raise ValueError(
-                f"`dynamics_path` {path}: this model learned no terminations, and there is no known rule for env="
+                f"{origin}: this model learned no terminations, and there is no known rule for env="
                 f"{self.config.env!r}. Set `.dynamics(termination_fn=...)`, or train a model for this environment."
             )
 
@@ -236,11 +240,7 @@ class DynamicsComponent:
                     f"start_from: its dynamics model has {name}={value}, and this run has {wanted}. Set "
                     f"`.dynamics({name}={value})`."
                 )
-        if self.learn_terminations and ensemble.termination is None:
-            raise ValueError(
-                "start_from: its dynamics model learned no terminations, and there is no known rule for env="
-                f"{c.env!r}. Set `.dynamics(termination_fn=...)`."
-            )
+        self._check_terminations(ensemble, "the dynamics model of `start_from`")
         return ensemble.to(self.device)
 
     def _finish(self) -> None:
