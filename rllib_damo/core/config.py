@@ -380,6 +380,12 @@ class ModelBasedConfig(OfflineConfig):
                 options[name] = absolute(options[name])
         return self._take("dynamics", options)
 
+    @property
+    @override(OfflineConfig)
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        checks = {"policy_check_freq": self.policy_check_freq} if self.policy_check_freq else {}
+        return super()._model_config_auto_includes | checks
+
     @override(OfflineConfig)
     def _resolve(self) -> None:
         super()._resolve()

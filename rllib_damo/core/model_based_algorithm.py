@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -64,6 +65,7 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         Here, and not only by the runners, since a runner that died comes back without them.
         """
         columns = super()._set_dataset(transitions, fit)
+        self._longest_episode = int(np.diff(transitions.episode_bounds()).max())
         selected = self._selected if len(self._selected) < len(columns.obs) else None
         if self.config.num_env_runners > 0:
             self._starts = {"start_states": ray.put(columns.obs if selected is None else columns.obs[selected])}
@@ -86,18 +88,31 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         super()._go_on(start)
         if self._is_same_data:
             self.dynamics.set_state(start.training[COMPONENT_DYNAMICS], self._read_columns)
-        elif self._update_uses_dynamics():
+            return
+        self._foreach_learner("forget_kept_policy")
+        if self._update_uses_dynamics():
             self._foreach_learner("forget_dynamics")
 
     @override(OfflineAlgorithm)
     def training_step(self) -> None:
         if self.dynamics.ready:
+            before = self._num_gradient_steps
             super().training_step()
+            every = self.config.policy_check_freq
+            if every and self._num_gradient_steps // every > before // every:
+                self._check_policy()
             return
         self.metrics.log_value(PHASE, "dynamics", reduce="item")
         for key, value in self.dynamics.train_epoch().items():
             self.metrics.log_value(("dynamics", key), value, window=1)
         self._log_steps()
+
+    def _check_policy(self) -> None:
+        """Has the policy played in the model; all learners come to the same result."""
+        with self.metrics.log_time((TIMERS, "policy_check")):
+            found = self._foreach_learner("check_policy", str(self.dynamics.file()), self._longest_episode)[0]
+        for key, value in found.items():
+            self.metrics.log_value(("policy_check", key), value, window=1)
 
     @override(OfflineAlgorithm)
     def before_steps(self) -> bool:

@@ -8,10 +8,12 @@ from typing import Any
 
 import ray
 import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.annotations import override
 from torch import Tensor
 
 from rllib_damo.core.learner import OfflineTorchLearner
+from rllib_damo.core.policy_checks import PolicyChecks
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.utils.arrow import from_arrow
 from rllib_damo.utils.batch import RingBuffer
@@ -28,6 +30,9 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
         self._has_dynamics = False
         self._update_state: dict[str, Any] | None = None  # a restored one that waits for the dynamics
         super().build()
+        self._checks = None
+        if cfg.policy_check_freq:
+            self._checks = PolicyChecks(cfg, self.module[DEFAULT_MODULE_ID], self._device)
         self.model_buffer = RingBuffer(self._layout, self._capacity, self._device)
 
     @override(OfflineTorchLearner)
@@ -80,7 +85,39 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
         state = self._update.dynamics_state()
         return None if state is None else {name: value.to("cpu", copy=True) for name, value in state.items()}
 
+    # -- the policy that is kept ---------------------------------------------------------------------------------
+
+    @override(OfflineTorchLearner)
+    def update_many(self, num_steps: int, timesteps: dict[str, Any] | None = None) -> dict[str, Any]:
+        results = super().update_many(num_steps, timesteps)
+        if self._checks is not None and self._checks.kept_return == -math.inf:  # until the first check
+            self._checks.keep()
+        return results
+
+    def check_policy(self, dynamics_path: str, longest: int) -> dict[str, float]:
+        """Plays the policy in the model and keeps it if it is the best so far; see `PolicyChecks`."""
+        assert self._checks is not None
+        assert self._offline is not None
+        starts = self._layout.unpack(self._offline[self._rows_of["starts"]]).obs
+        return self._checks.check(dynamics_path, starts, longest, self._num_steps)
+
+    def forget_kept_policy(self) -> None:
+        """The next check keeps its policy: the model is another one."""
+        if self._checks is not None:
+            self._checks.forget()
+
     # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    @override(OfflineTorchLearner)
+    def _training_state(self) -> dict[str, Any]:
+        checks = {} if self._checks is None else {"policy_checks": self._checks.get_state()}
+        return super()._training_state() | checks
+
+    @override(OfflineTorchLearner)
+    def _set_training_state(self, state: dict[str, Any]) -> None:
+        super()._set_training_state(state)
+        if self._checks is not None and "policy_checks" in state:
+            self._checks.set_state(state["policy_checks"])
 
     @override(OfflineTorchLearner)
     def _get_update_state(self) -> dict[str, Any] | None:

@@ -172,6 +172,17 @@ class RolloutTraining(TypedDict, total=False):
 class ModelBasedTraining(OfflineTraining, RolloutTraining, total=False):
     """What every model-based algorithm's ``.training`` takes."""
 
+    policy_check_freq: Annotated[
+        int,
+        Option(
+            0,
+            count_or_zero,
+            "Gradient steps between two checks of the policy in the model, in which its moving average plays whole "
+            "episodes. Evaluation, inference and checkpoints use the policy that returned most there so far, by the "
+            "member of the ensemble that gives it least. 0: no checks, and the newest policy.",
+        ),
+    ]
+
 
 class DynamicsOptions(TypedDict, total=False):
     """What ``.dynamics`` of model-based algorithms takes (paper C.3, Table 3)."""

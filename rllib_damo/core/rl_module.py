@@ -17,9 +17,15 @@ from rllib_damo.nn.stacked_mlp import is_plain
 from rllib_damo.utils.batch import Batch
 from rllib_damo.utils.spaces import check_spaces
 
+#: Networks that are not trained, but copied from the actor.
+_PLAYED = ("averaged_actor", "kept_actor")
+
 
 class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
-    """A squashed-Gaussian actor. An inference-only copy holds the actor and its moving average alone.
+    """A squashed-Gaussian actor. An inference-only copy holds the actor, its moving average and the kept actor alone.
+
+    With the config's ``policy_check_freq`` there is a kept actor: the moving average that was best in the model
+    (``policy_checks.py``). Evaluation and inference then play it, and the moving average otherwise.
 
     A subclass adds its networks in `setup`, their optimisers in `trainable` and their targets in `targets`. The
     config's ``network_options`` are in ``model_config``.
@@ -33,6 +39,8 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
         check_spaces(self.observation_space, self.action_space)
         self.actor: Any = self.make_actor()
         self.averaged_actor: Any = copy.deepcopy(self.actor).requires_grad_(False)
+        if self.model_config.get("policy_check_freq"):
+            self.kept_actor: Any = copy.deepcopy(self.averaged_actor)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -59,7 +67,7 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
         Raises:
             ValueError: there are such, and ``dtype`` is given.
         """
-        trained = [child for name, child in self.named_children() if name != "averaged_actor" and hasattr(child, "net")]
+        trained = [child for name, child in self.named_children() if name not in _PLAYED and hasattr(child, "net")]
         if not all(is_plain(child.net) for child in trained):
             if dtype is not None:
                 raise ValueError(
@@ -73,7 +81,7 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
 
     def get_non_inference_attributes(self) -> list[str]:
         own = [*self._modules, *self._parameters]
-        return [name for name in own if name not in ("actor", "averaged_actor")]
+        return [name for name in own if name not in ("actor", *_PLAYED)]
 
     def set_state(self, state: dict[str, Any]) -> None:
         """As RLlib's.
@@ -112,9 +120,20 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
         noise = torch.randn(len(obs), self.action_space.shape[0], generator=generator, device=obs.device)
         return self.actor.sample(obs, noise)
 
+    @property
+    def played_actor(self) -> Any:
+        """The policy that evaluation and inference play."""
+        return getattr(self, "kept_actor", self.averaged_actor)
+
+    def keep_averaged_actor(self) -> None:
+        """Copies the moving average, as it is now, into the kept actor."""
+        with torch.no_grad():
+            for kept, current in zip(self.kept_actor.parameters(), self.averaged_actor.parameters(), strict=True):
+                kept.copy_(current)
+
     def mean_actions(self, obs: Tensor) -> Tensor:
-        """tanh of the averaged policy's mean, ``(B, act_dim)`` unit actions: what evaluation and inference play."""
-        return self.averaged_actor(obs)[0].tanh()
+        """tanh of the played policy's mean, ``(B, act_dim)`` unit actions: what evaluation and inference play."""
+        return self.played_actor(obs)[0].tanh()
 
     # RLlib's EnvRunners act through these. Emitting the actions themselves, and not the inputs of an action
     # distribution, keeps RLlib from clipping the raw mean (its deterministic squashed Gaussian does).
@@ -125,7 +144,7 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         obs = batch[Columns.OBS].float()
         with torch.no_grad():
-            actions, log_prob = self.averaged_actor.sample(
+            actions, log_prob = self.played_actor.sample(
                 obs, torch.randn(len(obs), self.action_space.shape[0], device=obs.device)
             )
         return {Columns.ACTIONS: actions, Columns.ACTION_LOGP: log_prob}

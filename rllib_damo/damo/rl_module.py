@@ -28,8 +28,9 @@ class DAMOTorchRLModule(SACTorchRLModule):
     def fit_standardizers(self, rows: Batch, policy_inputs: bool = True) -> None:
         """As the base's, and the classifier's inputs; it never sees raw ones."""
         if policy_inputs:
-            for net in (self.actor, self.averaged_actor, self.critics, self.target_critics):
-                net.standardize.fit(rows.obs)
+            for net in self.children():
+                if net is not self.classifier and hasattr(net, "standardize"):
+                    net.standardize.fit(rows.obs)
         inputs = torch.cat((rows.obs, rows.actions, rows.next_obs - rows.obs), dim=-1)
         unknown = unknown_successors(rows.obs, rows.next_obs, rows.terminated)
         if unknown.any():

@@ -1,0 +1,63 @@
+"""What a policy returns in whole episodes of the dynamics model, by each of its members alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rllib_damo.dynamics.ensemble import DynamicsEnsemble
+from rllib_damo.dynamics.rollout import as_terminated
+from rllib_damo.dynamics.termination import TerminationFn
+from rllib_damo.nn.gaussian_mlp import bounded_gaussian
+from rllib_damo.nn.stacked_mlp import stacked_forward
+
+
+@torch.inference_mode()
+def episode_returns(
+    policy: Callable[[Tensor], Tensor],
+    dynamics: DynamicsEnsemble,
+    termination_fn: TerminationFn,
+    starts: Tensor,
+    length: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Sums of rewards until the episode ends, or for ``length`` steps.
+
+    Rollouts for training draw another elite at each step. Here one elite predicts a whole episode, so that the elites'
+    returns differ where the model is unsure of what the policy does.
+
+    Args:
+        policy: ``obs (B, obs) -> unit actions (B, act)``.
+        dynamics: the trained model; its E elites predict.
+        termination_fn: ``(obs, unit actions, next_obs) -> (B,)`` bool.
+        starts: ``(N, obs)`` states; all elites start from each.
+        length: longest episode, in steps.
+        generator: of the model's noise, on the tensors' device.
+
+    Returns:
+        ``(E, N)`` undiscounted returns, of the model's rewards. A prediction that is not finite ends an episode.
+    """
+    elites = dynamics.elites_only()
+    weights, biases = list(elites.weights), list(elites.biases)
+    num, (starts_each, dim) = elites.num_ensemble, starts.shape
+    obs = starts.expand(num, starts_each, dim).reshape(num * starts_each, dim)
+    returns, running = obs.new_zeros(len(obs)), torch.ones(len(obs), dtype=torch.bool, device=obs.device)
+    for _ in range(length):
+        actions = policy(obs)
+        x = (torch.cat((obs, actions), dim=-1) - elites.input_mean) / elites.input_std
+        raw = stacked_forward(x.view(num, starts_each, -1), weights, biases, F.silu)
+        mean, logvar = bounded_gaussian(raw, elites.max_logvar, elites.min_logvar)
+        noise = torch.randn(mean.shape, generator=generator, device=obs.device)
+        drawn = mean.addcmul((0.5 * logvar).exp(), noise) * elites.target_std + elites.target_mean
+        drawn = drawn.view(len(obs), dim + 1)
+        next_obs, rewards = obs + drawn[:, :dim], drawn[:, dim]
+        running = running & drawn.isfinite().all(-1)
+        returns = torch.where(running, returns + rewards, returns)
+        running = running & ~as_terminated(termination_fn(obs, actions, next_obs), next_obs)
+        if not running.any():
+            break
+        obs = torch.where(running[:, None], next_obs, obs)
+    return returns.view(num, starts_each)

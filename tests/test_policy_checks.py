@@ -1,0 +1,153 @@
+"""Episodes in the model by each elite alone, and the policy that a run keeps by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+from torch import Tensor
+
+from rllib_damo import DAMOConfig, MOPOConfig
+from rllib_damo.core.policy_checks import NUM_STARTS, PolicyChecks
+from rllib_damo.damo.rl_module import DAMOTorchRLModule
+from rllib_damo.dynamics import never_terminates
+from rllib_damo.dynamics.episode_returns import episode_returns
+
+from .small_runs import make_small, module_state, train_policy
+from .test_rollouts import ACT, OBS, counting_model, ends_at_three
+
+
+def still(obs: Tensor) -> Tensor:
+    return obs.new_zeros(len(obs), ACT)
+
+
+def returns(starts: Tensor, length: int, rule: Any = never_terminates, model: Any = None) -> Tensor:
+    return episode_returns(still, model or counting_model(), rule, starts, length, torch.Generator().manual_seed(0))
+
+
+def test_each_elite_plays_whole_episodes_from_each_start() -> None:
+    found = returns(torch.zeros(4, OBS), 10)
+    torch.testing.assert_close(found, torch.tensor([[0.0], [20.0], [40.0]]).expand(3, 4))
+
+
+def test_an_episode_ends_where_the_rule_says_and_its_last_reward_counts() -> None:
+    starts = torch.zeros(2, OBS)
+    starts[1, 0] = 1.0
+    found = returns(starts, 10, ends_at_three)  # after three steps, and after two
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.0], [6.0, 4.0], [12.0, 8.0]]))
+
+
+def test_a_prediction_that_is_not_finite_ends_an_episode() -> None:
+    model = counting_model()
+    with torch.no_grad():
+        model.biases[-1][2, 0, 1] = float("inf")  # the second elite's next states
+    torch.testing.assert_close(returns(torch.zeros(1, OBS), 3, model=model), torch.tensor([[0.0], [0.0], [12.0]]))
+
+
+class Judged:
+    """`PolicyChecks` of a module whose first bias says what the elites will give."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = DAMOConfig().environment("Pendulum-v1").training(policy_check_freq=5, hidden_dims=(4,))
+        env = gym.make("Pendulum-v1")
+        self.module = DAMOTorchRLModule(
+            observation_space=env.observation_space,
+            action_space=gym.spaces.Box(-1, 1, (1,)),
+            model_config=config.model_config,
+        )
+        self.checks = PolicyChecks(config, self.module, torch.device("cpu"))
+        self.elites: list[float] = []
+        place = "rllib_damo.core.policy_checks"
+        monkeypatch.setattr(f"{place}.DynamicsEnsemble", SimpleNamespace(load=lambda path, device: path))
+        monkeypatch.setattr(f"{place}.rule_of_model", lambda *args: never_terminates)
+        monkeypatch.setattr(f"{place}.episode_returns", self.play)
+
+    def play(self, policy: Any, dynamics: Any, rule: Any, starts: Tensor, length: int, generator: Any) -> Tensor:
+        assert starts.shape == (NUM_STARTS, 3)
+        self.length = length
+        return torch.tensor(self.elites)[:, None].expand(-1, NUM_STARTS)
+
+    def check(self, number: float, elites: list[float], step: int = 0, longest: int = 200) -> dict[str, float]:
+        for parameter in self.module.averaged_actor.parameters():
+            parameter.data.fill_(number)
+        self.elites = elites
+        return self.checks.check("model.pt", torch.zeros(7, 3), longest, step)
+
+    def kept(self) -> set[float]:
+        return {float(value) for p in self.module.kept_actor.parameters() for value in p.flatten()}
+
+
+def test_the_policy_that_the_worst_elite_gives_most_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = Judged(monkeypatch)
+    found = judged.check(1.0, [10.0, 20.0], step=5)
+    assert found == {"return_mean": 15, "return_lower": 10, "kept_return": 10, "kept_step": 5}
+    found = judged.check(2.0, [9.0, 100.0], step=10)
+    assert (found["return_lower"], found["kept_return"], found["kept_step"], judged.kept()) == (9, 10, 5, {1.0})
+    judged.check(3.0, [10.0, 11.0], step=15)  # as good, and newer
+    assert judged.kept() == {3.0}
+    judged.checks.forget()
+    judged.check(4.0, [-5.0, 0.0], step=20)
+    assert judged.kept() == {4.0}
+
+
+def test_the_policy_played_is_the_kept_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = Judged(monkeypatch)
+    obs = torch.randn(5, 3)
+    judged.check(0.1, [1.0])
+    before = judged.module.mean_actions(obs)
+    judged.check(0.9, [0.0])
+    torch.testing.assert_close(judged.module.mean_actions(obs), before)
+    judged.check(0.9, [2.0])
+    assert not torch.allclose(judged.module.mean_actions(obs), before)
+
+
+def test_checks_play_no_longer_than_the_data_nor_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = Judged(monkeypatch)
+    judged.check(1.0, [0.0], longest=200)
+    assert judged.length == 200
+    judged.check(1.0, [0.0], longest=1_000_000)
+    assert judged.length == 1000
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_checks_at_its_interval_and_goes_on_from_a_checkpoint(dataset: str, tmp_path: Path) -> None:
+    def build() -> Any:
+        config = make_small(MOPOConfig(), dataset, str(tmp_path))
+        return config.training(policy_check_freq=40, policy_tau=1.0).build_algo()
+
+    algo = build()
+    assert "policy_check" not in train_policy(algo, 1)
+    module = algo.learner_group._learner.module["default_policy"]
+    newest = [p.clone() for p in module.averaged_actor.parameters()]
+    assert all(map(torch.equal, module.kept_actor.parameters(), newest))  # no check so far
+    found = train_policy(algo, 1)["policy_check"]
+    assert found["kept_step"] == 40
+    assert -17 * 200 < found["return_lower"] <= found["return_mean"] < 0
+    # a policy that nothing can beat
+    algo.learner_group._learner._checks.kept_return = 1.0
+    kept = [p.clone() for p in module.kept_actor.parameters()]
+    train_policy(algo, 2)
+    assert all(map(torch.equal, module.kept_actor.parameters(), kept))
+    assert not all(map(torch.equal, module.averaged_actor.parameters(), kept))
+    path = algo.save_to_path(tmp_path / "checkpoint")
+    algo.stop()
+
+    other = build()
+    other.restore_from_path(path)
+    assert other.learner_group._learner._checks.get_state() == {"kept_return": 1.0, "kept_step": 40}
+    module = other.learner_group._learner.module["default_policy"]
+    assert all(map(torch.equal, module.kept_actor.parameters(), kept))
+    assert "policy_check" in train_policy(other, 2)
+    assert all(map(torch.equal, module.kept_actor.parameters(), kept))
+    other.stop()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_without_checks_there_is_no_kept_actor(dataset: str, tmp_path: Path) -> None:
+    algo = make_small(MOPOConfig(), dataset, str(tmp_path)).build_algo()
+    assert not any("kept" in name for name in module_state(algo))
+    algo.stop()
