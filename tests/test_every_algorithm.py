@@ -79,3 +79,27 @@ def test_trains_and_goes_on_exactly_from_a_checkpoint(name: str, dataset: str, c
     assert facts["dataset"] == {"name": dataset, "fingerprint": sources.load(dataset).fingerprint()}
     assert facts["config"]["hidden_dims"] == [32, 32]
     assert "tau" not in facts["config"]  # the default
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_two_learners_keep_the_same_networks(name: str, dataset: str, cache_dir: str, tmp_path: Path) -> None:
+    config: OfflineConfig = make_small(ALGORITHMS[name].get_default_config(), dataset, cache_dir)
+    config.learners(num_learners=2).evaluation(evaluation_interval=None)
+    algo: Any = config.build_algo()
+    train_policy(algo, 2)
+    first, second = (result.get() for result in algo.learner_group.foreach_learner(_networks))
+    assert first == second
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    train_policy(algo, 1)
+    uninterrupted = module_state(algo)
+    algo.restore_from_path(path)
+    train_policy(algo, 1)
+    continued = module_state(algo)
+    algo.stop()
+    for parameter, value in uninterrupted.items():
+        np.testing.assert_allclose(value, continued[parameter], rtol=1e-10, atol=1e-12, err_msg=parameter)
+
+
+def _networks(learner: Any) -> dict[str, bytes]:
+    return {key: value.numpy().tobytes() for key, value in learner.module[DEFAULT_MODULE_ID].state_dict().items()}
