@@ -94,6 +94,19 @@ def test_the_policy_that_the_worst_elite_gives_most_is_kept(monkeypatch: pytest.
     assert judged.kept() == {4.0}
 
 
+def test_all_checks_have_the_start_states_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = Judged(monkeypatch)
+    judged.elites, seen = [0.0], []
+    play = judged.play
+    monkeypatch.setattr("rllib_damo.core.policy_checks.episode_returns", lambda *a: (seen.append(a[3]), play(*a))[1])
+    for window in (1.0, 2.0):
+        judged.checks.check("model.pt", torch.full((7, 3), window), 200, 0)
+    other = PolicyChecks(DAMOConfig(), judged.module, torch.device("cpu"))
+    other.set_state(judged.checks.get_state())
+    other.check("model.pt", torch.full((7, 3), 3.0), 200, 0)
+    assert [float(starts.mean()) for starts in seen] == [1, 1, 1]
+
+
 def test_the_policy_played_is_the_kept_one(monkeypatch: pytest.MonkeyPatch) -> None:
     judged = Judged(monkeypatch)
     obs = torch.randn(5, 3)
@@ -138,7 +151,8 @@ def test_a_run_checks_at_its_interval_and_goes_on_from_a_checkpoint(dataset: str
 
     other = build()
     other.restore_from_path(path)
-    assert other.learner_group._learner._checks.get_state() == {"kept_return": 1.0, "kept_step": 40}
+    state = other.learner_group._learner._checks.get_state()
+    assert (state["kept_return"], state["kept_step"], state["starts"].shape) == (1.0, 40, (NUM_STARTS, 3))
     module = other.learner_group._learner.module["default_policy"]
     assert all(map(torch.equal, module.kept_actor.parameters(), kept))
     assert "policy_check" in train_policy(other, 2)

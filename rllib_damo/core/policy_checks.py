@@ -44,13 +44,15 @@ class PolicyChecks:
     def __init__(self, config: Any, module: OfflineTorchRLModule, device: torch.device):
         self._config, self._module, self._device = config, module, device
         self._dynamics: tuple[str, DynamicsEnsemble] | None = None
+        self._starts: Tensor | None = None  # those of the first check
 
     def check(self, path: str, starts: Tensor, longest: int, step: int) -> dict[str, float]:
         """Plays the averaged policy, and keeps it if no other has returned more.
 
         Args:
             path: the model's file.
-            starts: ``(N, obs)`` states that episodes of the dataset start in.
+            starts: ``(N, obs)`` states that episodes of the dataset start in. Some are drawn at the first check, and
+                serve all later ones.
             longest: episode of the dataset, in steps.
             step: gradient steps so far.
 
@@ -59,17 +61,18 @@ class PolicyChecks:
         """
         if self._dynamics is None or self._dynamics[0] != path:
             self._dynamics = path, DynamicsEnsemble.load(path, self._device)
-        dynamics, generator = self._dynamics[1], torch.Generator(self._device)
-        generator.manual_seed(0)
-        picks = torch.randint(len(starts), (NUM_STARTS,), generator=generator, device=self._device)
+        dynamics, generator = self._dynamics[1], torch.Generator(self._device).manual_seed(0)
+        if self._starts is None:
+            picks = torch.randint(len(starts), (NUM_STARTS,), generator=generator, device=self._device)
+            self._starts = starts[picks]
         module = self._module
         returns = episode_returns(
             lambda obs: module.averaged_actor(obs)[0].tanh(),
             dynamics,
             rule_of_model(self._config, dynamics, module.action_space, self._device),
-            starts[picks],
+            self._starts,
             min(longest, MAX_LENGTH),
-            generator,
+            generator.manual_seed(1),
         )
         lower = float(returns.mean(1).min())
         if lower >= self.kept_return:
@@ -88,12 +91,15 @@ class PolicyChecks:
 
     def forget(self) -> None:
         """The next check keeps its policy, whatever was kept: the model or the data are others now."""
-        self.kept_return, self.kept_step, self._dynamics = -math.inf, 0, None
+        self.kept_return, self.kept_step = -math.inf, 0
+        self._dynamics = self._starts = None
 
     def get_state(self) -> dict[str, Any]:
-        """The kept return and its step; the policy itself is in the module's state."""
-        return {"kept_return": self.kept_return, "kept_step": self.kept_step}
+        """The kept return, its step and the start states; the policy itself is in the module's state."""
+        starts = None if self._starts is None else self._starts.cpu().numpy()
+        return {"kept_return": self.kept_return, "kept_step": self.kept_step, "starts": starts}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Sets what `get_state` returned."""
-        self.kept_return, self.kept_step = state["kept_return"], state["kept_step"]
+        self.kept_return, self.kept_step, starts = state["kept_return"], state["kept_step"], state["starts"]
+        self._starts = None if starts is None else torch.from_numpy(starts.copy()).to(self._device)
