@@ -16,6 +16,7 @@ from rllib_damo.core.policy_checks import NUM_STARTS, PolicyChecks
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
 from rllib_damo.dynamics import never_terminates
 from rllib_damo.dynamics.episode_returns import episode_returns
+from rllib_damo.dynamics.known_range import KnownRange
 
 from .small_runs import make_small, module_state, train_policy
 from .test_rollouts import ACT, OBS, counting_model, ends_at_three
@@ -25,27 +26,37 @@ def still(obs: Tensor) -> Tensor:
     return obs.new_zeros(len(obs), ACT)
 
 
-def returns(starts: Tensor, length: int, rule: Any = never_terminates, model: Any = None) -> Tensor:
-    return episode_returns(still, model or counting_model(), rule, starts, length, torch.Generator().manual_seed(0))
+WIDE = KnownRange(torch.full((OBS,), -99.0), torch.full((OBS,), 99.0), -1.0, 3.0)
+
+
+def returns(
+    starts: Tensor, length: int, rule: Any = never_terminates, model: Any = None, known: KnownRange = WIDE
+) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return episode_returns(still, model or counting_model(), rule, starts, length, generator, known)
 
 
 def test_each_elite_plays_whole_episodes_from_each_start() -> None:
     found = returns(torch.zeros(4, OBS), 10)
-    torch.testing.assert_close(found, torch.tensor([[0.0], [20.0], [40.0]]).expand(3, 4))
+    expected = torch.tensor([[0.0], [20.0], [30.0]])  # the third elite's 4 is beyond the data's 3
+    torch.testing.assert_close(found, expected.expand(3, 4))
 
 
 def test_an_episode_ends_where_the_rule_says_and_its_last_reward_counts() -> None:
     starts = torch.zeros(2, OBS)
     starts[1, 0] = 1.0
     found = returns(starts, 10, ends_at_three)  # after three steps, and after two
-    torch.testing.assert_close(found, torch.tensor([[0.0, 0.0], [6.0, 4.0], [12.0, 8.0]]))
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.0], [6.0, 4.0], [9.0, 6.0]]))
 
 
-def test_a_prediction_that_is_not_finite_ends_an_episode() -> None:
+def test_what_leaves_the_range_of_the_data_has_the_lowest_reward_from_there() -> None:
+    known = WIDE._replace(high=torch.tensor([3.5, 99.0, 99.0]))
+    found = returns(torch.zeros(1, OBS), 10, known=known)  # three steps, and -1 for each of seven
+    torch.testing.assert_close(found.flatten(), torch.tensor([-7.0, 6.0 - 7, 9.0 - 7]))
     model = counting_model()
     with torch.no_grad():
         model.biases[-1][2, 0, 1] = float("inf")  # the second elite's next states
-    torch.testing.assert_close(returns(torch.zeros(1, OBS), 3, model=model), torch.tensor([[0.0], [0.0], [12.0]]))
+    torch.testing.assert_close(returns(torch.zeros(1, OBS), 3, model=model).flatten(), torch.tensor([0.0, -3.0, 9.0]))
 
 
 class Judged:
@@ -66,7 +77,7 @@ class Judged:
         monkeypatch.setattr(f"{place}.rule_of_model", lambda *args: never_terminates)
         monkeypatch.setattr(f"{place}.episode_returns", self.play)
 
-    def play(self, policy: Any, dynamics: Any, rule: Any, starts: Tensor, length: int, generator: Any) -> Tensor:
+    def play(self, policy: Any, dynamics: Any, rule: Any, starts: Tensor, length: int, *others: Any) -> Tensor:
         assert starts.shape == (NUM_STARTS, 3)
         self.length = length
         return torch.tensor(self.elites)[:, None].expand(-1, NUM_STARTS)
@@ -75,7 +86,7 @@ class Judged:
         for parameter in self.module.averaged_actor.parameters():
             parameter.data.fill_(number)
         self.elites = elites
-        return self.checks.check("model.pt", torch.zeros(7, 3), longest, step)
+        return self.checks.check("model.pt", torch.zeros(7, 3), WIDE, longest, step)
 
     def kept(self) -> set[float]:
         return {float(value) for p in self.module.kept_actor.parameters() for value in p.flatten()}
@@ -100,10 +111,10 @@ def test_all_checks_have_the_start_states_of_the_first(monkeypatch: pytest.Monke
     play = judged.play
     monkeypatch.setattr("rllib_damo.core.policy_checks.episode_returns", lambda *a: (seen.append(a[3]), play(*a))[1])
     for window in (1.0, 2.0):
-        judged.checks.check("model.pt", torch.full((7, 3), window), 200, 0)
+        judged.checks.check("model.pt", torch.full((7, 3), window), WIDE, 200, 0)
     other = PolicyChecks(DAMOConfig(), judged.module, torch.device("cpu"))
     other.set_state(judged.checks.get_state())
-    other.check("model.pt", torch.full((7, 3), 3.0), 200, 0)
+    other.check("model.pt", torch.full((7, 3), 3.0), WIDE, 200, 0)
     assert [float(starts.mean()) for starts in seen] == [1, 1, 1]
 
 

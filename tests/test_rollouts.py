@@ -9,6 +9,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from rllib_damo import DAMOConfig
 from rllib_damo.dynamics import DynamicsEnsemble, never_terminates
 from rllib_damo.dynamics import rollout as rollout_module
+from rllib_damo.dynamics.known_range import KnownRange
 from rllib_damo.dynamics.rollout import rollout
 from rllib_damo.dynamics.rollout_runner import ModelRolloutEnvRunner
 from rllib_damo.utils.arrow import from_arrow, to_arrow
@@ -38,9 +39,9 @@ def ends_at_three(obs: torch.Tensor, actions: torch.Tensor, next_obs: torch.Tens
     return next_obs[:, 0] > 2.5
 
 
-def run(starts: torch.Tensor, length: int = 5, termination=never_terminates, seed: int = 0, model=None):
+def run(starts: torch.Tensor, length: int = 5, termination=never_terminates, seed: int = 0, model=None, known=None):
     generator = torch.Generator().manual_seed(seed)
-    return rollout(policy, model or counting_model(), termination, starts, length, generator)
+    return rollout(policy, model or counting_model(), termination, starts, length, generator, known, gamma=0.9)
 
 
 def marked_starts(num: int) -> torch.Tensor:
@@ -50,6 +51,31 @@ def marked_starts(num: int) -> torch.Tensor:
 
 def row_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return batch["obs"][:, 1].round()
+
+
+def test_ends_where_the_range_of_the_data_is_left():
+    states = torch.tensor([[0.0, 0.0, -1.0], [2.0, 10.0, 1.0]])
+    known = KnownRange.of(states, torch.tensor([-2.0, 5.0]), margin=0.1)
+    torch.testing.assert_close(known.low, torch.tensor([-0.2, -1.0, -1.2]))
+    torch.testing.assert_close(known.high, torch.tensor([2.2, 11.0, 1.2]))
+    batch = run(marked_starts(10), length=6, known=known)
+    assert len(batch["rewards"]) == 30  # the third step leads to 3
+    last = batch["obs"][:, 0] == 2
+    assert torch.equal(batch["terminated"], last)
+    torch.testing.assert_close(batch["rewards"][last], torch.full((10,), -20.0))  # -2 for ever
+    torch.testing.assert_close(batch["next_obs"][last, 0], torch.full((10,), 2.2))
+    assert (batch["rewards"][~last] > -1).all()
+
+
+def test_what_is_not_finite_has_left_the_range():
+    model = counting_model()
+    with torch.no_grad():
+        model.biases[-1][:, 0, 1] = float("nan")
+    known = KnownRange.of(torch.zeros(2, OBS), torch.ones(2), margin=0.0)
+    batch = run(marked_starts(4), length=6, model=model, known=known)
+    assert batch["terminated"].all()
+    assert len(batch["rewards"]) == 4
+    assert batch["next_obs"].isfinite().all()
 
 
 def test_follows_each_row_for_all_steps():

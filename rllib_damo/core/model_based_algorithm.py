@@ -21,6 +21,7 @@ from rllib_damo.core import dataset_checks
 from rllib_damo.core.algorithm import PHASE, OfflineAlgorithm
 from rllib_damo.core.going_on import Start
 from rllib_damo.data.schema import Transitions
+from rllib_damo.dynamics.known_range import KnownRange
 from rllib_damo.dynamics.rollout_rounds import RolloutRounds
 from rllib_damo.dynamics.trained_model import DynamicsComponent
 from rllib_damo.utils import ray_internals
@@ -71,6 +72,8 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
             self._starts = {"start_states": ray.put(columns.obs if selected is None else columns.obs[selected])}
         else:
             self._starts = {"start_states": columns.obs, "start_rows": selected}
+        if self.config.rollout_margin is not None:
+            self._starts["known_range"] = KnownRange.of(columns.obs, columns.rewards, self.config.rollout_margin)
         return columns
 
     @override(OfflineAlgorithm)

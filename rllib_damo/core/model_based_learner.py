@@ -13,8 +13,9 @@ from ray.rllib.utils.annotations import override
 from torch import Tensor
 
 from rllib_damo.core.learner import OfflineTorchLearner
-from rllib_damo.core.policy_checks import PolicyChecks
+from rllib_damo.core.policy_checks import MARGIN, PolicyChecks
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
+from rllib_damo.dynamics.known_range import KnownRange
 from rllib_damo.utils.arrow import from_arrow
 from rllib_damo.utils.batch import RingBuffer
 
@@ -98,8 +99,11 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
         """Plays the policy in the model and keeps it if it is the best so far; see `PolicyChecks`."""
         assert self._checks is not None
         assert self._offline is not None
-        starts = self._layout.unpack(self._offline[self._rows_of["starts"]]).obs
-        return self._checks.check(dynamics_path, starts, longest, self._num_steps)
+        rows, margin = self._layout.unpack(self._offline), self.config.rollout_margin
+        rewards = rows.rewards / self._facts.reward_scale
+        known = KnownRange.of(rows.obs, rewards, MARGIN if margin is None else margin)
+        starts = rows.obs[self._rows_of["starts"]]
+        return self._checks.check(dynamics_path, starts, known, longest, self._num_steps)
 
     def forget_kept_policy(self) -> None:
         """The next check keeps its policy: the model is another one."""

@@ -157,6 +157,15 @@ class RolloutTraining(TypedDict, total=False):
             5, count, "The model buffer holds the rows of this many full rounds; of rounds that end early, more rounds."
         ),
     ]
+    rollout_margin: Annotated[
+        float | None,
+        Option(
+            None,
+            optional(not_negative),
+            "A rollout ends where the model leaves the range of the dataset's states by more than this share of it, as "
+            "if the lowest reward of the dataset followed for ever. For long rollouts: 0.1, say. None: no bound.",
+        ),
+    ]
     real_ratio: Annotated[float, Option(0.05, share, "Share of dataset rows in the batches of critics and actor.")]
     overlap_rollouts: Annotated[
         bool,

@@ -15,10 +15,13 @@ from torch import Tensor
 from rllib_damo.core.rl_module import OfflineTorchRLModule
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.episode_returns import episode_returns
+from rllib_damo.dynamics.known_range import KnownRange
 from rllib_damo.dynamics.termination import rule_of_model
 
 #: Start states of a check; each elite of the model plays an episode from each.
 NUM_STARTS = 20
+#: By which share the range of the data may be left in a check, where ``rollout_margin`` says nothing.
+MARGIN = 0.1
 #: Longest episode of a check, in steps.
 MAX_LENGTH = 1000
 
@@ -46,13 +49,14 @@ class PolicyChecks:
         self._dynamics: tuple[str, DynamicsEnsemble] | None = None
         self._starts: Tensor | None = None  # those of the first check
 
-    def check(self, path: str, starts: Tensor, longest: int, step: int) -> dict[str, float]:
+    def check(self, path: str, starts: Tensor, known: KnownRange, longest: int, step: int) -> dict[str, float]:
         """Plays the averaged policy, and keeps it if no other has returned more.
 
         Args:
             path: the model's file.
             starts: ``(N, obs)`` states that episodes of the dataset start in. Some are drawn at the first check, and
                 serve all later ones.
+            known: the range of the dataset; episodes that leave it count as bad.
             longest: episode of the dataset, in steps.
             step: gradient steps so far.
 
@@ -73,6 +77,7 @@ class PolicyChecks:
             self._starts,
             min(longest, MAX_LENGTH),
             generator.manual_seed(1),
+            known,
         )
         lower = float(returns.mean(1).min())
         if lower >= self.kept_return:

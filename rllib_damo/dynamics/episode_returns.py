@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
+from rllib_damo.dynamics.known_range import KnownRange
 from rllib_damo.dynamics.rollout import as_terminated
 from rllib_damo.dynamics.termination import TerminationFn
 from rllib_damo.nn.gaussian_mlp import bounded_gaussian
@@ -23,6 +24,7 @@ def episode_returns(
     starts: Tensor,
     length: int,
     generator: torch.Generator,
+    known: KnownRange,
 ) -> Tensor:
     """Sums of rewards until the episode ends, or for ``length`` steps.
 
@@ -36,16 +38,17 @@ def episode_returns(
         starts: ``(N, obs)`` states; all elites start from each.
         length: longest episode, in steps.
         generator: of the model's noise, on the tensors' device.
+        known: the range of the dataset. An episode that leaves it has the lowest reward for all steps that are left.
 
     Returns:
-        ``(E, N)`` undiscounted returns, of the model's rewards. A prediction that is not finite ends an episode.
+        ``(E, N)`` undiscounted returns, of the model's rewards within the dataset's.
     """
     elites = dynamics.elites_only()
     weights, biases = list(elites.weights), list(elites.biases)
     num, (starts_each, dim) = elites.num_ensemble, starts.shape
     obs = starts.expand(num, starts_each, dim).reshape(num * starts_each, dim)
     returns, running = obs.new_zeros(len(obs)), torch.ones(len(obs), dtype=torch.bool, device=obs.device)
-    for _ in range(length):
+    for step in range(length):
         actions = policy(obs)
         x = (torch.cat((obs, actions), dim=-1) - elites.input_mean) / elites.input_std
         raw = stacked_forward(x.view(num, starts_each, -1), weights, biases, F.silu)
@@ -54,9 +57,11 @@ def episode_returns(
         drawn = mean.addcmul((0.5 * logvar).exp(), noise) * elites.target_std + elites.target_mean
         drawn = drawn.view(len(obs), dim + 1)
         next_obs, rewards = obs + drawn[:, :dim], drawn[:, dim]
-        running = running & drawn.isfinite().all(-1)
+        left = known.is_left(next_obs) | ~rewards.isfinite()
+        rewards = rewards.clamp(known.lowest_reward, known.highest_reward)
+        rewards = torch.where(left, known.lowest_reward * (length - step), rewards)
         returns = torch.where(running, returns + rewards, returns)
-        running = running & ~as_terminated(termination_fn(obs, actions, next_obs), next_obs)
+        running = running & ~left & ~as_terminated(termination_fn(obs, actions, next_obs), next_obs)
         if not running.any():
             break
         obs = torch.where(running[:, None], next_obs, obs)

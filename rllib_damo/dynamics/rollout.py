@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rllib_damo.dynamics.ensemble import Sampler
+from rllib_damo.dynamics.known_range import KnownRange
 from rllib_damo.dynamics.termination import TerminationFn
 
 #: ``(obs (B, obs), generator) -> unit actions (B, act)``
@@ -35,10 +36,14 @@ def rollout(
     start_obs: Tensor,
     length: int,
     generator: torch.Generator,
+    known: KnownRange | None = None,
+    gamma: float = 0.99,
 ) -> dict[str, Tensor]:
     """Follows the policy from each start state for at most ``length`` steps of the model.
 
-    A row stops at its first terminal state, and at a prediction that is not finite, which is left out.
+    A row stops at its first terminal state, and at a prediction that is not finite, which is left out. With ``known``
+    it stops where it leaves that range, too: that transition counts as terminal, its reward is the discounted sum of
+    the lowest one for ever, and its next state is the nearest one of the range.
 
     Args:
         policy: draws unit actions.
@@ -47,6 +52,8 @@ def rollout(
         start_obs: ``(N, obs)``.
         length: h.
         generator: on the tensors' device; the one source of randomness.
+        known: the range of the dataset's states, on the tensors' device; None: there is no bound.
+        gamma: discount factor, for that sum.
 
     Returns:
         Flat tensors of the M ≤ N·h transitions that happened: ``obs (M, obs)``, ``actions (M, act)`` in [-1, 1],
@@ -70,7 +77,12 @@ def rollout(
             for _ in range(length):
                 actions = policy(obs, generator)
                 next_obs, rewards = step(obs, actions, generator)
+                if known is not None:
+                    left, next_obs = known.is_left(next_obs), known.within(next_obs)
+                    rewards = rewards.masked_fill(left, known.lowest_reward / (1 - gamma))
                 terminated = as_terminated(termination_fn(obs, actions, next_obs), next_obs)
+                if known is not None:
+                    terminated = terminated | left
                 rows = {
                     "obs": obs,
                     "actions": actions,

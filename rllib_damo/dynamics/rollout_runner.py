@@ -15,6 +15,7 @@ from ray.rllib.utils.typing import StateDict
 from torch import Tensor
 
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
+from rllib_damo.dynamics.known_range import KnownRange
 from rllib_damo.dynamics.rollout import Model, rollout
 from rllib_damo.dynamics.termination import TerminationFn, rule_of_model
 from rllib_damo.utils.arrow import to_arrow
@@ -55,6 +56,7 @@ class ModelRolloutEnvRunner(PolicyRunner):
         self._dynamics: DynamicsEnsemble | None = None
         self._dynamics_path: str | None = None
         self._termination_fn: TerminationFn | None = None
+        self._known_range: KnownRange | None = None
 
     # -- what to roll out --------------------------------------------------------------------------------------------
 
@@ -129,6 +131,7 @@ class ModelRolloutEnvRunner(PolicyRunner):
         start_states: Any = None,
         start_rows: Any = None,
         dynamics_state: Mapping[str, Any] | None = None,
+        known_range: KnownRange | None = None,
         **kwargs: Any,
     ) -> list[Any]:
         """One round of rollouts from this runner's share of ``rollout_batch_size`` start states.
@@ -143,6 +146,7 @@ class ModelRolloutEnvRunner(PolicyRunner):
             start_rows: indices of those rows of ``start_states`` that are meant; None: all.
             dynamics_state: a `DynamicsEnsemble`'s ``state_dict()`` in the place of the file's, for this and later
                 rounds, until another file is named. For algorithms that train the model on.
+            known_range: where rollouts end, see `rollout`. None: as in the round before, and at first nowhere.
             kwargs: RLlib's; without effect.
 
         Returns:
@@ -168,6 +172,8 @@ class ModelRolloutEnvRunner(PolicyRunner):
             self._set_weights(weights)
         if iteration is not None:
             self._iteration = iteration
+        if known_range is not None:
+            self._known_range = known_range.to(self._device)
         self._seed_generator()
         batch = rollout(
             self.actions,
@@ -176,6 +182,8 @@ class ModelRolloutEnvRunner(PolicyRunner):
             self._draw_starts(),
             self.config.rollout_length,
             self._generator,
+            self._known_range,
+            self.config.gamma,
         )
         self._iteration += 1
         self._log(batch)
