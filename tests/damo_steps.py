@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "warm-up": {"bc_weight": 0.4, "actor_warmup_steps": 1},
     "warm-up inconsistent": {"bc_weight": 0.4, "actor_warmup_steps": 1, "policy_improvement": "inconsistent"},
     "clipped logit": {"max_logit": 0.01},
+    "no bonus": {"logit_bonus": False},
     "no smoothing": {"label_smoothing": 0.0},
     "neither alignment": {"data_alignment": False, "behavior_alignment": False, "policy_improvement": "inconsistent"},
 }

@@ -123,6 +123,7 @@ def plain_gradients(
     classifier_loss = -((1 - e) * off_1 + e * off_0).mean() / 2 - (e * syn_1 + (1 - e) * syn_0).mean() / 2
     # 5: r̃ = r + η logit
     logit = (log_h(u)[0] - log_h(u)[1]).clamp(-o.max_logit, o.max_logit).detach()
+    logit = logit if o.logit_bonus else logit.clamp(max=0)
     r = u.rewards + o.eta * logit if o.data_alignment else u.rewards
 
     # 9: the critics

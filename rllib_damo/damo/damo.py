@@ -148,6 +148,15 @@ class DAMOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, Precisio
     ]
     classifier_spectral_norm: Annotated[bool, Option(False, flag, "Spectral normalisation of the classifier's layers.")]
     max_logit: Annotated[float, Option(10.0, positive_or_inf, "The modified reward clips the logit to ± this.")]
+    logit_bonus: Annotated[
+        bool,
+        Option(
+            True,
+            flag,
+            "False: the modified reward clips the logit at 0 from above (step 5), so that rows that look real get no "
+            "bonus, and r̃ <= r. Values then stay below the true ones without an anchor, too.",
+        ),
+    ]
     cuda_graphs: Annotated[
         bool,
         Option(

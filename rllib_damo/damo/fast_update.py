@@ -199,7 +199,7 @@ class FastUpdate(DAMOUpdate):
             inputs[:num] += o.classifier_noise * noise
         logits = net.forward(inputs)[0, :, 0]
         offline, synthetic, of_update = logits.split(sizes)
-        of_update = of_update.clamp(-o.max_logit, o.max_logit).masked_fill_(self.is_plain(update), 0.0)
+        of_update = of_update.clamp(*self.logit_range).masked_fill_(self.is_plain(update), 0.0)
         rewards = losses.modified_reward(update.rewards, of_update, o.eta)
         metrics = {}
         if measure:

@@ -32,6 +32,7 @@ class DAMOUpdate(Update):
 
     Attributes:
         actor_eta: the coefficient in the actor's density ratio.
+        logit_range: of the classifier's logits in the modified reward.
         is_consistent: whether the actor ascends the critic's own objective.
         is_anchored: whether the policy has an anchor, at some step.
         return_size: (mean |r| of the dataset + η) / (1-γ), about the largest a modified return can be: a unit for
@@ -50,6 +51,7 @@ class DAMOUpdate(Update):
         self.target_entropy = resolve_target_entropy(config.target_entropy, module.action_space)
         self.divergence = DIVERGENCES[config.f_divergence](config.f_power)
         self.actor_divergence = DIVERGENCES[config.actor_f_divergence](config.f_power)
+        self.logit_range = -config.max_logit, config.max_logit if config.logit_bonus else 0.0
         weight = config.bc_weight
         self._bc_schedule = np.array([[0, weight]] if np.ndim(weight) == 0 else weight, float).T
         self.is_anchored = bool(self._bc_schedule[1].any())
@@ -185,7 +187,7 @@ class DAMOUpdate(Update):
         with torch.no_grad():
             rows = batch["update"]
             logits = classifier(classifier.inputs(rows.obs, rows.actions, rows.next_obs))
-            logits = logits.clamp(-o.max_logit, o.max_logit).masked_fill(self.is_plain(rows), 0.0)
+            logits = logits.clamp(*self.logit_range).masked_fill(self.is_plain(rows), 0.0)
             rewards = losses.modified_reward(rows.rewards, logits, o.eta)
             accuracy = ((offline > 0).float().mean() + (synthetic < 0).float().mean()) / 2
             metrics = {
