@@ -122,7 +122,7 @@ def _part(net: StackedMLP, start: int, stop: int) -> Layers:
     layers = layers_of(net)
 
     def part(params: Sequence[Tensor]) -> list[Tensor]:
-        parts = [torch.nn.Parameter(param.detach()[start:stop]) for param in params]
+        parts: list[Tensor] = [torch.nn.Parameter(param.detach()[start:stop]) for param in params]
         for own, param in zip(parts, params, strict=True):
             own.grad = gradient_of(param)[start:stop]
         return parts
