@@ -60,6 +60,13 @@ def test_a_search_without_evaluations_names_the_command_that_chooses(capsys: pyt
     assert "select" not in capsys.readouterr().out
 
 
+def test_without_evaluations_the_checkpoints_of_one_trial_are_candidates(capsys: pytest.CaptureFixture) -> None:
+    report([trial("a", 1.0, 2.0)], metric=METRIC, place="/r", evaluated=False)  # type: ignore[arg-type]
+    assert "rllib-damo select /r --checkpoints all\n" in capsys.readouterr().out
+    report([trial("a", 1.0)], metric=METRIC, place="/r", evaluated=False)  # type: ignore[arg-type]
+    assert "select" not in capsys.readouterr().out
+
+
 def test_failures_and_interruptions(capsys: pytest.CaptureFixture) -> None:
     failed = trial("failed", 1.0, error=ValueError("first line\nthe reason"))
     assert report([failed, trial("well", 2.0)], metric=METRIC, place="/r") == FAILED  # type: ignore[arg-type]

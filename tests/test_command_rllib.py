@@ -49,7 +49,7 @@ def test_train_file_takes_config_and_stop(ppo_file: Path, runs: list) -> None:
         2,
         2,
     )
-    assert options.keep_checkpoints_num == 2
+    assert options.keep_checkpoints_num is None
 
 
 def test_options_go_before_the_file(ppo_file: Path, runs: list) -> None:
@@ -66,7 +66,7 @@ def test_train_by_name(runs: list) -> None:
     config, stop, options = runs[0]
     assert type(config).__name__ == "DAMOConfig"
     assert (config.env, config.input_, config.eta, stop) == ("Pendulum-v1", "pendulum-mixed", 0.5, None)
-    assert options.keep_checkpoints_num is None
+    assert options.keep_checkpoints_num == 0
 
 
 def test_offline_an_environment_for_evaluation_is_enough(runs: list, capfd: pytest.CaptureFixture) -> None:

@@ -41,7 +41,7 @@ def report(
         searched: paths of the settings in a trial's config that a search varies.
         place: folder or URI of the results.
         options: more options for the commands that are printed.
-        evaluated: whether there were evaluations; without them, the command that chooses among the trials is named.
+        evaluated: whether episodes give a score; without one, the command that chooses by the dataset is named.
         verbose: print complete errors.
 
     Returns:
@@ -62,9 +62,11 @@ def report(
         _print_ranking(ranked, metric, searched)
     if ranked:
         _print_checkpoints(ranked[0], metric, place, options)
-    if not evaluated and len(trials) > 1:
+    along = len(trials) == 1 and len(trials[0].best_checkpoints or []) > 1
+    if not evaluated and (len(trials) > 1 or along):
         run = quote(address(trials[0].path.rsplit("/", 1)[0], place))
-        console.print(f"\nChoose among the trials by their dataset: rllib-damo select {run}{options}")
+        what, which = ("checkpoints", " --checkpoints all") if along else ("trials", "")
+        console.print(f"\nChoose among the {what} by their dataset: rllib-damo select {run}{which}{options}")
     return code
 
 

@@ -85,11 +85,13 @@ def train(
     ] = None,
     checkpoint_at_end: Annotated[bool, typer.Option(rich_help_panel=_CHECKPOINTS)] = True,
     keep_checkpoints_num: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=0, help="Number of checkpoints to keep, the best ones; 0 keeps all.", rich_help_panel=_CHECKPOINTS
+            min=0,
+            help="Number of checkpoints to keep, the best ones; 0 keeps all. [default: 2; all without evaluations]",
+            rich_help_panel=_CHECKPOINTS,
         ),
-    ] = 2,
+    ] = None,
     checkpoint_score_attr: Annotated[
         str | None,
         typer.Option(help="Metric of the best one. [default: evaluation return]", rich_help_panel=_CHECKPOINTS),
@@ -122,7 +124,7 @@ def train(
         resume=resume,
         checkpoint_freq=checkpoint_freq,
         checkpoint_at_end=checkpoint_at_end,
-        keep_checkpoints_num=keep_checkpoints_num or None,
+        keep_checkpoints_num=keep_checkpoints_num,
         checkpoint_score_attr=checkpoint_score_attr,
         scheduler=scheduler,
         scheduler_config=inputs.parse_json("--scheduler-config", scheduler_config) or {},
