@@ -12,6 +12,7 @@ from rllib_damo.nn.adam import FusedAdam, load_optimizer_state, optimizer_state
 from rllib_damo.nn.flat_parameters import flatten, gradient_of
 from rllib_damo.nn.stacked_mlp import FastMLP, Layers, StackedMLP, layers_of
 
+_GROUP = 5  # policies
 _CHUNK = 256  # rows that go through the networks together, beside those of a batch
 
 
@@ -61,21 +62,27 @@ class NetworkCritic:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             first = StackedMLP(num_heads, dims, layer_norm=True)
-        self._buffers: dict[int, Any] = {}  # of one policy's networks, which all use in turn: they stay in the cache
+        # Groups of policies take their passes in turn, in the same buffers, for all of them would need much memory.
+        starts = range(0, num_policies, _GROUP)
+        self._groups = [slice(start, min(start + _GROUP, num_policies)) for start in starts]
+        self._buffers: list[dict[int, Any]] = [{} for _ in range(_GROUP + 1)]  # by the number of policies
         self._flat, self._nets = self._copies(first, dims)
         self._target_flat, self._targets = self._copies(first, dims)
         self._optimizer = FusedAdam([self._flat], lr=lr)
 
     def _copies(self, first: StackedMLP, dims: Sequence[int]) -> tuple[Tensor, list[FastMLP]]:
-        """Each head's network for every policy, as (parameters in one piece, the networks of each policy)."""
+        """Each head's network for every policy, as (parameters in one piece, the networks of each group)."""
         num_policies, num_heads = self._shape
         net = StackedMLP(num_policies * num_heads, dims, layer_norm=True)
         with torch.no_grad():
             for own, source in zip(net.parameters(), first.parameters(), strict=True):
                 own.copy_(source.repeat(num_policies, 1, 1))
         flat = flatten(list(net.parameters()))
-        parts = [_part(net, i * num_heads, (i + 1) * num_heads) for i in range(num_policies)]
-        return flat, [FastMLP(part, buffers=self._buffers) for part in parts]
+        nets = []
+        for group in self._groups:
+            part = _part(net, group.start * num_heads, group.stop * num_heads)
+            nets.append(FastMLP(part, buffers=self._buffers[group.stop - group.start]))
+        return flat, nets
 
     @torch.no_grad()
     def values(self, obs: Tensor, actions: Tensor) -> Tensor:
@@ -84,16 +91,20 @@ class NetworkCritic:
         for part in inputs.split(_CHUNK, dim=1):
             rows = part.shape[1]
             padded = torch.nn.functional.pad(part, (0, 0, 0, _CHUNK - rows))  # one set of buffers for all sizes
-            outputs = [net.forward(own)[:, :rows] for net, own in zip(self._targets, padded, strict=True)]
-            parts.append(torch.stack(outputs))
-        return torch.cat(parts, 2) * self._scale + self._center
+            outputs = [
+                net.forward(padded[group].repeat_interleave(self._shape[1], 0))[:, :rows]
+                for group, net in zip(self._groups, self._targets, strict=True)
+            ]
+            parts.append(torch.cat(outputs))
+        return torch.cat(parts, 1).unflatten(0, self._shape) * self._scale + self._center
 
     @torch.no_grad()
     def update(self, obs: Tensor, actions: Tensor, targets: Tensor, weights: Tensor) -> None:
         inputs, scaled = self._inputs(obs, actions), (targets - self._center) / self._scale
         share = (2 * weights / weights.sum(-1, keepdim=True).clamp_min(1))[..., None]  # (E, B, 1)
-        for net, own in zip(self._nets, scaled, strict=True):
-            delta = (net.forward(inputs) - own).mul_(share)
+        for group, net in zip(self._groups, self._nets, strict=True):
+            own = scaled[group]
+            delta = (net.forward(inputs).view_as(own) - own).mul_(share).flatten(0, 1)
             net.backward(delta)
             net.parameter_gradients(delta)
         self._optimizer.step()
