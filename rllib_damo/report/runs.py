@@ -213,8 +213,7 @@ def _parse(lines: list[str]) -> tuple[list[dict[str, Any]], int]:
     stride = -(-len(lines) // _MAX_RESULTS)
     rows, num_damaged, config = [], 0, ""
     for number, line in enumerate(lines):
-        is_evaluated = any(key in line for key in _EVALUATED)
-        if stride > 1 and number % stride and number < len(lines) - 1 and not is_evaluated:
+        if number % stride and number < len(lines) - 1 and not any(key in line for key in _EVALUATED):
             continue
         try:
             if not config or config not in line:
