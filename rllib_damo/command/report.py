@@ -84,15 +84,19 @@ def _print_error(trial: Result, place: str, verbose: bool) -> None:
 
 
 def _print_ranking(ranked: list[Result], metric: str, searched: Sequence[tuple[str, ...]]) -> None:
-    """A table: the settings that vary, and the scores of the best kept checkpoint and of the last."""
-    console.print(f"\nTrials by {metric} of their best kept checkpoint, and of the last:")
-    rows = [[*(path[-1] for path in searched), "best", "last", "trial"]]
+    """A table: the settings that vary, and the scores, if there are any, of the best kept checkpoint and the last."""
+    has_scores = any(_scores(trial, metric) for trial in ranked)
+    console.print(
+        f"\nTrials by {metric} of their best kept checkpoint, and of the last:" if has_scores else "\nTrials:"
+    )
+    rows = [[*(path[-1] for path in searched), *(["best", "last"] if has_scores else []), "trial"]]
     for trial in ranked:
         values = [_show(nested(trial.config, path)) for path in searched]
         last = {found.path: score for score, found in _scores(trial, metric)}
         end = last.get(trial.checkpoint.path) if trial.checkpoint is not None else None
         best, _ = _best(trial, metric)
-        rows.append([*values, _show(best if best > -float("inf") else None), _show(end), trial.path.rsplit("/", 1)[-1]])
+        scores = [_show(best if best > -float("inf") else None), _show(end)] if has_scores else []
+        rows.append([*values, *scores, trial.path.rsplit("/", 1)[-1]])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)]
