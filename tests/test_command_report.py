@@ -54,9 +54,19 @@ def test_a_searchs_trials_are_in_order_with_what_was_varied(capsys: pytest.Captu
 
 def test_a_search_without_evaluations_names_the_command_that_chooses(capsys: pytest.CaptureFixture) -> None:
     trials = [trial("a", eta=0.5), trial("b", eta=1.0)]
-    report(trials, metric=METRIC, place="/r", evaluated=False, options=" --file mine.py")  # type: ignore[arg-type]
-    assert "rllib-damo select /r --file mine.py\n" in capsys.readouterr().out
+    options: dict[str, Any] = {"searched": [("eta",)], "evaluated": False, "options": " --file mine.py"}
+    report(trials, metric=METRIC, place="/r", **options)  # type: ignore[arg-type]
+    printed = capsys.readouterr().out
+    assert "rllib-damo select /r --file mine.py\n" in printed
+    assert "\nTrials:\neta  trial\n0.5  a\n  1  b\n" in printed  # there are no scores
     report(trials, metric=METRIC, place="/r")  # type: ignore[arg-type]
+    assert "select" not in capsys.readouterr().out
+
+
+def test_without_evaluations_the_checkpoints_of_one_trial_are_candidates(capsys: pytest.CaptureFixture) -> None:
+    report([trial("a", 1.0, 2.0)], metric=METRIC, place="/r", evaluated=False)  # type: ignore[arg-type]
+    assert "rllib-damo select /r --checkpoints all\n" in capsys.readouterr().out
+    report([trial("a", 1.0)], metric=METRIC, place="/r", evaluated=False)  # type: ignore[arg-type]
     assert "select" not in capsys.readouterr().out
 
 

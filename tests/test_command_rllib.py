@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -49,7 +51,7 @@ def test_train_file_takes_config_and_stop(ppo_file: Path, runs: list) -> None:
         2,
         2,
     )
-    assert options.keep_checkpoints_num == 2
+    assert options.keep_checkpoints_num is None
 
 
 def test_options_go_before_the_file(ppo_file: Path, runs: list) -> None:
@@ -66,7 +68,31 @@ def test_train_by_name(runs: list) -> None:
     config, stop, options = runs[0]
     assert type(config).__name__ == "DAMOConfig"
     assert (config.env, config.input_, config.eta, stop) == ("Pendulum-v1", "pendulum-mixed", 0.5, None)
-    assert options.keep_checkpoints_num is None
+    assert options.keep_checkpoints_num == 0
+
+
+def write_run(folder: Path, settings: dict[str, Any]) -> None:
+    """What Tune keeps of a run of one trial, as far as it is read here."""
+    (folder / "trial").mkdir(parents=True)
+    (folder / "tuner.pkl").touch()
+    record = {"trial_data": [[json.dumps({"trainable_name": "DAMO", "relative_logdir": "trial"}), "{}"]]}
+    (folder / "experiment_state-2026.json").write_text(json.dumps(record))
+    (folder / "trial" / "params.pkl").write_bytes(pickle.dumps(settings))
+
+
+def test_a_run_is_resumed_by_its_name_alone(tmp_path: Path, runs: list, capfd: pytest.CaptureFixture) -> None:
+    """Also where the checkpoint that it went on from is gone."""
+    settings = {"env": "Pendulum-v1", "input_": "pendulum-mixed", "eta": 0.5, "start_from": str(tmp_path / "gone")}
+    write_run(tmp_path / "mine_2026-01-31_12-00-00", settings)
+    arguments = ["train", "--resume", "--name", "mine", "--storage-path", str(tmp_path)]
+    for more in ([], ["--from", str(tmp_path / "gone")]):
+        assert rllib.invoke([*arguments, *more]) == OK
+        config, _, options = runs.pop()
+        assert (type(config).__name__, config.eta, options.name, options.resume) == ("DAMOConfig", 0.5, "mine", True)
+        assert config.start_from == str(tmp_path / "gone")
+    (tmp_path / "mine_2026-01-31_12-00-00" / "trial" / "params.pkl").write_bytes(b"?")
+    assert rllib.invoke(arguments) == USAGE
+    assert "does not tell what was trained" in capfd.readouterr().err
 
 
 def test_offline_an_environment_for_evaluation_is_enough(runs: list, capfd: pytest.CaptureFixture) -> None:
@@ -151,6 +177,9 @@ BAD_COMMANDS = {
     ("train", "file", "FILE", "--storage-path", "FILE/under"): "cannot be written",
     ("train", "file", "FILE", "--storage-path", "nosuch://x"): "There are s3://, gs://",
     ("train", "file", "FILE", "--storage-path", "FOLDER", "--resume"): "has no run of the name 'ppo_pendulum'",
+    ("train", "--resume"): "name the run by --name",
+    ("train", "--resume", "--name", "r", "--storage-path", "FOLDER"): "has no run of the name 'r'",
+    ("train", "--resume", "--from", "FOLDER/gone"): "name the run: --name NAME --resume",
     ("train", "--algo", "damo", "--env", "Pendulum-v1"): "Did you mean 'DAMO'",
     ("train", "--algo", "PPPO", "--env", "Pendulum-v1"): "Did you mean 'PPO'",
     ("train", "--algo", "PPO"): "give one with --env",

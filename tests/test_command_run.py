@@ -15,6 +15,7 @@ from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint, CheckpointConfig
 
+from rllib_damo import DAMOConfig
 from rllib_damo.command import rllib
 from rllib_damo.command import run as experiment
 from rllib_damo.command.report import FAILED, OK, USAGE
@@ -174,6 +175,20 @@ def test_a_scheduler_bears_results_that_did_not_evaluate(monkeypatch) -> None:
     monkeypatch.delenv(strict)
     assert experiment._scheduler(RunOptions(scheduler="asynchyperband"), PPOConfig()) is not None
     assert os.environ[strict] == "1"
+
+
+def test_without_a_score_all_checkpoints_are_kept() -> None:
+    def kept(config: Any, **options: Any) -> tuple[int, int | None]:
+        found = experiment._checkpoint_config(config, RunOptions(**options))
+        return found.checkpoint_frequency, found.num_to_keep
+
+    evaluated = DAMOConfig().offline_data(input_="pendulum-mixed").evaluation(evaluation_interval=5)
+    assert kept(evaluated) == (5, 2)
+    assert kept(evaluated, keep_checkpoints_num=0) == (5, None)
+    alone = evaluated.copy(copy_frozen=False).evaluation(evaluation_interval=None)
+    assert kept(alone, checkpoint_freq=20) == (20, None)
+    assert kept(alone, checkpoint_freq=20, keep_checkpoints_num=3) == (20, 3)
+    assert kept(PPOConfig(), checkpoint_freq=20) == (20, 2)
 
 
 @pytest.mark.parametrize("free", [1000, 10**9])

@@ -25,11 +25,17 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def test_second_run_takes_the_model_from_the_cache(config):
+    """And says as the first one how large the model's error is."""
     algo = config.build_algo()
-    train_policy(algo, 1)
+    assert "model_error" not in algo.train()
+    error = algo.train()["model_error"]  # the last epoch
+    assert train_policy(algo, 1)["model_error"] == error
+    assert error["20"]["error"] > error["1"]["error"] > 0
     algo.stop()
     algo = config.copy(copy_frozen=False).training(eta=0.5).build_algo()
-    assert algo.train()["phase"] == "policy"
+    result = algo.train()
+    assert result["phase"] == "policy"
+    assert result["model_error"] == error
     algo.stop()
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from rllib_damo import DAMO, RAMBO, DAMOConfig, OfflineIQL, OfflineIQLConfig, RAMBOConfig, TD3BCConfig, load_policy
 from rllib_damo.core.going_on import Start
 from rllib_damo.dynamics import DynamicsEnsemble
-from rllib_damo.errors import CheckpointError
+from rllib_damo.errors import CheckpointError, UserError
 from tests.small_runs import make_small, module_state, train_policy, write_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -102,6 +103,15 @@ def test_a_checkpoints_model_is_cached_under_no_other_key(checkpoint, other, tmp
     fresh.stop()
 
 
+def test_a_checkpoint_on_a_filesystem_of_the_users_goes_on(checkpoint, other, dataset):
+    filesystem = SubTreeFileSystem(str(Path(checkpoint).parent), LocalFileSystem())
+    for data, is_same in ((other, False), (dataset, True)):
+        algo = DAMO.from_checkpoint(Path(checkpoint).name, filesystem, input_=data)
+        assert algo._is_same_data == is_same
+        assert algo._num_gradient_steps == 40
+        algo.stop()
+
+
 def test_trials_of_other_seeds_differ(checkpoint, other):
     algos = [DAMO.from_checkpoint(checkpoint, input_=other, seed=seed) for seed in (3, 4)]
     assert len({algo.learner_group._learner._base_seed for algo in algos}) == 2
@@ -127,7 +137,11 @@ def test_rewards_keep_their_scale(dataset, other, cache_dir, tmp_path):
         a.learner_group._learner._layout.unpack(a.learner_group._learner._offline).rewards for a in (going_on, again)
     ]
     assert torch.equal(*rewards)
-    for running in (algo, going_on, again):
+    scale, path = algo._reward_scale, str(tmp_path / "a")
+    same = OfflineIQL.from_checkpoint(path, input_=other, reward_scale=scale)
+    with pytest.raises(UserError, match=rf"reward_scale=2\.0: .* rewards times .*Set reward_scale={scale!r}"):
+        OfflineIQL.from_checkpoint(path, input_=other, reward_scale=2.0)
+    for running in (algo, going_on, again, same):
         running.stop()
 
 

@@ -56,13 +56,18 @@ def result(iteration: int, *, score: float | None = None, **learner: float) -> d
             "discounted_return_mean": -380.0, "terminated_frac": 0.0,
         },
         "versions": {"rllib_damo": "0.2.0", "ray": "2.60.0"},
+        "model_error": {
+            str(h): {"error": 0.1 * h, "predicted_std": 0.08 * h, "within_1_std": 0.5, "within_2_std": 0.8}
+            for h in (20, 1, 5)
+        },
     }  # fmt: skip
     if score is not None:
         evaluation = {
             "episode_return_mean": 10 * score - 1000, "episode_return_std": 50.0, "normalized_score": score,
             "normalized_score_std": 5.0, "discounted_return_mean": 5 * score - 500,
         }  # fmt: skip
-        row["evaluation"] = {"env_runners": evaluation}
+        offline = {"fqe_value": -390.0, "fqe_against_clone": 20.0, "implausible": 0.0, "seconds": 5.0}
+        row["evaluation"] = {"env_runners": evaluation, "offline_eval_runners": offline}
     return row
 
 
@@ -149,7 +154,9 @@ def single(tmp_path: Path) -> Path:
 
 CHARTS = {
     "Return in the environment", "Normalised score", "Returns", "Value: estimated and real", "Q of the batch",
-    "Bellman residual", "Classifier's accuracy", "Classifier's logits", "Density ratio", "Loss of the dynamics model",
+    "Bellman residual", "Value without a simulator", "Value against a clone", "Implausible value",
+    "Error of the model along real episodes", "Errors within the predicted range", "Classifier's accuracy",
+    "Classifier's logits", "Density ratio", "Loss of the dynamics model",
     "Calibration of the dynamics model", "Squared error on held-out rows", "Rows of a round", "Mean reward",
     "Share of terminal rows", "Qf loss",
 }  # fmt: skip
@@ -163,10 +170,20 @@ def test_every_chart_is_there(single: Path, tmp_path: Path) -> None:
     assert set(page.titles["figcaption"]) == CHARTS
     assert page.pictures() == page.titles["figcaption"]
     lines = [attrs["d"] for tag, attrs in page.tags if tag == "path"]
-    assert len(lines) == len(CHARTS) + 4 - 1  # 4 charts have two lines, and the returns none
+    assert len(lines) == len(CHARTS) + 6 - 1  # 6 charts have two lines, and the returns none
     assert not any("nan" in str(value) for _, attrs in page.tags for value in attrs.values())
     assert "data −800" in page.text
     assert "data −380" in page.text
+    assert "clone 0" in page.text
+
+
+def test_the_models_error_is_drawn_over_its_steps(single: Path, tmp_path: Path) -> None:
+    (trial,) = read_run(single).trials
+    assert trial.points("model_error/*/error") == [(1, 0.1), (5, 0.5), (20, 2.0)]
+    assert trial.points("model_error/*/none") == []
+    page = report(single, tmp_path)
+    for text in ("real: 2 at 20", "predicted: 1.6 at 20", "1 std: 0.5 at 5", "right for 2 0.95", "steps in the model"):
+        assert text in page.text, text
 
 
 def test_facts_are_there(single: Path, tmp_path: Path) -> None:
@@ -261,10 +278,11 @@ def test_a_restored_trial_is_drawn_once(tmp_path: Path) -> None:
 
 def test_long_trials_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "_MAX_RESULTS", 10)
-    rows = [result(i, score=None if i != 18 else 1.0) for i in range(1, 101)]
-    rows[17]["evaluation"]["env_runners"]["episode_len_mean"] = 200
+    rows = [result(i) for i in range(1, 101)]
+    rows[17] |= {"evaluation": {"env_runners": {"episode_len_mean": 200}}}
+    rows[18] |= {"evaluation": {"offline_eval_runners": {"fqe_value": -300.0}}}
     (trial,) = read_run(write_trial(tmp_path / "DAMO_a", rows)).trials
-    assert [row["training_iteration"] for row in trial.results] == [1, 11, 18, *range(21, 100, 10), 100]
+    assert [row["training_iteration"] for row in trial.results] == [1, 11, 18, 19, *range(21, 100, 10), 100]
 
 
 @pytest.mark.parametrize("at", ["file://", "memory://"])
@@ -286,7 +304,7 @@ def test_a_hundred_trials(tmp_path: Path) -> None:
     page = report(tmp_path / "run", tmp_path)
     assert len(page.tables[0]) == 101
     drawn = [attrs["class"] for tag, attrs in page.tags if tag == "path"]
-    of_one_metric = len(CHARTS) - len(OF_THE_MODEL) - 4  # not the returns, and three charts of two metrics
+    of_one_metric = len(CHARTS) - len(OF_THE_MODEL) - 6  # not the returns, and five charts of two metrics
     assert drawn.count("line other") == 92 * (of_one_metric + 1)  # and in the settings
     assert len(page.source) < 5e6
 
@@ -328,6 +346,7 @@ def a_trial(rows: list[dict], error: str = "", **config: Any) -> Trial:
 SICK: dict[str, Trial] = {
     "training diverged": a_trial([], "RuntimeError: Training diverged"),
     "initial_value_mean": a_trial([result(i, initial_value_mean=-400.0 + 20 * i) for i in range(1, 13)]),
+    "implausible": a_trial([{"evaluation/offline_eval_runners": {"implausible": 1.0, "fqe_value": 900.0}}]),
     "classifier_accuracy": a_trial([result(i, classifier_accuracy=0.99) for i in range(1, 9)]),
     "density_ratio_mean": a_trial([result(i, density_ratio_mean=4.0) for i in range(1, 9)]),
     "holdout_loss": a_trial([epoch(i, 3.0 / i) for i in range(1, 4)], dynamics_max_epochs=3),
@@ -360,6 +379,7 @@ def test_metrics_are_those_of_the_documentation() -> None:
     drawn = [*charts.LEARNING[:2], *charts.VALUES, *charts.CLASSIFIER, *charts.MODEL]
     keys = [key for chart in drawn for key, _ in [*chart.metrics, *chart.references] if isinstance(key, str)]
     for key in keys:
+        key = key.replace("*", "5")
         assert f"`{key}`" in text or f"`{key.rsplit('/', 1)[-1]}`" in text, key
 
 

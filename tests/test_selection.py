@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -23,6 +24,7 @@ from rllib_damo.selection import Selection, estimates, select
 from rllib_damo.selection.budget import by_hand, posterior, sequential_halving
 from rllib_damo.selection.candidates import Candidate, find, load
 from rllib_damo.selection.problem import Data, make_task, played_env, read
+from rllib_damo.version import versions
 from tests.small_runs import make_small, train_policy
 
 SWING_UP = PendulumMixed().swing_up
@@ -76,6 +78,11 @@ def test_functions_are_compared(tmp_path):
     assert content["format"] == "rllib_damo.selection/1"
     assert content["facts"]["fingerprint"] == DATA.fingerprint()
     assert len(content["table"]) == 3
+    assert content["versions"] == versions()
+    chosen = replace(found, choice=found.table[0], confidence="low")
+    assert "train its options anew" not in "\n".join(chosen.lines())
+    chosen = replace(chosen, facts=found.facts | {"held_out": 3})
+    assert "train its options anew without holdout_episodes" in "\n".join(chosen.lines())
     found.plot(tmp_path / "picture.svg")
     assert (tmp_path / "picture.svg").read_text().lstrip().startswith("<?xml")
 

@@ -105,10 +105,12 @@ def test_no_part_of_training_sees_them(dataset, cache_dir, tmp_path):
     torch.testing.assert_close(learner.module["default_policy"].actor.standardize.mean, expected)
     assert algo._dataset_metrics["episode_return_mean"] == split.training.episode_returns().mean()
     assert algo.dynamics.key != whole.dynamics.key
-    held_out = {row.tobytes() for row in split.holdout.observations}
+    held_out_states = {row.tobytes() for row in split.holdout.observations}  # the model is measured on them
+    assert {row.tobytes() for row in algo.dynamics._tracks.states.flatten(0, 1).numpy()} <= held_out_states
+    assert algo.offline_data.held_out is None  # let go of
     rows = learner._offline
     assert len(rows) == len(split.training)
-    assert not held_out & {row[:3].tobytes() for row in rows.numpy()}
+    assert not held_out_states & {row[:3].tobytes() for row in rows.numpy()}
 
     path = algo.save_to_path(tmp_path / "split")
     written = json.loads((tmp_path / "split" / "selection.json").read_text())

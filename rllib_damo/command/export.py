@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rllib_damo.command.inputs import run_file
+from rllib_damo.command.run import quieten
 from rllib_damo.deploy.export import export_policy
 
 
@@ -27,6 +28,7 @@ def export(
     Raw observations in, actions in the environment's units out. Loading a checkpoint executes its pickles: export only
     checkpoints that you trust.
     """
+    quieten()
     if file is not None:
         run_file(file)
     written = export_policy(checkpoint, str(out), format=format, overwrite=overwrite)

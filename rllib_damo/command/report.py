@@ -41,7 +41,7 @@ def report(
         searched: paths of the settings in a trial's config that a search varies.
         place: folder or URI of the results.
         options: more options for the commands that are printed.
-        evaluated: whether there were evaluations; without them, the command that chooses among the trials is named.
+        evaluated: whether episodes give a score; without one, the command that chooses by the dataset is named.
         verbose: print complete errors.
 
     Returns:
@@ -62,9 +62,11 @@ def report(
         _print_ranking(ranked, metric, searched)
     if ranked:
         _print_checkpoints(ranked[0], metric, place, options)
-    if not evaluated and len(trials) > 1:
+    along = len(trials) == 1 and len(trials[0].best_checkpoints or []) > 1
+    if not evaluated and (len(trials) > 1 or along):
         run = quote(address(trials[0].path.rsplit("/", 1)[0], place))
-        console.print(f"\nChoose among the trials by their dataset: rllib-damo select {run}{options}")
+        what, which = ("checkpoints", " --checkpoints all") if along else ("trials", "")
+        console.print(f"\nChoose among the {what} by their dataset: rllib-damo select {run}{which}{options}")
     return code
 
 
@@ -82,15 +84,19 @@ def _print_error(trial: Result, place: str, verbose: bool) -> None:
 
 
 def _print_ranking(ranked: list[Result], metric: str, searched: Sequence[tuple[str, ...]]) -> None:
-    """A table: the settings that vary, and the scores of the best kept checkpoint and of the last."""
-    console.print(f"\nTrials by {metric} of their best kept checkpoint, and of the last:")
-    rows = [[*(path[-1] for path in searched), "best", "last", "trial"]]
+    """A table: the settings that vary, and the scores, if there are any, of the best kept checkpoint and the last."""
+    has_scores = any(_scores(trial, metric) for trial in ranked)
+    console.print(
+        f"\nTrials by {metric} of their best kept checkpoint, and of the last:" if has_scores else "\nTrials:"
+    )
+    rows = [[*(path[-1] for path in searched), *(["best", "last"] if has_scores else []), "trial"]]
     for trial in ranked:
         values = [_show(nested(trial.config, path)) for path in searched]
         last = {found.path: score for score, found in _scores(trial, metric)}
         end = last.get(trial.checkpoint.path) if trial.checkpoint is not None else None
         best, _ = _best(trial, metric)
-        rows.append([*values, _show(best if best > -float("inf") else None), _show(end), trial.path.rsplit("/", 1)[-1]])
+        scores = [_show(best if best > -float("inf") else None), _show(end)] if has_scores else []
+        rows.append([*values, *scores, trial.path.rsplit("/", 1)[-1]])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)]

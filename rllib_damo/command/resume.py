@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from pyarrow import fs
 from ray import tune
 from ray.tune import Callback
+from ray.tune.result import EXPR_PARAM_PICKLE_FILE
 
+from rllib_damo.command.inputs import default_config
 from rllib_damo.command.report import console
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation.checkpoints import checkpoint_numbers, missing_code, newest_whole
@@ -20,6 +23,7 @@ from rllib_damo.utils.paths import atomic_write
 from rllib_damo.utils.uris import connect, without_password
 
 if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
     from ray.tune.experiment import Trial
 
 _COPY = "experiment_state-0.json"  # older than all others by its name, which is what Tune goes by
@@ -48,6 +52,29 @@ def restored_tuner(run: str, algorithm: Any) -> tune.Tuner:
         ) from error
     ray_internals.add_callback(tuner, NewestCheckpoints())
     return tuner
+
+
+def config_of(run: str) -> AlgorithmConfig:
+    """The config of a run's first trial, as the run keeps it. Its pickle is executed.
+
+    Args:
+        run: folder or address of the run.
+
+    Raises:
+        UsageError: there is none, or it cannot be read.
+    """
+    filesystem, path = connect(run)
+    try:
+        content = _read(filesystem, _records(filesystem, path)[-1]) or {}
+        algorithm, folder = ray_internals.first_trial(content)
+        with filesystem.open_input_stream(f"{path}/{folder}/{EXPR_PARAM_PICKLE_FILE}") as file:
+            settings = pickle.loads(file.read())
+    except Exception as error:  # a damaged pickle may raise any
+        raise UsageError(
+            f"{without_password(run)} does not tell what was trained ({type(error).__name__}: {error}): give the file, "
+            "or --algo, as when it began."
+        ) from error
+    return default_config(algorithm).update_from_dict(settings)
 
 
 def _prepare_record(run: str) -> None:

@@ -18,12 +18,13 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from rllib_damo.command import episodes as playback
 from rllib_damo.command import inputs
 from rllib_damo.command.report import FAILED, OK, USAGE
+from rllib_damo.command.resume import config_of
 from rllib_damo.command.run import RunOptions, quieten, run
 from rllib_damo.core.config import OfflineConfig
-from rllib_damo.errors import DiskFullError, UsageError, UserError
+from rllib_damo.errors import CheckpointError, DiskFullError, UsageError, UserError
 from rllib_damo.evaluation.checkpoints import load_config
 from rllib_damo.evaluation.play import evaluated_env, play
-from rllib_damo.evaluation.storage import local_copy
+from rllib_damo.evaluation.storage import check, latest_run, local_copy
 
 app = typer.Typer(
     name="rllib",
@@ -68,7 +69,10 @@ def train(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Continue the latest run of that name, with its own config and stop.", rich_help_panel=_RUN
+            "--resume",
+            help="Continue the latest run of that name, with its own config and stop. "
+            "With --name nothing else is needed, unless a file registers what it uses.",
+            rich_help_panel=_RUN,
         ),
     ] = False,
     verbose: Annotated[
@@ -85,11 +89,13 @@ def train(
     ] = None,
     checkpoint_at_end: Annotated[bool, typer.Option(rich_help_panel=_CHECKPOINTS)] = True,
     keep_checkpoints_num: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=0, help="Number of checkpoints to keep, the best ones; 0 keeps all.", rich_help_panel=_CHECKPOINTS
+            min=0,
+            help="Number of checkpoints to keep, the best ones; 0 keeps all. [default: 2; all without evaluations]",
+            rich_help_panel=_CHECKPOINTS,
         ),
-    ] = 2,
+    ] = None,
     checkpoint_score_attr: Annotated[
         str | None,
         typer.Option(help="Metric of the best one. [default: evaluation return]", rich_help_panel=_CHECKPOINTS),
@@ -122,7 +128,7 @@ def train(
         resume=resume,
         checkpoint_freq=checkpoint_freq,
         checkpoint_at_end=checkpoint_at_end,
-        keep_checkpoints_num=keep_checkpoints_num or None,
+        keep_checkpoints_num=keep_checkpoints_num,
         checkpoint_score_attr=checkpoint_score_attr,
         scheduler=scheduler,
         scheduler_config=inputs.parse_json("--scheduler-config", scheduler_config) or {},
@@ -134,7 +140,10 @@ def train(
         ray_num_gpus=ray_num_gpus,
         verbosity=verbose,
     )
-    experiment, file_stop, source = _experiment(what or [], algo, from_, context.obj)
+    if resume and name is not None and not what and algo is None and context.obj is None:
+        experiment, file_stop, source, from_ = config_of(latest_run(check(storage_path), name)), None, Path(name), None
+    else:
+        experiment, file_stop, source = _experiment(what or [], algo, from_, context.obj, resume)
     options.name = name or source.stem
     options.file = source if source.suffix == ".py" else None
     if input_ is not None:
@@ -156,7 +165,9 @@ def train(
     raise typer.Exit(run(experiment, given_stop if given_stop is not None else file_stop, options))
 
 
-def _experiment(what: list[str], algo: str | None, from_: str | None, preset: Any) -> tuple[AlgorithmConfig, Any, Path]:
+def _experiment(
+    what: list[str], algo: str | None, from_: str | None, preset: Any, resume: bool
+) -> tuple[AlgorithmConfig, Any, Path]:
     """(config, stop, file or algorithm) of what `rllib train` was asked for; `preset` is what `run_config` passes."""
     if preset is not None:
         if what or algo is not None:
@@ -172,9 +183,15 @@ def _experiment(what: list[str], algo: str | None, from_: str | None, preset: An
         config, stop = inputs.load_file(Path(what[1]))
         return config, stop, Path(what[1])
     if algo is None and from_ is not None:
-        with local_copy(from_) as folder:
-            config = load_config(folder).copy(copy_frozen=False)
+        try:
+            with local_copy(from_) as folder:
+                config = load_config(folder).copy(copy_frozen=False)
+        except CheckpointError as error:
+            hint = " To resume a run that went on from it, name the run: --name NAME --resume." if resume else ""
+            raise UsageError(f"{error}{hint}") from error
         return config, None, Path(config.algo_class.__name__)
+    if algo is None and resume:
+        raise UsageError("--resume: name the run by --name, or give the file or --algo, as when it began.")
     if algo is None:
         raise UsageError("nothing to train: `rllib train file X.py`, or `rllib train --algo A --env E`.")
     return inputs.default_config(algo), None, Path(algo)

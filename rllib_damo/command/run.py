@@ -22,6 +22,7 @@ from rllib_damo.command.report import INTERRUPTED, TERMINATED, USAGE, console, e
 from rllib_damo.command.resume import RecordCopy, restored_tuner
 from rllib_damo.command.signals import sigterm_as_interrupt
 from rllib_damo.command.stopping import CheckedStopper, add_to_results, with_last_evaluation
+from rllib_damo.core.config import OfflineConfig
 from rllib_damo.data.rllib_input import with_package_readers
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation import storage
@@ -36,6 +37,8 @@ from rllib_damo.utils.uris import without_password
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+#: Checkpoints of a trial that are kept by default, where there is a score.
+_KEPT = 2
 #: Bytes below which a file system counts as full.
 _LEAST_ROOM = 1_000_000
 EVALUATION_RETURN = f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/{EPISODE_RETURN_MEAN}"
@@ -51,7 +54,7 @@ class RunOptions:
     resume: bool = False
     checkpoint_freq: int | None = None
     checkpoint_at_end: bool = True
-    keep_checkpoints_num: int | None = 2
+    keep_checkpoints_num: int | None = None
     checkpoint_score_attr: str | None = None
     scheduler: str | None = None
     scheduler_config: dict[str, Any] = field(default_factory=dict)
@@ -102,7 +105,7 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
             return USAGE
         code = report(
             results, metric=_score_attr(config, options), searched=search_space(config), place=place,
-            options=_file_option(config, options), evaluated=bool(config.evaluation_interval),
+            options=_file_option(config, options), evaluated=_has_score(config),
             verbose=options.verbosity > 0,
         )  # fmt: skip
         return TERMINATED if termination.received and code == INTERRUPTED else code
@@ -205,15 +208,25 @@ def _score_attr(config: AlgorithmConfig, options: RunOptions) -> str:
     )
 
 
+def _has_score(config: AlgorithmConfig) -> bool:
+    """Whether episodes in the environment tell which checkpoint is the best."""
+    return bool(config.evaluation_interval) or not (isinstance(config, OfflineConfig) or config.is_offline)
+
+
 def _checkpoint_config(config: AlgorithmConfig, options: RunOptions) -> tune.CheckpointConfig:
-    """By default a checkpoint at each evaluation; the best ones and the last one are kept."""
-    frequency = options.checkpoint_freq
+    """By default a checkpoint at each evaluation; the best ones and the last one are kept.
+
+    Offline and without evaluations no score tells which ones are the best, so all are kept.
+    """
+    frequency, number = options.checkpoint_freq, options.keep_checkpoints_num
     if frequency is None:
         frequency = int(config.evaluation_interval or 0)
+    if number is None:
+        number = _KEPT if _has_score(config) else 0
     return tune.CheckpointConfig(
         checkpoint_frequency=frequency,
         checkpoint_at_end=options.checkpoint_at_end,
-        num_to_keep=options.keep_checkpoints_num,
+        num_to_keep=number or None,
         checkpoint_score_attribute=_score_attr(config, options),
     )
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import logging
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import ray
 import ray.data
+from pyarrow.fs import copy_files
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
@@ -100,7 +103,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
         self._is_same_data = False  # as those of the checkpoint that it goes on from
         if self._start is not None:
             self._check_algorithm(self._start.training.get(ALGORITHM))
-            self._reward_scale = self._start.training.get(REWARD_SCALE, self._reward_scale)
+            self._reward_scale = self._scale_of(self._start)
             same_split = self._start.training.get(HOLDOUT) == self._holdout
             self._is_same_data = same_split and self._start.training[FINGERPRINT] == self._dataset[1]
         self._take_columns(self._set_dataset(transitions, fit=True))
@@ -125,6 +128,21 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
             if places is not None and checkpoint_numbers(places.folder, places.filesystem):
                 return None
             raise
+
+    def _scale_of(self, start: Start) -> float:
+        """What rewards are multiplied by, as the networks of the checkpoint have learned them.
+
+        Raises:
+            UserError: the option is another number.
+        """
+        scale = start.training.get(REWARD_SCALE, self._reward_scale)
+        option = getattr(self.config, REWARD_SCALE, None)
+        if isinstance(option, (int, float)) and option != scale:
+            raise UserError(
+                f"reward_scale={option!r}: the networks of {start.name} have learned from rewards times {scale!r}, and "
+                f"go on with these. Set reward_scale={scale!r}, or train anew, without start_from."
+            )
+        return scale
 
     def _go_on(self, start: Start) -> None:
         """Takes over what a checkpoint has learned, whatever its data."""
@@ -394,10 +412,19 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
             CheckpointError: a file is missing, truncated or changed, or of version 0.1.
             TypeError: there is no such option.
         """
-        if "input_" not in options or filesystem is not None:
+        if "input_" not in options:
             return super().from_checkpoint(path, filesystem, **options)
         if isinstance(path, Checkpoint):
             path = path.to_directory()
+        if filesystem is None:
+            return cls._with_data(path, options)
+        with tempfile.TemporaryDirectory() as folder:
+            copy_files(str(path), folder, source_filesystem=filesystem)
+            return cls._with_data(folder, options)
+
+    @classmethod
+    def _with_data(cls, path: str | Path, options: Mapping[str, Any]) -> Self:
+        """`from_checkpoint` with a dataset: goes on from the checkpoint unless it is the one that it was trained on."""
         place, inside = place_of(path)
         config = stored_config(inside, place, options)
         algo = cls(config={**config, "start_from": str(path)})

@@ -22,6 +22,7 @@ from rllib_damo.core.algorithm import PHASE, OfflineAlgorithm
 from rllib_damo.core.going_on import Start
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.known_range import KnownRange
+from rllib_damo.dynamics.model_error import Tracks
 from rllib_damo.dynamics.rollout_rounds import RolloutRounds
 from rllib_damo.dynamics.trained_model import DynamicsComponent
 from rllib_damo.utils import ray_internals
@@ -84,7 +85,10 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         name, fingerprint = self._dataset
         if self._holdout is not None:  # the model must not be one that was trained on all episodes
             fingerprint = self._holdout["train_fingerprint"]
-        self.dynamics = DynamicsComponent(self.config, columns, name, fingerprint, parent)
+        episodes = self.offline_data.held_out or self.offline_data.transitions
+        bounds = episodes.episode_bounds()
+        tracks = Tracks.of(episodes.observations, episodes.actions, bounds, self.config.action_space)
+        self.dynamics = DynamicsComponent(self.config, columns, name, fingerprint, parent, tracks)
 
     @override(OfflineAlgorithm)
     def _go_on(self, start: Start) -> None:
@@ -116,6 +120,12 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
             found = self._foreach_learner("check_policy", str(self.dynamics.file()), self._longest_episode)[0]
         for key, value in found.items():
             self.metrics.log_value(("policy_check", key), value, window=1)
+
+    @override(OfflineAlgorithm)
+    def _log_steps(self) -> None:
+        super()._log_steps()
+        if self.dynamics.error:
+            self.metrics.log_dict({"model_error": self.dynamics.error}, reduce="item")
 
     @override(OfflineAlgorithm)
     def before_steps(self) -> bool:

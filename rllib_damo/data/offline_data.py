@@ -41,6 +41,7 @@ class BulkOfflineData(OfflineData):
 
     Attributes:
         holdout: the split's record (`splits.Split`), once the transitions were read; None where nothing is held out.
+        held_out: the episodes themselves, until `release`; likewise.
 
     Raises:
         DataError: on first use, as `sources.load` does.
@@ -58,6 +59,7 @@ class BulkOfflineData(OfflineData):
         self.spaces: Any = None
         self.locality_hints: Any = None
         self.holdout: dict[str, Any] | None = None
+        self.held_out: Transitions | None = None
         self._transitions: Transitions | None = None
         self._whole_fingerprint: str | None = None
         self._dataset: Dataset | None = None
@@ -103,7 +105,7 @@ class BulkOfflineData(OfflineData):
             return transitions
         self._whole_fingerprint = transitions.fingerprint()
         split = split_episodes(transitions, self._holdout_episodes, self.config.holdout_seed)
-        self.holdout = split.record
+        self.holdout, self.held_out = split.record, split.holdout
         return split.training
 
     def _refuse_holdout(self) -> None:
@@ -117,7 +119,7 @@ class BulkOfflineData(OfflineData):
     def release(self) -> None:
         """Lets go of the transitions, which are read again when asked for; a window of a larger dataset stays."""
         if not self.is_capped:
-            self._transitions = None
+            self._transitions = self.held_out = None
 
     def close(self) -> None:
         """Ends the stream of windows, and with it what Ray Data runs for it."""

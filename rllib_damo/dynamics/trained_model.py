@@ -16,6 +16,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_damo.dynamics import cache
 from rllib_damo.dynamics.ensemble import FILE_FIX, DynamicsEnsemble
+from rllib_damo.dynamics.model_error import Tracks, model_error
 from rllib_damo.dynamics.termination import resolve_termination
 from rllib_damo.dynamics.training import DynamicsTrainer
 from rllib_damo.errors import UserError
@@ -39,9 +40,11 @@ class DynamicsComponent:
         name: the dataset's name, for messages.
         fingerprint: of its content.
         parent: the file of a model of other data, whose weights training starts from.
+        tracks: parts of real episodes, on which a model that is ready is measured; None: it is not.
 
     Attributes:
         path: the trained model's file, once ``ready``.
+        error: what `model_error` says of it.
 
     Raises:
         ValueError: ``dynamics_path`` holds no model for this dataset, or a model is to be trained and can't be kept.
@@ -49,9 +52,12 @@ class DynamicsComponent:
     """
 
     def __init__(
-        self, config: AlgorithmConfig, columns: Batch, name: str, fingerprint: str, parent: bytes | None = None
-    ):
+        self, config: AlgorithmConfig, columns: Batch, name: str, fingerprint: str, parent: bytes | None = None,
+        tracks: Tracks | None = None,
+    ):  # fmt: skip
         self.config, self.name, self._fingerprint, self._parent = config, name, fingerprint, parent
+        self._tracks = tracks
+        self.error: dict[str, dict[str, float]] = {}
         self.columns: Batch | None = columns  # until the model is trained
         wants_gpu = config.num_gpus_per_learner > 0 or config.num_gpus_per_env_runner > 0
         self.device = torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
@@ -244,14 +250,16 @@ class DynamicsComponent:
         return ensemble.to(self.device)
 
     def _finish(self) -> None:
-        self._check_predictions()
+        model = DynamicsEnsemble.load(self.path, "cpu")
+        self._check_predictions(model)
+        self.error = {} if self._tracks is None else model_error(model, self._tracks)
         self.ready = True
         self._content = self.path.read_bytes()  # a cache may be emptied during a run
         self._trainer = self.columns = None
         self.close()
 
     @torch.no_grad()
-    def _check_predictions(self) -> None:
+    def _check_predictions(self, model: DynamicsEnsemble) -> None:
         """Tries the model out on rows of the dataset: rollouts leave out what is not finite.
 
         Raises:
@@ -259,7 +267,6 @@ class DynamicsComponent:
         """
         if self.columns is None:  # it has been tried out
             return
-        model = DynamicsEnsemble.load(self.path, "cpu")
         picks = np.linspace(0, len(self.columns.obs) - 1, _NUM_TRIED_ROWS).astype(np.int64)
         rows = [torch.as_tensor(column[picks]) for column in (self.columns.obs, self.columns.actions)]
         mean, logvar = model(*rows)

@@ -104,6 +104,7 @@ class FastMLP:
         net: the networks; ``C = 1`` for an ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU`` or ``nn.SiLU``.
         dtype: of the products between hidden layers; None: the parameters' own.
         rows_innermost: memory order of the outputs. Narrow outputs are computed faster with the rows innermost.
+        buffers: those of other networks of the same shapes, whose passes are over before these begin theirs.
 
     Gradients are written into the ``.grad`` of parameters that require one.
 
@@ -112,8 +113,9 @@ class FastMLP:
     """
 
     def __init__(
-        self, net: StackedMLP | nn.Sequential | Layers, dtype: torch.dtype | None = None, rows_innermost: bool = True
-    ):
+        self, net: StackedMLP | nn.Sequential | Layers, dtype: torch.dtype | None = None, rows_innermost: bool = True,
+        buffers: dict[int, _Buffers] | None = None,
+    ):  # fmt: skip
         weights, biases, self._activation, self._layer_norm = net if isinstance(net, Layers) else layers_of(net)
         if self._layer_norm and self._activation != "relu":
             raise ValueError(f"FastMLP normalises layers before ReLU only, found {self._activation!r}.")
@@ -135,7 +137,7 @@ class FastMLP:
         # What those between hidden layers write: gradients, or copies of them in ``dtype``
         inner_grads = self._weight_grads[1 : self._last]
         self._inner_grads = [torch.empty_like(g, dtype=self._dtype) for g in inner_grads] if is_mixed else inner_grads
-        self._buffers: dict[int, _Buffers] = {}
+        self._buffers: dict[int, _Buffers] = {} if buffers is None else buffers
         self._x: Tensor
         self._now: _Buffers
 

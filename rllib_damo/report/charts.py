@@ -15,6 +15,7 @@ from rllib_damo.report.svg import Series
 
 LEARNER = "learners/default_policy"
 EVALUATION = "evaluation/env_runners"
+OFFLINE = "evaluation/offline_eval_runners"
 _COLOURS = 8
 _RANGES = 5
 _MAX_CELLS, _GROUPS = 12, 5  # of a setting in the heat map; groups where it has more values
@@ -23,6 +24,7 @@ _X_LABELS = {
     "num_env_steps_sampled_lifetime": "environment steps",
     "training_iteration": "iterations",
     "dynamics/epoch": "epochs",
+    "*": "steps in the model",
 }
 _NAMES = {
     "num_transitions": "Rows of a round",
@@ -38,7 +40,7 @@ class Chart:
 
     Attributes:
         title: above it.
-        metrics: (key, label) of each line.
+        metrics: (key, label) of each line; a key with a * as in `Trial.points`.
         references: (key or number, label) of each horizontal line.
         note: a sentence below the title.
         std: key of the standard deviation around the first metric.
@@ -78,6 +80,22 @@ VALUES = (
     ),
     Chart("Q of the batch", [(f"{LEARNER}/qf_mean", "Q(s, a)"), (f"{LEARNER}/qf_initial_mean", "Q at first states")]),
     Chart("Bellman residual", [(f"{LEARNER}/td_error_abs", "mean absolute value")]),
+    Chart(
+        "Value without a simulator",
+        [(f"{OFFLINE}/fqe_value", "policy")],
+        note="By fitted Q evaluation. Its discount may be longer than the training's.",
+    ),
+    Chart(
+        "Value against a clone",
+        [(f"{OFFLINE}/fqe_against_clone", "policy less clone")],
+        [(0.0, "clone")],
+        "By fitted Q evaluation, of the policy less that of a clone of the data's behaviour.",
+    ),
+    Chart(
+        "Implausible value",
+        [(f"{OFFLINE}/implausible", "implausible")],
+        note="1 where the value by fitted Q evaluation is beyond what the data make credible.",
+    ),
 )
 CLASSIFIER = (
     Chart(
@@ -107,6 +125,19 @@ MODEL = (
         [(1.0, "right")],
         "Squared error on held-out rows in units of the predicted variance. Above 1, the model is too sure.",
         x="dynamics/epoch",
+    ),
+    Chart(
+        "Error of the model along real episodes",
+        [("model_error/*/error", "real"), ("model_error/*/predicted_std", "predicted")],
+        note="In standard deviations of the states. Predicted: the standard deviation of the model's draws.",
+        x="*",
+    ),
+    Chart(
+        "Errors within the predicted range",
+        [("model_error/*/within_1_std", "1 std"), ("model_error/*/within_2_std", "2 std")],
+        [(0.68, "right for 1"), (0.95, "right for 2")],
+        "Share of the errors within once and twice the predicted standard deviation. Below, the model is too sure.",
+        x="*",
     ),
 )
 

@@ -23,6 +23,7 @@ SCORES = ("evaluation/env_runners/normalized_score", "evaluation/env_runners/epi
 STEPS = ("num_gradient_steps_lifetime", "num_env_steps_sampled_lifetime", "training_iteration")
 _MAX_RESULTS = 2000  # a trial; of longer ones every n-th result is read, and all that evaluated
 _THREADS = 8
+_EVALUATED = ('"episode_len_mean"', '"fqe_value"')  # in results that evaluated
 _CONFIG = '"config": '
 _EVALUATIONS = 3  # the last ones, whose mean is a trial's score
 
@@ -65,10 +66,22 @@ class Trial:
         return next((key for key in STEPS if any(row.get(key) for row in self.results)), STEPS[-1])
 
     def points(self, metric: str, x: str | None = None) -> Points:
-        """The finite values of a metric over another one, by default over the steps."""
+        """The finite values of a metric over another one, by default over the steps.
+
+        Of a metric with a *, such as "model_error/*/error", the last result's values over the numbers in its place.
+        """
+        if "*" in metric:
+            return self._last_values(*metric.split("*"))
         x = x or self.steps
         pairs = ((row.get(x), row.get(metric)) for row in self.results)
         return [(float(a), float(b)) for a, b in pairs if _is_finite(a) and _is_finite(b)]
+
+    def _last_values(self, start: str, end: str) -> Points:
+        row = self.results[-1] if self.results else {}
+        places = {key: key[len(start) : -len(end)] for key in row if key.startswith(start) and key.endswith(end)}
+        return sorted(
+            (float(place), float(row[key])) for key, place in places.items() if place.isdigit() and _is_finite(row[key])
+        )
 
     def last(self, metric: str, count: int = 1) -> float | None:
         """The mean of a metric's last values; None if there are none."""
@@ -200,7 +213,7 @@ def _parse(lines: list[str]) -> tuple[list[dict[str, Any]], int]:
     stride = -(-len(lines) // _MAX_RESULTS)
     rows, num_damaged, config = [], 0, ""
     for number, line in enumerate(lines):
-        if stride > 1 and number % stride and number < len(lines) - 1 and '"episode_len_mean"' not in line:
+        if number % stride and number < len(lines) - 1 and not any(key in line for key in _EVALUATED):
             continue
         try:
             if not config or config not in line:

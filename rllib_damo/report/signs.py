@@ -42,6 +42,14 @@ def _runaway_values(trial: Trial) -> str | None:
     return f"`initial_value_mean` rises and is {number(value[1])}; the data's discounted return is {number(data)}"
 
 
+def _implausible_value(trial: Trial) -> str | None:
+    name = "evaluation/offline_eval_runners"
+    if trial.last(f"{name}/implausible") != 1:
+        return None
+    value = trial.last(f"{name}/fqe_value")
+    return "`implausible` is 1 in the last offline evaluation" + ("" if value is None else f" of {number(value)}")
+
+
 def _saturated_classifier(trial: Trial) -> str | None:
     accuracy = _quarters(trial, f"{_LEARNER}/classifier_accuracy")
     if accuracy is None or accuracy[1] < 0.95:
@@ -88,6 +96,10 @@ def _diverged(trial: Trial) -> str | None:
 SIGNS = (
     Sign(_diverged, "a loss or a weight is not finite", "what the error names, such as smaller learning rates"),
     Sign(_runaway_values, "values run away", "keep `critic_layer_norm`, raise `bc_weight`, lower `tau`"),
+    Sign(
+        _implausible_value, "the policy's value is beyond what the data make credible",
+        "as for values that run away; do not choose this policy",
+    ),
     Sign(
         _saturated_classifier, "the classifier is saturated; ℓ is no ratio any more",
         "more `label_smoothing`, shorter rollouts, a better model",

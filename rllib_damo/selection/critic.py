@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from rllib_damo.nn.adam import FusedAdam, load_optimizer_state, optimizer_state
-from rllib_damo.nn.flat_parameters import flatten
-from rllib_damo.nn.stacked_mlp import FastMLP, StackedMLP
+from rllib_damo.nn.flat_parameters import flatten, gradient_of
+from rllib_damo.nn.stacked_mlp import FastMLP, Layers, StackedMLP, layers_of
 
+_GROUP = 5  # policies
 _CHUNK = 256  # rows that go through the networks together, beside those of a batch
 
 
@@ -61,40 +62,51 @@ class NetworkCritic:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             first = StackedMLP(num_heads, dims, layer_norm=True)
-        self._flat, self._net = self._copies(first, dims)
-        self._target_flat, self._target = self._copies(first, dims)
+        # Groups of policies take their passes in turn, in the same buffers, for all of them would need much memory.
+        starts = range(0, num_policies, _GROUP)
+        self._groups = [slice(start, min(start + _GROUP, num_policies)) for start in starts]
+        self._buffers: list[dict[int, Any]] = [{} for _ in range(_GROUP + 1)]  # by the number of policies
+        self._flat, self._nets = self._copies(first, dims)
+        self._target_flat, self._targets = self._copies(first, dims)
         self._optimizer = FusedAdam([self._flat], lr=lr)
 
-    def _copies(self, first: StackedMLP, dims: Sequence[int]) -> tuple[Tensor, FastMLP]:
-        """Each head's network for every policy, as (parameters in one piece, networks)."""
-        net = StackedMLP(self._shape[0] * self._shape[1], dims, layer_norm=True)
+    def _copies(self, first: StackedMLP, dims: Sequence[int]) -> tuple[Tensor, list[FastMLP]]:
+        """Each head's network for every policy, as (parameters in one piece, the networks of each group)."""
+        num_policies, num_heads = self._shape
+        net = StackedMLP(num_policies * num_heads, dims, layer_norm=True)
         with torch.no_grad():
             for own, source in zip(net.parameters(), first.parameters(), strict=True):
-                own.copy_(source.repeat(self._shape[0], 1, 1))
+                own.copy_(source.repeat(num_policies, 1, 1))
         flat = flatten(list(net.parameters()))
-        return flat, FastMLP(net)
+        nets = []
+        for group in self._groups:
+            part = _part(net, group.start * num_heads, group.stop * num_heads)
+            nets.append(FastMLP(part, buffers=self._buffers[group.stop - group.start]))
+        return flat, nets
 
     @torch.no_grad()
     def values(self, obs: Tensor, actions: Tensor) -> Tensor:
-        num_policies, num_heads = self._shape
-        inputs = self._inputs(obs.expand(num_policies, *obs.shape[-2:]), actions)
+        inputs = self._inputs(obs.expand(self._shape[0], *obs.shape[-2:]), actions)
         parts = []
         for part in inputs.split(_CHUNK, dim=1):
             rows = part.shape[1]
             padded = torch.nn.functional.pad(part, (0, 0, 0, _CHUNK - rows))  # one set of buffers for all sizes
-            own = padded[:, None].expand(-1, num_heads, -1, -1).flatten(0, 1)
-            parts.append(self._target.forward(own)[:, :rows].clone())
-        out = torch.cat(parts, 1).unflatten(0, self._shape)
-        return out * self._scale + self._center
+            outputs = [
+                net.forward(padded[group].repeat_interleave(self._shape[1], 0))[:, :rows]
+                for group, net in zip(self._groups, self._targets, strict=True)
+            ]
+            parts.append(torch.cat(outputs))
+        return torch.cat(parts, 1).unflatten(0, self._shape) * self._scale + self._center
 
     @torch.no_grad()
     def update(self, obs: Tensor, actions: Tensor, targets: Tensor, weights: Tensor) -> None:
-        out = self._net.forward(self._inputs(obs, actions)).unflatten(0, self._shape)
-        scaled = (targets - self._center) / self._scale
-        share = weights / weights.sum(-1, keepdim=True).clamp_min(1)  # (E, B)
-        delta = (out - scaled).mul_(2 * share[None, :, :, None]).flatten(0, 1)
-        self._net.backward(delta)
-        self._net.parameter_gradients(delta)
+        inputs, scaled = self._inputs(obs, actions), (targets - self._center) / self._scale
+        share = (2 * weights / weights.sum(-1, keepdim=True).clamp_min(1))[..., None]  # (E, B, 1)
+        for group, net in zip(self._groups, self._nets, strict=True):
+            own = scaled[group]
+            delta = (net.forward(inputs).view_as(own) - own).mul_(share).flatten(0, 1)
+            net.backward(delta)
+            net.parameter_gradients(delta)
         self._optimizer.step()
 
     @torch.no_grad()
@@ -114,3 +126,16 @@ class NetworkCritic:
         self._flat.copy_(state["net"])
         self._target_flat.copy_(state["target"])
         load_optimizer_state(self._optimizer, [{k: v.numpy() for k, v in part.items()} for part in state["adam"]])
+
+
+def _part(net: StackedMLP, start: int, stop: int) -> Layers:
+    """Some of the networks, in the same memory."""
+    layers = layers_of(net)
+
+    def part(params: Sequence[Tensor]) -> list[Tensor]:
+        parts: list[Tensor] = [torch.nn.Parameter(param.detach()[start:stop]) for param in params]
+        for own, param in zip(parts, params, strict=True):
+            own.grad = gradient_of(param)[start:stop]
+        return parts
+
+    return layers._replace(weights=part(layers.weights), biases=part(layers.biases))

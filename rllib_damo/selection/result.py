@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from rllib_damo.selection.fitting import Fit
 from rllib_damo.selection.rule import Decision, Evidence, combined, half_interval, plausible_value, scores
 from rllib_damo.selection.self_tests import SelfTest
 from rllib_damo.utils.paths import new_file
+from rllib_damo.version import versions
 
 FORMAT = "rllib_damo.selection/1"
 #: What to do where a clone of the data's behaviour is the answer.
@@ -114,7 +114,7 @@ class Selection:
             "returns": self.returns,
             "steps": self.steps,
             "facts": self.facts,
-            "versions": {name: importlib.metadata.version(name) for name in ("ray", "torch")},
+            "versions": versions(),
         }
         return json.dumps(_finite(content), indent=1)
 
@@ -141,6 +141,11 @@ class Selection:
         found += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         if self.choice is not None:
             found.append(f"Choice: {self.choice.name}, {self.confidence} confidence. {self.choice.path}".rstrip())
+            if held_out:
+                found.append(
+                    "To learn from the held-out episodes too, train its options anew without holdout_episodes: the "
+                    "choice of options carries over, that of a checkpoint does not."
+                )
         else:
             place = self.answer.path or (CLONE_ADVICE if self.answer.name == "clone" else "")
             found.append(f"No choice: nothing is credibly better than {self.answer.name}; take that. {place}".rstrip())

@@ -73,7 +73,9 @@ def select(
     config = next((candidate.config for candidate in own if candidate.config is not None), None)
     task = make_task(config, env, termination_fn)
     whole = read(config, input_, task)
+    name, fingerprint = whole.name, whole.fingerprint()
     data = Data.of(whole, own, task.action_space)
+    del whole  # the parts are copies
     progress(f"{len(own)} candidates; {data.describe()}")
     work = Estimates(own, data, task, chosen, Path(out) if out is not None else None, progress)
     evidence, fitted, tests, columns = work.evaluate(reference)
@@ -89,7 +91,7 @@ def select(
     played, env_config = played_env(config, task)
     facts = {
         "env": played if isinstance(played, str) else None, "env_config": env_config,
-        "dataset": whole.name, "fingerprint": whole.fingerprint(), "split": data.record,
+        "dataset": name, "fingerprint": fingerprint, "split": data.record,
         "episodes": int(data.rows.num_episodes), "held_out": data.num_held_out, "seconds": time.perf_counter() - start,
         "settings": asdict(chosen) | {"gamma": work.gamma},
     } | columns.pop("facts")  # fmt: skip

@@ -6,6 +6,7 @@ What a subclass must override, or inherits and reads, can't stand here: `OVERRID
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
@@ -244,6 +245,12 @@ def forget_decisions(record: dict[str, Any]) -> bool:
         return False
     decisions.clear()
     return True
+
+
+def first_trial(record: dict[str, Any]) -> tuple[str, str]:
+    """The algorithm's name and the folder of the first trial in Tune's record of a run."""
+    trial = json.loads(record["trial_data"][0][0])
+    return trial["trainable_name"], trial["relative_logdir"]
 
 
 def trial_folder(trial: Trial) -> tuple[fs.FileSystem, str]:
