@@ -72,8 +72,8 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
             self._update_state = None
 
     def forget_dynamics(self) -> None:
-        """Lets go of a restored model that waits for `set_dynamics`: another one is trained."""
-        self._update_state = None
+        """Lets go of the model, and of a restored one that waits for `set_dynamics`: there will be another one."""
+        self._has_dynamics, self._update_state = False, None
 
     def dynamics_state(self) -> Mapping[str, Any] | None:
         """A copy of `Update.dynamics_state`, on the CPU."""
