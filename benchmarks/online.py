@@ -63,18 +63,20 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         checkpoint = args.checkpoint or train_offline(args, seed, folder)
         online = {"online_steps_per_iteration": args.every, "rollout_freq": args.every} | args.online
         algo = ALGORITHMS[args.algorithm].from_checkpoint(checkpoint, seed=seed, **EVALUATION | online)
-    curve, steps = [], 0
+    curve: list[dict[str, float]] = []
+    result: dict[str, Any] = {}
+    steps = 0
     while True:
-        evaluated = float(algo.evaluate()["env_runners"]["episode_return_mean"])
-        curve.append({"real_steps": steps, "return": round(evaluated, 1)})
+        played = algo.evaluate()["env_runners"]["episode_return_mean"]
+        curve.append({"real_steps": steps, "return": round(float(played), 1)})
+        if steps:
+            curve[-1]["online_return"] = round(float(result["online"]["episode_return_mean"]), 1)
         print(args.algorithm, args.name, seed, curve[-1], flush=True)
         if steps >= args.online_steps:
             break
         while steps < len(curve) * args.between:
             result = algo.train()
-            steps = int(result.get("num_online_steps_lifetime", 0))
-        curve_point = result["online"]
-        curve[-1]["online_return"] = round(float(curve_point["episode_return_mean"]), 1)
+            steps = int(result["num_online_steps_lifetime"])
     algo.stop()
     return {
         "algorithm": args.algorithm, "name": args.name, "env": args.env, "input": args.input,

@@ -313,3 +313,50 @@ def test_datasets_in_windows_are_refused() -> None:
     algo = SimpleNamespace(config=config, offline_data=SimpleNamespace(is_capped=True))
     with pytest.raises(UserError, match="online_steps_per_iteration=10 needs the whole dataset in memory"):
         TD3BC._make_sampler(algo)  # type: ignore[arg-type]
+
+
+# -- slow ------------------------------------------------------------------------------------------------------------
+
+
+@in_ray
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [{"num_env_runners": 1, "num_learners": 1}, {"num_learners": 2}])
+def test_learners_and_rollout_runners_elsewhere_get_the_rows(dataset, cache_dir, tmp_path, workers):
+    config = small(DAMOConfig(), dataset, cache_dir, online_steps_per_iteration=60).dynamics(
+        dynamics_refit_interval=100
+    )
+    config.env_runners(num_env_runners=workers.get("num_env_runners", 0)).learners(num_learners=workers["num_learners"])
+    algo = config.build_algo()
+    result = train_policy(algo, 2)
+    assert result["num_online_steps_lifetime"] == 120
+    assert result["online"]["num_refits"] == 1
+    assert [learner for learner in algo._foreach_learner("initial_value") if not np.isfinite(learner)] == []
+    path = algo.save_to_path(str(tmp_path))
+    algo.stop()
+    restored = DAMO.from_checkpoint(path)
+    assert train_policy(restored, 1)["num_online_steps_lifetime"] == 180
+    restored.stop()
+
+
+@in_ray
+@pytest.mark.slow
+def test_real_steps_improve_a_policy_of_few_steps_without_a_fall(tmp_path):
+    """`benchmarks/online.py` has the long runs."""
+    config = ReBRACConfig().environment("Pendulum-v1").offline_data(input_="pendulum-mixed").debugging(seed=0)
+    config.training(hidden_dims=(64, 64), rollout_freq=500, tau=0.02, policy_tau=0.01)
+    config.evaluation(
+        evaluation_interval=1_000_000, evaluation_duration=20, evaluation_config={"num_envs_per_env_runner": 20}
+    )
+    algo = config.build_algo()
+    train_policy(algo, 6)
+    returns = [algo.evaluate()["env_runners"]["episode_return_mean"]]
+    path = algo.save_to_path(str(tmp_path))
+    algo.stop()
+    algo = config.algorithm_class().from_checkpoint(path, online_steps_per_iteration=500)
+    for _ in range(3):
+        train_policy(algo, 2)
+        returns.append(algo.evaluate()["env_runners"]["episode_return_mean"])
+    algo.stop()
+    assert -1000 < returns[0] < -200
+    assert min(returns) >= 1.1 * returns[0]
+    assert returns[-1] > 0.8 * returns[0]
