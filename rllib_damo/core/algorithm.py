@@ -414,6 +414,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
                 HOLDOUT: self._holdout,
                 "gamma": self.config.gamma,
                 NUM_GRADIENT_STEPS: self._num_gradient_steps,
+                NUM_ONLINE_STEPS: self._online.total,
             }
         }
 

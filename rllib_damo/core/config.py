@@ -92,7 +92,6 @@ class OfflineConfig(AlgorithmConfig):
         self.offline_data_class = BulkOfflineData
         self.callbacks_class = ScoreCallbacks
         self.num_env_runners = 0
-        self.metrics_num_episodes_for_smoothing = 10  # RLlib's 100 may be all that `online` plays
         self.evaluation_interval = 10
         self.evaluation_duration = 10
         self.evaluation_duration_unit = "episodes"
