@@ -48,7 +48,6 @@ class BehaviorCloningConfig(OfflineConfig):
     """
 
     option_groups: ClassVar[Mapping[str, type]] = {**OfflineConfig.option_groups, "training": OfflineTraining}
-    defaults: ClassVar[Mapping[str, Any]] = {"online_noise": 0.1}
     default_module_class = BCTorchRLModule
     default_learner_class = BehaviorCloningTorchLearner
 

@@ -122,7 +122,6 @@ class ReBRACConfig(OfflineConfig):
         "critic_layer_norm": True,
         "actor_lr": 1e-3,
         "critic_lr": 1e-3,
-        "online_noise": 0.1,
     }
     network_options = ("hidden_dims", "twin_q", "critic_layer_norm")
     default_module_class = TD3TorchRLModule

@@ -68,7 +68,6 @@ class TD3BCConfig(OfflineConfig):
     """
 
     option_groups: ClassVar[Mapping[str, type]] = {**OfflineConfig.option_groups, "training": TD3BCTraining}
-    defaults: ClassVar[Mapping[str, Any]] = {"online_noise": 0.1}
     network_options = ("hidden_dims", "twin_q", "critic_layer_norm")
     default_module_class = TD3TorchRLModule
     default_learner_class = TD3BCTorchLearner

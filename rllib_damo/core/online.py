@@ -55,7 +55,8 @@ class OnlineSampler:
                 self.close()
                 raise UserError(f"{asked}, whose {name} {found} is not the configuration's {wanted}: name another one.")
         self._module: Any = self._runner.module
-        self._module.exploration_noise = config.online_noise
+        noise = config.online_noise
+        self._module.exploration_noise = self._module.online_noise if noise is None else noise
 
     def sample(self, num: int, weights: Mapping[str, Any], taken: int) -> Transitions:
         """Takes steps from where the last ones ended.

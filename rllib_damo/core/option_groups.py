@@ -285,9 +285,12 @@ class OnlineOptions(TypedDict, total=False):
     ]
     online_buffer_size: Annotated[int, Option(100_000, count, "The newest online rows that are kept.")]
     online_noise: Annotated[
-        float,
+        float | None,
         Option(
-            0.0, not_negative, "Standard deviation of normal noise on the actions of real steps, in units of [-1, 1]."
+            None,
+            optional(not_negative),
+            "Standard deviation of normal noise on the actions of real steps, in units of [-1, 1]. None: 0.1 for "
+            "policies that draw no actions (TD3+BC, ReBRAC, cloning), and 0 for all others.",
         ),
     ]
 

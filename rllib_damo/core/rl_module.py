@@ -30,6 +30,8 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
     fast_dtype: torch.dtype | None = None
     #: Standard deviation of the noise that exploration adds to unit actions.
     exploration_noise: float = 0.0
+    #: What it is in real steps, where no option says otherwise.
+    online_noise: float = 0.0
 
     def setup(self) -> None:
         check_spaces(self.observation_space, self.action_space)
@@ -171,6 +173,8 @@ class SACTorchRLModule(ActorCriticTorchRLModule):
 
 class DeterministicMixin:
     """π(s) = tanh(mean), in exploration with noise: the actor's head for the standard deviation is not used."""
+
+    online_noise = 0.1
 
     def _forward_exploration(self: Any, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         return {Columns.ACTIONS: self.with_noise(self._forward_inference(batch, **kwargs)[Columns.ACTIONS])}
