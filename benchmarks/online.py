@@ -74,13 +74,13 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         print(args.algorithm, args.name, seed, curve[-1], flush=True)
         if steps >= args.online_steps:
             break
-        while steps < len(curve) * args.between:
+        while steps < curve[-1]["real_steps"] + args.between:
             result = algo.train()
             steps = int(result["num_online_steps_lifetime"])
     algo.stop()
+    offline = {"env": args.env, "input": args.input, "offline_steps": args.offline_steps, "options": args.options}
     return {
-        "algorithm": args.algorithm, "name": args.name, "env": args.env, "input": args.input,
-        "checkpoint": args.checkpoint, "offline_steps": args.offline_steps, "options": args.options,
+        "algorithm": args.algorithm, "name": args.name, **({"checkpoint": args.checkpoint} if args.checkpoint else offline),
         "online": args.online, "seed": seed, "curve": curve, "lowest": min(p["return"] for p in curve),
     }  # fmt: skip
 
