@@ -80,7 +80,8 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     algo.stop()
     offline = {"env": args.env, "input": args.input, "offline_steps": args.offline_steps, "options": args.options}
     return {
-        "algorithm": args.algorithm, "name": args.name, **({"checkpoint": args.checkpoint} if args.checkpoint else offline),
+        "algorithm": args.algorithm, "name": args.name,
+        **({"checkpoint": args.checkpoint} if args.checkpoint else offline),
         "online": args.online, "seed": seed, "curve": curve, "lowest": min(p["return"] for p in curve),
     }  # fmt: skip
 
