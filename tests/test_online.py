@@ -280,6 +280,19 @@ def test_start_from_takes_the_online_rows_to_other_data(dataset, cache_dir, tmp_
         running.stop()
 
 
+@in_ray
+def test_the_rows_stay_when_the_dataset_goes_on_to_another_window(dataset, cache_dir, tmp_path):
+    algo = small(TD3BCConfig(), dataset, cache_dir, online_steps_per_iteration=40).build_algo()
+    train_policy(algo, 1)
+    path = algo.save_to_path(str(tmp_path))
+    windows = small(TD3BCConfig(), dataset, cache_dir).offline_data(start_from=path, max_dataset_rows=1000).build_algo()
+    train_policy(windows, 2)
+    assert windows.offline_data.window == 2
+    np.testing.assert_array_equal(store(windows)[1].obs, algo._online.rows.observations)
+    for running in (algo, windows):
+        running.stop()
+
+
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 

@@ -247,6 +247,8 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
         """Goes on to a window of a dataset that is larger than ``max_dataset_rows``."""
         if window is not None:
             self._set_dataset(window, fit=False)
+            if len(self._online):
+                self._hand_out_online(self._online.rows)
 
     # -- the real environment --------------------------------------------------------------------------------------
 

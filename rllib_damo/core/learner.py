@@ -192,7 +192,7 @@ class OfflineTorchLearner(TorchLearner):
         Args:
             rows: ``(N, Layout.width)``, with the rewards multiplied as the dataset's.
             extra: their extra columns.
-            slots: ``(N,)``, where they lie in the ring of ``online_buffer_size`` rows; the last of equal ones counts.
+            slots: ``(N,)``, where they lie in the ring of ``online_buffer_size`` rows.
             num: rows that the ring holds then.
         """
         assert self._offline is not None
