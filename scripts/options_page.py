@@ -23,6 +23,7 @@ from rllib_damo.core.option_groups import (
     DynamicsOptions,
     EntropyTraining,
     OfflineTraining,
+    OnlineOptions,
     PrecisionTraining,
     RolloutTraining,
 )
@@ -41,6 +42,7 @@ SHARED: tuple[tuple[str, str, type], ...] = (
     ("training", "Model rollouts", RolloutTraining),
     ("dynamics", "Dynamics model", DynamicsOptions),
     ("offline_data", "Dataset", DataOptions),
+    ("online", "Real environment", OnlineOptions),
 )
 INTRODUCTION = """\
 # Options

@@ -103,6 +103,13 @@ def test_playing_needs_no_data(checkpoint: Path) -> None:
     assert len(play(checkpoint, episodes=1, seed=0)) == 1
 
 
+def test_a_config_that_was_read_makes_an_algorithm_as_tune_passes_it(checkpoint: Path) -> None:
+    """`rllib train --from CHECKPOINT` does so: a "class" among its options would make RLlib take it for a state."""
+    passed = load_config(checkpoint).to_dict()
+    assert passed["input"]
+    assert "class" not in passed
+
+
 def test_an_export_names_the_environment_of_the_evaluation(checkpoint: Path, tmp_path: Path) -> None:
     file = export_policy(checkpoint, tmp_path / "policy.npz")
     assert NumpyPolicy(str(file)).metadata["environment"] == "Pendulum-v1"

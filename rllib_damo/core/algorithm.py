@@ -31,6 +31,7 @@ from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.going_on import Start
 from rllib_damo.core.guarded_learners import GuardedLearners
 from rllib_damo.core.offline_evaluation import VALUE_WATCH, WatchedAlgorithm
+from rllib_damo.core.online import OnlineBuffer, OnlineSampler
 from rllib_damo.core.resources import check_actors
 from rllib_damo.core.sealed_checkpoints import SealedCheckpoints, stored_config
 from rllib_damo.data.in_memory import InMemory
@@ -53,6 +54,8 @@ EARLIER_DATA = "earlier_dataset_fingerprints"
 IN_SAMPLE = "in_sample"
 REWARD_SCALE = "reward_scale"
 HOLDOUT = "holdout"
+ONLINE = "online"
+NUM_ONLINE_STEPS = "num_online_steps_lifetime"
 PHASE = "phase"
 ALGORITHM = "algorithm"
 
@@ -66,6 +69,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
 
     config_class: ClassVar[type[OfflineConfig]]
     config: Any
+    _sampler: OnlineSampler | None = None
 
     @classmethod
     @override(Algorithm)
@@ -90,6 +94,9 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
         self._num_gradient_steps = 0
         self._is_module_current = False  # whether what `get_module` gave is still the policy
         self._start = self._read_start()
+        self._online = OnlineBuffer(self.config.online_buffer_size)
+        if self.config.online_steps_per_iteration:
+            self._sampler = self._make_sampler()
         transitions = self.offline_data.transitions
         self._warnings: list[str] = []
         for warning in self.dataset_warnings(transitions):
@@ -112,6 +119,21 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
             self._start = None  # it holds a whole run's state
         del transitions
         self.offline_data.release()
+
+    def _make_sampler(self) -> OnlineSampler:
+        """Who takes the real steps.
+
+        Raises:
+            UserError: the environment cannot be made; or the dataset is larger than `max_dataset_rows`.
+        """
+        config = self.config
+        if self.offline_data.is_capped:
+            raise UserError(
+                f"online_steps_per_iteration={config.online_steps_per_iteration} needs the whole dataset in memory, "
+                f"and it is larger than max_dataset_rows={config.max_dataset_rows}: raise max_dataset_rows, or leave "
+                "online_steps_per_iteration 0."
+            )
+        return OnlineSampler(config)
 
     def warn(self, text: str) -> None:
         """Logs a warning; it is in all later results, too."""
@@ -159,6 +181,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
             )
         earlier = [*start.training.get(EARLIER_DATA, []), start.training[FINGERPRINT]]
         self._earlier_data = [data for data in dict.fromkeys(earlier) if data != self._dataset[1]]
+        self._set_online_state(start.training.get(ONLINE))
         self._sync_evaluation()
 
     # -- hooks -----------------------------------------------------------------------------------------------------
@@ -197,14 +220,8 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
             The columns with the dataset's own rewards; views of the learners' rows where these are in this machine's
             memory.
         """
-        unit_actions = to_unit(transitions.actions, self.config.action_space)
-        layout = Layout(transitions.observations.shape[1], unit_actions.shape[1])
         scale = self._reward_scale
-        rows = layout.pack(
-            transitions.observations, unit_actions, transitions.next_observations,
-            transitions.rewards if scale == 1.0 else transitions.rewards * np.float32(scale), transitions.terminations,
-        )  # fmt: skip
-        extra = self.extra_columns(transitions, unit_actions)
+        layout, rows, extra = self._packed(transitions)
         starts = transitions.episode_bounds()[:, 0]
         selected = transitions.best_rows(self.config.data_fraction)
         is_selected = np.isin(starts, selected)
@@ -231,6 +248,16 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
         columns: Any = layout.unpack(rows)
         return columns if scale == 1.0 else columns._replace(rewards=transitions.rewards)
 
+    def _packed(self, transitions: Transitions) -> tuple[Layout, np.ndarray, dict[str, np.ndarray]]:
+        """The learners' rows ``(N, Layout.width)``, with scaled rewards, and their extra columns."""
+        unit_actions, scale = to_unit(transitions.actions, self.config.action_space), self._reward_scale
+        layout = Layout(transitions.observations.shape[1], unit_actions.shape[1])
+        rows = layout.pack(
+            transitions.observations, unit_actions, transitions.next_observations,
+            transitions.rewards if scale == 1.0 else transitions.rewards * np.float32(scale), transitions.terminations,
+        )  # fmt: skip
+        return layout, rows, self.extra_columns(transitions, unit_actions)
+
     def _take_columns(self, columns: Batch) -> None:
         """What else happens with the dataset's columns at setup."""
 
@@ -238,6 +265,40 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
         """Goes on to a window of a dataset that is larger than ``max_dataset_rows``."""
         if window is not None:
             self._set_dataset(window, fit=False)
+            if len(self._online):
+                self._hand_out_online(self._online.rows)
+
+    # -- the real environment --------------------------------------------------------------------------------------
+
+    def take_online_steps(self) -> None:
+        """Takes the iteration's steps in the real environment, and hands their rows to the learners."""
+        config, sampler = self.config, self._sampler
+        if sampler is not None and self._num_gradient_steps >= config.online_after_steps:
+            num = config.online_steps_per_iteration
+            if not self._online.total:
+                num = max(num, config.online_first_steps)
+            with self.metrics.log_time((TIMERS, "online_steps")):
+                new = sampler.sample(num, self._policy_weights()[DEFAULT_MODULE_ID], self._online.total)
+            self._online.add(new)
+            self._hand_out_online(new.slice(max(0, len(new) - config.online_buffer_size), len(new)))
+            self.metrics.aggregate([sampler.metrics()], key=ONLINE)
+        if sampler is not None or self._online.total:
+            self.metrics.log_value(NUM_ONLINE_STEPS, self._online.total, reduce="max", window=1)
+            self.metrics.log_value((ONLINE, "buffer_size"), len(self._online), window=1)
+
+    def _hand_out_online(self, newest: Transitions) -> None:
+        """Gives the learners the newest rows of the buffer."""
+        _, rows, extra = self._packed(newest)
+        self._foreach_learner("add_online", rows, extra, self._online.slots(len(newest)), len(self._online))
+
+    def _set_online_state(self, state: Mapping[str, Any] | None) -> None:
+        """Takes the online rows of a checkpoint; of one without the option there are none."""
+        self._online = OnlineBuffer(self.config.online_buffer_size)
+        if state is not None:
+            self._online.set_state(state)
+        self._foreach_learner("forget_online")
+        if len(self._online):
+            self._hand_out_online(self._online.rows)
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -248,6 +309,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
             self._next_window(self.offline_data.refresh())
         for key, value in self._dataset_metrics.items():
             self.metrics.log_value(("dataset", key), value, window=1)
+        self.take_online_steps()
         if self.before_steps():
             with self.metrics.log_time((TIMERS, "learner_update")):
                 timesteps = {NUM_GRADIENT_STEPS: self._num_gradient_steps}
@@ -299,6 +361,8 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
     def cleanup(self) -> None:
         super().cleanup()
         self.offline_data.close()
+        if self._sampler is not None:
+            self._sampler.close()
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -318,6 +382,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
             REWARD_SCALE: self._reward_scale,
             HOLDOUT: self._holdout,
             VALUE_WATCH: self._get_watch_state(),
+            ONLINE: self._online.get_state(),
             NUM_GRADIENT_STEPS: self._num_gradient_steps,
             DATA_WINDOW: self.offline_data.window,
         }
@@ -369,6 +434,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
                 HOLDOUT: self._holdout,
                 "gamma": self.config.gamma,
                 NUM_GRADIENT_STEPS: self._num_gradient_steps,
+                NUM_ONLINE_STEPS: self._online.total,
             }
         }
 
@@ -384,6 +450,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
             self._set_dataset(self.offline_data.skip_to(window), fit=False)
         elif is_rescaled:  # that of the run that this one went on from
             self._read_columns()
+        self._set_online_state(state.get(ONLINE))
 
     def _read_columns(self) -> Batch:
         """Hands the dataset out again; returns its columns."""

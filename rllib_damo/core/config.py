@@ -18,6 +18,7 @@ from rllib_damo.core.option_groups import (
     DynamicsOptions,
     ModelBasedTraining,
     OfflineTraining,
+    OnlineOptions,
 )
 from rllib_damo.core.options import Option, is_number, options_of, seed, unknown_option
 from rllib_damo.core.unused_options import check_unused
@@ -55,7 +56,11 @@ class OfflineConfig(AlgorithmConfig):
     """
 
     #: Method -> `TypedDict` of the options that it takes, beside RLlib's.
-    option_groups: ClassVar[Mapping[str, type]] = {"training": OfflineTraining, "offline_data": DataOptions}
+    option_groups: ClassVar[Mapping[str, type]] = {
+        "training": OfflineTraining,
+        "offline_data": DataOptions,
+        "online": OnlineOptions,
+    }
     #: The algorithm's own defaults, where they differ from the options'.
     defaults: ClassVar[Mapping[str, Any]] = {}
     #: Options that the networks are built from: the module gets them in its ``model_config``.
@@ -81,7 +86,8 @@ class OfflineConfig(AlgorithmConfig):
         super().__init__(algo_class=algo_class or self.algorithm_class())
         self.lr = None
         self._set_defaults()
-        # Wiring into RLlib. The training "environment" is the dataset (and the model): the real one is for evaluation.
+        # Wiring into RLlib. The training "environment" is the dataset (and the model): the real one is for evaluation,
+        # and for `online`.
         self.env_runner_cls = self.rollout_runner_class
         self.offline_data_class = BulkOfflineData
         self.callbacks_class = ScoreCallbacks
@@ -125,6 +131,10 @@ class OfflineConfig(AlgorithmConfig):
             if name in options:
                 options[name] = absolute_input(options[name])
         return self._take("offline_data", options)
+
+    def online(self, **options: Unpack[OnlineOptions]) -> Self:
+        """Sets steps in the real environment while training."""
+        return self._take("online", options)
 
     def _take(self, method: str, given: Mapping[str, Any]) -> Self:
         """Sets the options that a method was given: the package's here, RLlib's by RLlib's own method.
@@ -282,6 +292,11 @@ class OfflineConfig(AlgorithmConfig):
             )
         if not seed.holds(self.seed):
             self.refuse(f"`seed` must be {seed.expected}; found {self.seed!r}.")
+        if self.online_steps_per_iteration and self.env is None:
+            self.refuse(
+                f"`online_steps_per_iteration`={self.online_steps_per_iteration!r} takes steps in an environment, and "
+                "there is none: set `config.environment(env=...)`, or leave it 0."
+            )
         self._check_classes()
         self._check_runners()
         self._check_spaces()
@@ -424,4 +439,5 @@ def resolve_target_entropy(target_entropy: float | str, action_space: gym.spaces
     return -float(action_space.shape[0]) if target_entropy == "auto" else float(target_entropy)
 
 
-_document(OfflineConfig.offline_data, OfflineConfig.own_options("offline_data"))
+for _method in ("offline_data", "online"):
+    _document(getattr(OfflineConfig, _method), OfflineConfig.own_options(_method))

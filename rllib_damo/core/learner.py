@@ -67,6 +67,7 @@ class OfflineTorchLearner(TorchLearner):
         self._offline: Tensor | None = None
         self._extra: dict[str, Tensor] = {}
         self._rows_of: dict[str, Tensor] = {}  # indices of the dataset's rows that a group may be drawn of
+        self._num_offline = self._num_online = 0  # rows of the store: the dataset's, and behind them online ones
         self._facts = DatasetFacts()
         self._generator = torch.Generator(self._device)
         self._base_seed = cfg.seed if cfg.seed is not None else fresh_seed()
@@ -163,6 +164,7 @@ class OfflineTorchLearner(TorchLearner):
         if isinstance(rows, ray.ObjectRef):
             rows, starts, selected, extra = ray.get([rows, starts, selected, extra])
         self._offline = as_constant(rows).to(self._device)
+        self._num_offline, self._num_online = len(self._offline), 0
         self._extra = {name: as_constant(values).to(self._device) for name, values in (extra or {}).items()}
         self._batch.extra = {
             name: values.new_empty(self._batch.num_real, values.shape[1]) for name, values in self._extra.items()
@@ -183,6 +185,32 @@ class OfflineTorchLearner(TorchLearner):
         self._update.fit(self._facts)
         if fit:
             self.module[DEFAULT_MODULE_ID].fit_standardizers(batch, self.config.normalize_observations)
+
+    def add_online(self, rows: np.ndarray, extra: Mapping[str, np.ndarray], slots: np.ndarray, num: int) -> None:
+        """Adds rows of the real environment behind those of the dataset, so that a batch is still a single gather.
+
+        Args:
+            rows: ``(N, Layout.width)``, with the rewards multiplied as the dataset's.
+            extra: their extra columns.
+            slots: ``(N,)``, where they lie in the ring of ``online_buffer_size`` rows.
+            num: rows that the ring holds then.
+        """
+        assert self._offline is not None
+        stores = {"": self._offline, **self._extra}
+        if len(self._offline) == self._num_offline:  # the ring's room
+            stores = {
+                name: torch.cat((store, store.new_zeros(self.config.online_buffer_size, store.shape[1])))
+                for name, store in stores.items()
+            }
+        places = torch.from_numpy(slots).to(self._device) + self._num_offline
+        for name, values in {"": rows, **extra}.items():
+            stores[name][places] = torch.as_tensor(values).to(self._device)
+        self._offline, self._num_online = stores.pop(""), num
+        self._extra = stores
+
+    def forget_online(self) -> None:
+        """Draws no rows of the real environment any more."""
+        self._num_online = 0
 
     def _model_rows(self) -> Tensor:
         """The rows of the model buffer, ``(M, Layout.width)``."""
@@ -224,9 +252,7 @@ class OfflineTorchLearner(TorchLearner):
     def _take_steps(self, num_steps: int) -> dict[str, float]:
         """The gradient steps of a call, with the policy's moving average; returns the means of their metrics."""
         # All indices of the call at once
-        of_dataset = torch.cat(
-            [self._pick(self._rows_of[group.of], num_steps, group.num_real) for group in self._groups.values()], dim=1
-        )
+        of_dataset = torch.cat([self._pick_real(group, num_steps) for group in self._groups.values()], dim=1)
         offline, model_rows = self._offline, self._model_rows()
         of_model = self._randint(len(model_rows), num_steps, self._num_model)
         from_dataset, from_model = self._rows.split((self._num_real, self._num_model))
@@ -260,11 +286,23 @@ class OfflineTorchLearner(TorchLearner):
     def _draw(self, group: RowGroup) -> Batch:
         """Random rows, for an update's phases outside the gradient steps."""
         assert self._offline is not None
-        rows = [self._offline[self._pick(self._rows_of[group.of], group.num_real)]]
+        rows = [self._offline[self._pick_real(group)]]
         if group.num_model:
             model_rows = self._model_rows()
             rows.append(model_rows[self._randint(len(model_rows), group.num_model)])
         return self._layout.unpack(torch.cat(rows))
+
+    def _pick_real(self, group: RowGroup, *shape: int) -> Tensor:
+        """Random rows of the store for a group ``(*shape, num_real)``: each with chance ``online_ratio`` an online one.
+
+        Starts of episodes are the dataset's alone.
+        """
+        rows = self._pick(self._rows_of[group.of], *shape, group.num_real)
+        if not (self._num_online and rows.numel()) or group.of == "starts":
+            return rows
+        online = self._num_offline + self._randint(self._num_online, *rows.shape)
+        chance = torch.rand(rows.shape, generator=self._generator, device=self._device)
+        return torch.where(chance < self.config.online_ratio, online, rows)
 
     def _pick(self, rows: Tensor, *shape: int) -> Tensor:
         """Random entries of ``rows``."""

@@ -18,19 +18,21 @@ from ray.rllib.utils.metrics import (
 )
 
 from rllib_damo.core import dataset_checks
-from rllib_damo.core.algorithm import PHASE, OfflineAlgorithm
+from rllib_damo.core.algorithm import ONLINE, PHASE, OfflineAlgorithm
 from rllib_damo.core.going_on import Start
-from rllib_damo.data.schema import Transitions
+from rllib_damo.data.schema import Transitions, concatenate
 from rllib_damo.dynamics.known_range import KnownRange
 from rllib_damo.dynamics.model_error import Tracks
 from rllib_damo.dynamics.rollout_rounds import RolloutRounds
 from rllib_damo.dynamics.trained_model import DynamicsComponent
 from rllib_damo.utils import ray_internals
 from rllib_damo.utils.batch import Batch, deal_buffers
+from rllib_damo.utils.spaces import to_unit
 
 COMPONENT_DYNAMICS = "dynamics"
 PENDING_ROUND = "pending_round"
 MODEL_BUFFERS = "model_buffers"
+REFITS = "dynamics_refits"
 
 
 class ModelBasedAlgorithm(OfflineAlgorithm):
@@ -43,6 +45,7 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
     @override(OfflineAlgorithm)
     def setup(self, config: AlgorithmConfig) -> None:
         self._has_rollouts = False  # in the model buffers
+        self._num_refits = self._refit_at = 0  # of the model, and the real steps at the last one
         super().setup(config)
         self._rounds = RolloutRounds(self.config, self.env_runner, self.env_runner_group)
 
@@ -69,13 +72,33 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         columns = super()._set_dataset(transitions, fit)
         self._longest_episode = int(np.diff(transitions.episode_bounds()).max())
         selected = self._selected if len(self._selected) < len(columns.obs) else None
-        if self.config.num_env_runners > 0:
-            self._starts = {"start_states": ray.put(columns.obs if selected is None else columns.obs[selected])}
-        else:
-            self._starts = {"start_states": columns.obs, "start_rows": selected}
-        if self.config.rollout_margin is not None:
-            self._starts["known_range"] = KnownRange.of(columns.obs, columns.rewards, self.config.rollout_margin)
+        self._offline_starts: tuple[Any, Any] = columns.obs, selected
+        if self.config.num_env_runners > 0 and selected is not None:  # the other rows are not sent
+            self._offline_starts = columns.obs[selected], None
+        self._extremes = [np.stack((column.min(0), column.max(0))) for column in (columns.obs, columns.rewards)]
+        self._set_starts()
         return columns
+
+    def _set_starts(self) -> None:
+        """Sets the states that rollouts start from: the dataset's, and a share of ``online_ratio`` online ones."""
+        states, rows = self._offline_starts
+        if len(self._online):
+            own, share = np.arange(len(states)) if rows is None else rows, self.config.online_ratio
+            online = len(states) + np.arange(len(self._online))
+            states = np.concatenate([states, self._online.rows.observations])
+            if share == 1:
+                rows = online
+            else:
+                rows = np.concatenate([own, np.resize(online, round(len(own) * share / (1 - share)))])
+        self._starts: dict[str, Any] = {"start_states": states, "start_rows": rows}
+        if self.config.num_env_runners > 0:
+            self._starts = {name: ray.put(part) for name, part in self._starts.items() if part is not None}
+        if self.config.rollout_margin is not None:
+            obs, rewards = self._extremes
+            if len(self._online):
+                obs = np.concatenate((obs, self._online.rows.observations))
+                rewards = np.concatenate((rewards, self._online.rows.rewards))
+            self._starts["known_range"] = KnownRange.of(obs, rewards, self.config.rollout_margin)
 
     @override(OfflineAlgorithm)
     def _take_columns(self, columns: Batch) -> None:
@@ -93,12 +116,51 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
     @override(OfflineAlgorithm)
     def _go_on(self, start: Start) -> None:
         super()._go_on(start)
+        self._num_refits, self._refit_at = start.training.get(REFITS, (0, 0))
         if self._is_same_data:
             self.dynamics.set_state(start.training[COMPONENT_DYNAMICS], self._read_columns)
             return
         self._foreach_learner("forget_kept_policy")
         if self._update_uses_dynamics():
             self._foreach_learner("forget_dynamics")
+
+    # -- the real environment --------------------------------------------------------------------------------------
+
+    @override(OfflineAlgorithm)
+    def take_online_steps(self) -> None:
+        """As the base's; and the model is trained further when ``dynamics_refit_interval`` is over."""
+        super().take_online_steps()
+        interval, total = self.config.dynamics_refit_interval, self._online.total
+        if interval and total - self._refit_at >= interval:
+            with self.metrics.log_time((TIMERS, "dynamics_refit")):
+                self._refit()
+            self._num_refits, self._refit_at = self._num_refits + 1, total
+        if total:
+            self.metrics.log_value((ONLINE, "num_refits"), self._num_refits, window=1)
+
+    def _refit(self) -> None:
+        """Trains the model further on the dataset and the online rows."""
+        rows = concatenate([self.offline_data.transitions, self._online.rows])
+        self.offline_data.release()
+        unit_actions = to_unit(rows.actions, self.config.action_space)
+        columns: Any = (rows.observations, unit_actions, rows.next_observations, rows.rewards, rows.terminations)
+        for key, value in self.dynamics.refit(Batch(*columns), self._num_refits + 1).items():
+            self.metrics.log_value(("dynamics", key), value, window=1)
+        self._foreach_learner("forget_kept_policy")
+        if self._update_uses_dynamics():
+            self._foreach_learner("forget_dynamics")
+
+    @override(OfflineAlgorithm)
+    def _hand_out_online(self, newest: Transitions) -> None:
+        super()._hand_out_online(newest)
+        self._set_starts()
+
+    @override(OfflineAlgorithm)
+    def _set_online_state(self, state: Mapping[str, Any] | None) -> None:
+        super()._set_online_state(state)
+        self._set_starts()
+
+    # -- training --------------------------------------------------------------------------------------------------
 
     @override(OfflineAlgorithm)
     def training_step(self) -> None:
@@ -217,6 +279,7 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
             PENDING_ROUND: self._rounds.pending,
             # Here, since RLlib keeps the first learner's state, and the model buffer is divided among all.
             MODEL_BUFFERS: self._foreach_learner("get_model_buffer"),
+            REFITS: (self._num_refits, self._refit_at),
         }
 
     @override(OfflineAlgorithm)
@@ -231,6 +294,7 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
             learner = ray_internals.local_learner(self.learner_group)
             learner.set_model_buffer(*deal_buffers(state[MODEL_BUFFERS], 1))
         self._has_rollouts = self._num_gradient_steps > 0
+        self._num_refits, self._refit_at = state.get(REFITS, (0, 0))
         if self.dynamics.ready:
             self._hand_out_dynamics()
         self._rounds.discard()  # not of the restored run

@@ -78,8 +78,8 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
             self._update_state = None
 
     def forget_dynamics(self) -> None:
-        """Lets go of a restored model that waits for `set_dynamics`: another one is trained."""
-        self._update_state = None
+        """Lets go of the model, and of a restored one that waits for `set_dynamics`: there will be another one."""
+        self._has_dynamics, self._update_state = False, None
 
     def dynamics_state(self) -> Mapping[str, Any] | None:
         """A copy of `Update.dynamics_state`, on the CPU."""
@@ -99,7 +99,8 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
         """Plays the policy in the model and keeps it if it is the best so far; see `PolicyChecks`."""
         assert self._checks is not None
         assert self._offline is not None
-        rows, margin = self._layout.unpack(self._offline), self.config.rollout_margin
+        rows = self._layout.unpack(self._offline[: self._num_offline + self._num_online])
+        margin = self.config.rollout_margin
         rewards = rows.rewards / self._facts.reward_scale
         known = KnownRange.of(rows.obs, rewards, MARGIN if margin is None else margin)
         starts = rows.obs[self._rows_of["starts"]]

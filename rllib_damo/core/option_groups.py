@@ -26,6 +26,7 @@ from rllib_damo.core.options import (
     positive_or_inf,
     rate,
     share,
+    share_or_all,
     share_or_count,
     termination_rule,
     widths,
@@ -233,6 +234,15 @@ class DynamicsOptions(TypedDict, total=False):
             "with bfloat16 instructions. The trained model is float32.",
         ),
     ]
+    dynamics_refit_interval: Annotated[
+        int | None,
+        Option(
+            5_000,
+            optional(count),
+            "Steps in the real environment after which the model is trained further, on the dataset and the online "
+            "rows together; None: never.",
+        ),
+    ]
     dynamics_path: Annotated[
         str | Path | None, Option(None, optional(existing_file), "A trained model's file, which is used as it is.")
     ]
@@ -252,6 +262,55 @@ class DynamicsOptions(TypedDict, total=False):
             optional(termination_rule),
             "(obs, env actions, next_obs) -> bool (B,), all torch tensors. None: known for MuJoCo's environments by "
             "their exact id, learned from the dataset's terminals for all others.",
+        ),
+    ]
+
+
+class OnlineOptions(TypedDict, total=False):
+    """What ``.online`` takes: steps in the real environment ``env``, and their rows."""
+
+    online_steps_per_iteration: Annotated[
+        int,
+        Option(
+            0,
+            count_or_zero,
+            "Steps in the real environment before the gradient steps of each iteration, by the policy's exploring "
+            "actions, in `num_envs_per_env_runner` copies of it. 0 takes none, and goes on with the rows that there "
+            "are.",
+        ),
+    ]
+    online_after_steps: Annotated[
+        int,
+        Option(
+            0, count_or_zero, "Gradient steps on the dataset alone, before the first real step; a checkpoint's count."
+        ),
+    ]
+    online_first_steps: Annotated[
+        int,
+        Option(
+            0,
+            count_or_zero,
+            "Real steps of the first such iteration, if more: rows of the policy as it was trained offline, before the "
+            "first gradient step that reads online rows.",
+        ),
+    ]
+    online_ratio: Annotated[
+        float,
+        Option(
+            0.5,
+            share_or_all,
+            "Share of online rows among the rows of a batch that are not the model's, and among the states that "
+            "rollouts start from.",
+        ),
+    ]
+    online_buffer_size: Annotated[int, Option(100_000, count, "The newest online rows that are kept.")]
+    online_noise: Annotated[
+        float | None,
+        Option(
+            None,
+            optional(not_negative),
+            "Standard deviation of normal noise on the actions of real steps, in units of [-1, 1]. None: 0.1 for "
+            "policies that draw no actions (TD3+BC, ReBRAC, cloning), and 0 for all others.",
         ),
     ]
 

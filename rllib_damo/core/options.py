@@ -135,6 +135,7 @@ positive_or_inf = number("a number > 0", lambda v: v > 0)
 not_negative = number("a finite number >= 0", lambda v: 0 <= v < math.inf)
 rate = number("a number in (0, 1]", lambda v: 0 < v <= 1)
 share = number("a number in [0, 1)", lambda v: 0 <= v < 1)
+share_or_all = number("a number in [0, 1]", lambda v: 0 <= v <= 1)
 count = Check("a whole number >= 1", is_count)
 count_or_zero = Check("a whole number >= 0", lambda v: is_count(v) or (is_number(v) and v == 0))
 seed = Check(

@@ -34,6 +34,10 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
     #: Whether the networks are `FastNetwork`s, and the dtype of their products between hidden layers.
     is_fast: bool = False
     fast_dtype: torch.dtype | None = None
+    #: Standard deviation of the noise that exploration adds to unit actions.
+    exploration_noise: float = 0.0
+    #: What it is in real steps, where no option says otherwise.
+    online_noise: float = 0.0
 
     def setup(self) -> None:
         check_spaces(self.observation_space, self.action_space)
@@ -147,7 +151,15 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
             actions, log_prob = self.played_actor.sample(
                 obs, torch.randn(len(obs), self.action_space.shape[0], device=obs.device)
             )
+        if self.exploration_noise:
+            return {Columns.ACTIONS: self.with_noise(actions)}
         return {Columns.ACTIONS: actions, Columns.ACTION_LOGP: log_prob}
+
+    def with_noise(self, actions: Tensor) -> Tensor:
+        """Unit actions with the noise of exploration, if any, within [-1, 1]."""
+        if not self.exploration_noise:
+            return actions
+        return (actions + self.exploration_noise * torch.randn_like(actions)).clamp(-1, 1)
 
 
 class ActorCriticTorchRLModule(OfflineTorchRLModule):
@@ -179,7 +191,9 @@ class SACTorchRLModule(ActorCriticTorchRLModule):
 
 
 class DeterministicMixin:
-    """π(s) = tanh(mean), in exploration too: the actor's head for the standard deviation is not used."""
+    """π(s) = tanh(mean), in exploration with noise: the actor's head for the standard deviation is not used."""
 
-    def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        return self._forward_inference(batch, **kwargs)  # type: ignore[attr-defined]
+    online_noise = 0.1
+
+    def _forward_exploration(self: Any, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return {Columns.ACTIONS: self.with_noise(self._forward_inference(batch, **kwargs)[Columns.ACTIONS])}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -64,6 +65,7 @@ class DynamicsComponent:
         self.learn_terminations = resolve_termination(config.env, config.termination_fn, config.env_config) is None
         self._trainer: DynamicsTrainer | None = None
         self._lock: Any = None
+        self._refits: list[Path] = []  # files of `refit`, of which a pending round may name the last
         self.key: str | None = None  # of the model in the cache
         if config.dynamics_path is not None:
             self.path = Path(config.dynamics_path).expanduser()
@@ -161,7 +163,7 @@ class DynamicsComponent:
             self._finish()
             return {"waited_seconds": time.perf_counter() - start}
         if self._trainer is None:
-            self._trainer = self._make_trainer()
+            self._trainer = self._make_trainer(self._untrained() if self._parent is None else self._load_parent())
         start = time.perf_counter()
         metrics = {} if self._trainer.done else self._trainer.train_epoch()
         metrics["epoch_seconds"] = time.perf_counter() - start
@@ -175,6 +177,33 @@ class DynamicsComponent:
                     "another dynamics_cache_dir or RLLIB_DAMO_CACHE."
                 ) from error
             self._finish()
+        return metrics
+
+    def refit(self, columns: Batch, number: int) -> dict[str, float]:
+        """Trains the model, which is `ready`, further on other rows, until no network improves.
+
+        Its file is then named after its content: the cache's are for all runs on the same dataset.
+
+        Args:
+            columns: all rows (NumPy arrays, unit actions).
+            number: of the refit, which draws rows of its own.
+
+        Returns:
+            The last epoch's metrics.
+        """
+        self.columns = columns
+        model = DynamicsEnsemble.load(self.file()).to(self.device)
+        trainer, metrics = self._make_trainer(model, number), {}
+        while not trainer.done:
+            metrics = trainer.train_epoch()
+        with tempfile.TemporaryDirectory(prefix="rllib_damo_") as folder:
+            content = Path(trainer.finish().save(Path(folder) / "dynamics.pt")).read_bytes()
+        self.key, self.path = None, cache.write(content, self.config.dynamics_cache_dir)
+        self._finish()
+        if self.path not in self._refits:
+            self._refits.append(self.path)
+        if len(self._refits) > 2:
+            self._refits.pop(0).unlink(missing_ok=True)
         return metrics
 
     def _wait(self) -> None:
@@ -191,21 +220,28 @@ class DynamicsComponent:
                     "If it is an algorithm in this program, let that train, or stop() it."
                 )
 
-    def _make_trainer(self) -> DynamicsTrainer:
+    def _untrained(self) -> DynamicsEnsemble:
         c, rows = self.config, self.columns
         assert rows is not None  # it is not trained yet
         torch.manual_seed(c.seed or 0)
-        if self._parent is None:
-            ensemble = DynamicsEnsemble(
-                rows.obs.shape[1],
-                rows.actions.shape[1],
-                hidden_dims=tuple(c.dynamics_hidden_dims),
-                num_ensemble=c.num_ensemble,
-                num_elites=c.num_elites,
-                learn_terminations=self.learn_terminations,
-            ).to(self.device)
-        else:
-            ensemble = self._load_parent()
+        return DynamicsEnsemble(
+            rows.obs.shape[1],
+            rows.actions.shape[1],
+            hidden_dims=tuple(c.dynamics_hidden_dims),
+            num_ensemble=c.num_ensemble,
+            num_elites=c.num_elites,
+            learn_terminations=self.learn_terminations,
+        ).to(self.device)
+
+    def _make_trainer(self, ensemble: DynamicsEnsemble, refit: int = 0) -> DynamicsTrainer:
+        """A trainer of the ensemble, in place, on `columns`.
+
+        Args:
+            ensemble: untrained, or one that is trained further.
+            refit: number of the refit that it is for.
+        """
+        c, rows = self.config, self.columns
+        assert rows is not None
         return DynamicsTrainer(
             ensemble,
             rows.obs,
@@ -221,9 +257,9 @@ class DynamicsComponent:
             holdout_size=c.holdout_size,
             logvar_loss_coef=c.logvar_loss_coef,
             precision=c.dynamics_precision,
-            seed=c.seed or 0,
+            seed=(c.seed or 0) + refit,
             device=self.device,
-            fit_statistics=self._parent is None,
+            fit_statistics=self._parent is None and not refit,
         )
 
     def _load_parent(self) -> DynamicsEnsemble:
@@ -333,7 +369,7 @@ class DynamicsComponent:
             if self._is_cached():
                 self._finish()
         if state["trainer"] is not None and not self.ready:
-            self._trainer = self._make_trainer()
+            self._trainer = self._make_trainer(self._untrained() if self._parent is None else self._load_parent())
             self._trainer.load_state_dict(state["trainer"])
 
     def _keep(self, content: bytes, key: str | None) -> Path:

@@ -110,10 +110,9 @@ class DynamicsTrainer:
             self._set_statistics(inputs, targets)
         else:  # outputs that were constant before have none
             unseen = ensemble.target_std == 0
-            for statistic, value in zip(
-                (ensemble.target_mean, ensemble.target_std), mean_and_std(targets[:, unseen]), strict=True
-            ):
-                statistic[unseen] = value
+            if unseen.any():
+                mean, std = mean_and_std(targets[:, unseen])
+                ensemble.target_mean[unseen], ensemble.target_std[unseen] = mean, std
         scale = torch.where(ensemble.target_std > 0, ensemble.target_std, 1.0)
         self._inputs = inputs.sub_(ensemble.input_mean).div_(ensemble.input_std)
         self._targets = targets.sub_(ensemble.target_mean).div_(scale)

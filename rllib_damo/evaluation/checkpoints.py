@@ -98,7 +98,8 @@ def load_config(checkpoint: str | Path, algorithm: type[Algorithm] | None = None
     except (TypeError, ValueError, LookupError) as error:
         raise CheckpointError(f"{file} holds no algorithm's config ({type(error).__name__}: {error}).") from error
     if isinstance(config, dict):
-        config = (algorithm or stored["class"]).get_default_config().update_from_dict(config)
+        options = {name: value for name, value in config.items() if name != "class"}  # RLlib's, and no option
+        config = (algorithm or stored["class"]).get_default_config().update_from_dict(options)
     return config
 
 
