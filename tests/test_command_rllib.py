@@ -147,6 +147,7 @@ BAD_COMMANDS = {
     ("train", "file", "FILE", "--scheduler-config", "{}x"): "--scheduler-config is not valid JSON",
     ("train", "file", "FILE", "--scheduler-config", '{"a": 1}'): "needs --scheduler",
     ("train", "file", "FILE", "--checkpoint-freq", "-1"): "--checkpoint-freq",
+    ("train", "file", "FILE", "--max-failures", "-1"): "--max-failures",
     ("train", "file", "FILE", "--wandb-project", "p"): "pip install wandb",
     ("train", "file", "FILE", "--storage-path", "FILE/under"): "cannot be written",
     ("train", "file", "FILE", "--storage-path", "nosuch://x"): "There are s3://, gs://",

@@ -303,7 +303,7 @@ def test_globs_and_names_that_look_like_one(tmp_path, monkeypatch) -> None:
     [
         ("hoper-medium", "Did you mean hopper-medium"),
         ("hopper-medium-v2", "no dataset of this name. Did you mean hopper-medium"),
-        ("{tmp}/dato.hdf5", r"no such file.*data\.hdf5"),
+        ("{tmp}/dato.hdf5", r"no such file, as this machine .* sees it.*data\.hdf5"),
         ("{tmp}/dato.parquet", "no such file"),
         ("{tmp}/*.parquet", "no Parquet file there"),
         ("{tmp}", r"HDF5 is read by the names of files, several as a list: .*data\.hdf5"),

@@ -94,7 +94,21 @@ def train(
         str | None,
         typer.Option(help="Metric of the best one. [default: evaluation return]", rich_help_panel=_CHECKPOINTS),
     ] = None,
-    ray_address: Annotated[str | None, typer.Option(help="Cluster to use.", rich_help_panel=_RAY)] = None,
+    max_failures: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Times that a trial goes on from its last checkpoint after an error or the loss of its machine.",
+            rich_help_panel=_CHECKPOINTS,
+        ),
+    ] = 0,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="Cluster to use; local: a new Ray. [default: one of this machine, or else a new one]",
+            rich_help_panel=_RAY,
+        ),
+    ] = None,
     ray_num_cpus: Annotated[
         int | None, typer.Option(min=1, help="CPUs of a local Ray. [default: all]", rich_help_panel=_RAY)
     ] = None,
@@ -124,6 +138,7 @@ def train(
         checkpoint_at_end=checkpoint_at_end,
         keep_checkpoints_num=keep_checkpoints_num or None,
         checkpoint_score_attr=checkpoint_score_attr,
+        max_failures=max_failures,
         scheduler=scheduler,
         scheduler_config=inputs.parse_json("--scheduler-config", scheduler_config) or {},
         wandb_key=wandb_key,

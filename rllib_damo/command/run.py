@@ -27,6 +27,7 @@ from rllib_damo.errors import UsageError
 from rllib_damo.evaluation import storage
 from rllib_damo.evaluation.play import evaluated_env
 from rllib_damo.evaluation.scores import add_flat_copy
+from rllib_damo.utils import ray_internals
 from rllib_damo.utils.disk import disk_full, free_bytes, is_full
 from rllib_damo.utils.environments import is_registered
 from rllib_damo.utils.names import near
@@ -53,6 +54,7 @@ class RunOptions:
     checkpoint_at_end: bool = True
     keep_checkpoints_num: int | None = 2
     checkpoint_score_attr: str | None = None
+    max_failures: int = 0
     scheduler: str | None = None
     scheduler_config: dict[str, Any] = field(default_factory=dict)
     wandb_key: str | None = None
@@ -146,6 +148,7 @@ def _new_tuner(
             storage_path=place,
             stop=CheckedStopper(stop, bool(config.evaluation_interval)) if isinstance(stop, dict) else stop,
             checkpoint_config=_checkpoint_config(config, options),
+            failure_config=tune.FailureConfig(max_failures=options.max_failures),
             callbacks=callbacks,
             verbose=0 if options.verbosity < 2 else 2,
         ),
@@ -237,20 +240,28 @@ def quieten(verbosity: int = 0) -> None:
 
 
 def _init_ray(options: RunOptions) -> None:
-    local: dict[str, Any] = (
-        {} if options.ray_address else {"num_cpus": options.ray_num_cpus, "num_gpus": options.ray_num_gpus}
-    )
+    is_new = options.ray_address in (None, "local")
+    local: dict[str, Any] = {"num_cpus": options.ray_num_cpus, "num_gpus": options.ray_num_gpus} if is_new else {}
     try:
-        ray.init(
+        context = ray.init(
             address=options.ray_address,
             log_to_driver=options.verbosity > 0,
             logging_level=logging.ERROR if options.verbosity == 0 else logging.WARNING,
-            include_dashboard=False if not options.ray_address else None,
+            include_dashboard=False if is_new else None,
             **local,
         )
     except (ConnectionError, ValueError) as error:
-        raise UsageError(f"--ray-address {options.ray_address}: {error}") from error
+        if is_new and any(value is not None for value in local.values()):
+            raise UsageError(
+                "--ray-num-cpus and --ray-num-gpus are those of a new Ray, but one runs on this machine or is named by "
+                f"RAY_ADDRESS: leave them out to join it, or start another by --ray-address local. ({error})"
+            ) from error
+        given = options.ray_address or f"(none), RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')!r}"
+        raise UsageError(f"--ray-address {given}: {error}") from error
     except OSError as error:
         raise UsageError(
             f"Ray cannot be started: {error}. It needs a home folder (HOME) that can be written."
         ) from error
+    if options.ray_address is None and not ray_internals.started_ray():
+        address = context.address_info["gcs_address"]
+        console.print(f"Runs on the Ray cluster at {address}, which was there already (--ray-address local: a new one)")
