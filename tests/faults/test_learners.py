@@ -38,11 +38,13 @@ def test_an_algorithm_without_one_of_its_learners_says_so_whatever_is_asked(num_
 
 
 @pytest.mark.slow
-def test_a_death_that_saving_meets_first(dataset, tmp_path):
+@pytest.mark.parametrize("method", ["save_to_path", "restore_from_path"])
+def test_a_death_that_something_else_than_training_meets_first(method, dataset, tmp_path):
     algo = make_config(dataset, 1).build_algo()
+    saved = algo.save_to_path(tmp_path / "before")
     ray.kill(learner_actors(algo.learner_group)[0])
     with pytest.raises(RuntimeError, match=LOST):
-        algo.save_to_path(tmp_path / "after")
+        getattr(algo, method)(saved)
     algo.stop()
 
 
@@ -52,6 +54,7 @@ def kill_once(*, algorithm, result, **kwargs):
         ray.kill(learner_actors(algorithm.learner_group)[0])
 
 
+@pytest.mark.slow
 def test_a_trial_goes_on_from_its_checkpoint(dataset, tmp_path):
     config = make_config(dataset, 1).callbacks(on_train_result=kill_once)
     tuner = tune.Tuner(
