@@ -31,6 +31,7 @@ from rllib_damo.utils.spaces import from_unit
 _FEW_ROWS, _FEW_INPUTS = 50_000, 4  # with which the learning rate is the higher one
 _STATES_TRIED = 5_000
 CLONE = "clone"
+STATE_FILE = "fqe.pt"
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Estimates:
         counted[reference] = False
         return fqe, fit(
             fqe, settings.steps, reference=reference, counted=counted, names=names, progress=self.progress,
-            state_file=self.out / "fqe.pt" if self.out else None, key=key_of(facts, next_actions, start_actions),
+            state_file=self.out / STATE_FILE if self.out else None, key=key_of(facts, next_actions, start_actions),
         )  # fmt: skip
 
     def _second_opinion(self, fqe: FQE, policies: list[Policy]) -> dict[str, Any]:
