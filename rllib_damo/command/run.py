@@ -20,6 +20,7 @@ from rllib_damo.command.offline import read_datasets, with_idle_cpus
 from rllib_damo.command.progress import ProgressTable
 from rllib_damo.command.report import INTERRUPTED, TERMINATED, USAGE, console, err, report
 from rllib_damo.command.resume import RecordCopy, restored_tuner
+from rllib_damo.command.room import with_room_check
 from rllib_damo.command.signals import sigterm_as_interrupt
 from rllib_damo.command.stopping import CheckedStopper, add_to_results, with_last_evaluation
 from rllib_damo.data.rllib_input import with_package_readers
@@ -89,7 +90,7 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
         _init_ray(options)
     try:
         config = with_last_evaluation(with_idle_cpus(config), stop)
-        config = with_flat_score(config, _score_attr(config, options))
+        config = with_room_check(with_flat_score(config, _score_attr(config, options)))
         check_resources(config)
         if to_resume is not None:
             console.print(f"Resuming {without_password(to_resume)}, with its own config, stop and checkpoint options")
