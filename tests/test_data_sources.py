@@ -436,3 +436,9 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(pq, "ParquetFile", lambda file: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     with pytest.raises(DataError, match=rf"^{path}: cannot be read \(.*Permission denied\)\. Check its permissions\.$"):
         load(path)
+
+
+@pytest.mark.parametrize("schema", [3, {"obs": 3}, {"obs": ["a", 3]}])
+def test_a_schema_that_is_none_is_named(schema: object) -> None:
+    with pytest.raises(DataError, match="input_read_schema must be a dict of column names"):
+        Conventions(input_read_schema=schema)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import numbers
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,11 @@ _WHOLE_NUMBERS = {
     ),
 }
 _MAY_BE_NONE = ("seed", "evaluation_interval")
+_CHOICES = {
+    "evaluation_duration_unit": ("episodes", "timesteps"),
+    "placement_strategy": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
+    "log_level": ("DEBUG", "INFO", "WARN", "ERROR"),
+}
 
 
 def check_config(config: AlgorithmConfig, stop: Any) -> list[AlgorithmConfig]:
@@ -50,6 +56,7 @@ def check_config(config: AlgorithmConfig, stop: Any) -> list[AlgorithmConfig]:
     try:
         for variant in configs:
             _check_whole_numbers(variant)
+            _check_kinds(variant)
             variant.validate()
     except (ValueError, TypeError, KeyError, ImportError) as error:
         # without RLlib's last line, which advises to switch the checks off
@@ -65,6 +72,24 @@ def _check_whole_numbers(config: AlgorithmConfig) -> None:
         if not (is_whole and least <= value <= most) and not (value is None and name in _MAY_BE_NONE):
             none = "None or " if name in _MAY_BE_NONE else ""
             raise UsageError(f"`{name}` must be {none}a whole number from {least} to {most}; found {value!r}.")
+
+
+def _check_kinds(config: AlgorithmConfig) -> None:
+    """Checks what RLlib does not: text or NaN in the place of a number, and text that is none of a few words."""
+    for name, words in _CHOICES.items():
+        if getattr(config, name) not in words:
+            raise UsageError(f"`{name}` must be one of {', '.join(words)}; found {getattr(config, name)!r}.")
+    defaults = vars(type(config)())
+    for name, value in vars(config).items():
+        default = defaults.get(name)
+        is_number = isinstance(default, (bool, int, float)) or name.startswith(("num_", "min_", "max_"))
+        if isinstance(value, str) and value != "auto" and is_number:
+            kind = "True or False" if isinstance(default, bool) else "a number"
+            raise UsageError(f"`{name}` must be {kind}; found {value!r}.")
+        if isinstance(value, float) and math.isnan(value):
+            raise UsageError(f"`{name}` must be a number; found nan.")
+        if name.startswith(("num_cpus", "num_gpus")) and isinstance(value, (int, float)) and value < 0:
+            raise UsageError(f"`{name}` must not be negative; found {value!r}.")
 
 
 def variants(config: AlgorithmConfig) -> Iterator[AlgorithmConfig]:

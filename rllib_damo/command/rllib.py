@@ -150,7 +150,7 @@ def train(
         verbosity=verbose,
     )
     experiment, file_stop, source = _experiment(what or [], algo, from_, context.obj)
-    options.name = name or source.stem
+    options.name = source.stem if name is None else name
     options.file = source if source.suffix == ".py" else None
     if input_ is not None:
         changes = {**changes, "input_": input_}
@@ -211,7 +211,7 @@ def evaluate(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Python file to run first, which registers the environment.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the environment.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the environment.")] = 0,
     explore: Annotated[bool, typer.Option("--explore", help="Sample actions instead of taking the mean.")] = False,
 ) -> None:
     """Play a checkpoint's policy: mean and standard deviation of its returns, and the normalised score if it is known.

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, EVALUATION_RESULTS
+from ray.tune import TuneError
 from ray.tune.schedulers import SCHEDULER_IMPORT, create_scheduler
 
 from rllib_damo.command.checks import check_config, check_resources, search_space
-from rllib_damo.command.offline import read_datasets, with_idle_cpus
+from rllib_damo.command.offline import check_starts, read_datasets, with_idle_cpus
 from rllib_damo.command.progress import ProgressTable
 from rllib_damo.command.report import INTERRUPTED, TERMINATED, USAGE, console, err, report
 from rllib_damo.command.resume import RecordCopy, restored_tuner
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 #: Bytes below which a file system counts as full.
 _LEAST_ROOM = 1_000_000
+_LONGEST_NAME = 150
 EVALUATION_RETURN = f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/{EPISODE_RETURN_MEAN}"
 
 
@@ -78,13 +80,17 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     Raises:
         UserError: for mistakes that can be seen before training.
     """
+    _check_name(options.name)
     place = storage.check(options.storage_path)
     callbacks = [ProgressTable(), RecordCopy(), *_wandb(options)]
     scheduler = _scheduler(options, config)
     _set_up_output(options.verbosity)
     to_resume = storage.latest_run(place, options.name) if options.resume else None
     config = with_package_readers(config)
-    read_datasets(check_config(config, stop))
+    configs = check_config(config, stop)
+    if to_resume is None:
+        check_starts(configs)
+    read_datasets(configs)
     own_ray = not ray.is_initialized()
     if own_ray:
         _init_ray(options)
@@ -112,6 +118,15 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     finally:
         if own_ray:
             ray.shutdown()
+
+
+def _check_name(name: str) -> None:
+    """Raises UsageError for a name that is no name of a folder."""
+    if not name or len(name) > _LONGEST_NAME or name != Path(name).name or name.startswith("."):
+        raise UsageError(
+            f"--name {name[:_LONGEST_NAME]!r}: give a name of a folder, of at most {_LONGEST_NAME} characters, without "
+            "'/'. Where the folder is made is said by --storage-path."
+        )
 
 
 def _fit(tuner: tune.Tuner, place: str) -> tune.ResultGrid:
@@ -147,13 +162,21 @@ def _new_tuner(
         run_config=tune.RunConfig(
             name=name,
             storage_path=place,
-            stop=CheckedStopper(stop, bool(config.evaluation_interval)) if isinstance(stop, dict) else stop,
+            stop=stop if callable(stop) else _stopper(stop, config, options),
             checkpoint_config=_checkpoint_config(config, options),
             failure_config=tune.FailureConfig(max_failures=options.max_failures),
             callbacks=callbacks,
             verbose=0 if options.verbosity < 2 else 2,
         ),
     )
+
+
+def _stopper(stop: dict[str, float] | None, config: AlgorithmConfig, options: RunOptions) -> CheckedStopper:
+    """Stops by metrics, and ends the run where one that any option names does not exist."""
+    of_scheduler = [options.scheduler_config.get(name) for name in ("metric", "time_attr")]
+    others = {"--checkpoint-score-attr": [options.checkpoint_score_attr], "--scheduler-config": of_scheduler}
+    named = {option: [key for key in keys if isinstance(key, str) and key] for option, keys in others.items()}
+    return CheckedStopper(stop or {}, bool(config.evaluation_interval), named)
 
 
 def _file_option(config: AlgorithmConfig, options: RunOptions) -> str:
@@ -198,7 +221,7 @@ def _scheduler(options: RunOptions, config: AlgorithmConfig) -> Any:
     goal = {} if options.scheduler == "fifo" else {"metric": _score_attr(config, options), "mode": "max"}
     try:
         return create_scheduler(options.scheduler, **{**goal, **options.scheduler_config})
-    except (TypeError, ValueError, ImportError) as error:
+    except (TypeError, ValueError, ImportError, TuneError) as error:
         raise UsageError(f"--scheduler {options.scheduler}: {error}") from error
 
 
