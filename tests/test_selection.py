@@ -115,6 +115,19 @@ def test_wrong_arguments(options, error, message, tmp_path):
         quick(policies, **options)
 
 
+def test_a_judges_model_is_read_before_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimates, "clone", lambda *args, **kwargs: pytest.fail("work began"))
+    (tmp_path / "model.pt").write_text("hello")
+    other = DynamicsEnsemble(4, 1, hidden_dims=(8,)).save(tmp_path / "other.pt")
+    for given, error, message in (
+        (str(tmp_path / "model.pt"), UsageError, "neither train nor none nor the file of a model.* is damaged"),
+        ("Train", UsageError, "'Train' is neither train nor none.*No dynamics file"),
+        (other, CheckpointError, "is a model of other spaces"),
+    ):
+        with pytest.raises(error, match=message):
+            quick([good], judge_model=given)
+
+
 def test_policies_that_cannot_be_judged():
     with pytest.raises(CheckpointError, match="the policy wide gives actions of shape"):
         quick({"wide": lambda obs: np.zeros((len(obs), 2))})
