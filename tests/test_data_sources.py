@@ -442,3 +442,16 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch) -> None:
 def test_a_schema_that_is_none_is_named(schema: object) -> None:
     with pytest.raises(DataError, match="input_read_schema must be a dict of column names"):
         Conventions(input_read_schema=schema)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"ob": "a"}, r"there is no 'ob'\. Did you mean 'obs'"),
+        ({"obs": "a", "observations": "b"}, "has both 'obs' and 'observations', which are the observations: give one"),
+    ],
+)
+def test_a_name_that_would_change_nothing_is_refused(schema: dict[str, str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Conventions(input_read_schema=schema)
+    assert Conventions(input_read_schema={"obs": "a", "infos": "i"}).input_read_schema["infos"] == "i"

@@ -62,7 +62,7 @@ def export_policy(
         UserError: spaces other than one-dimensional Boxes.
     """
     write = _writer(out, format)
-    check_new_file(out)
+    check_new_file(out, overwrite)
     path = Path(out).expanduser()
     with new_file(path, overwrite) as scratch:
         with local_copy(checkpoint) as place:

@@ -71,11 +71,12 @@ def absolute_input(place: Any) -> Any:
     return absolute(place)
 
 
-def check_new_file(path: str | os.PathLike[str]) -> None:
+def check_new_file(path: str | os.PathLike[str], overwrite: bool = True) -> None:
     """Refuses a file that could not be written, before the work that it is for. Its folder is made.
 
     Raises:
         UsageError: for an address, a folder, or a place that cannot be written.
+        DataError: ``path`` exists and ``overwrite`` is not set.
     """
     if "://" in str(path):
         from rllib_damo.utils.uris import without_password
@@ -84,12 +85,18 @@ def check_new_file(path: str | os.PathLike[str]) -> None:
     path = Path(path).expanduser()
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name a file.")
+    _refuse_existing(path, overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}): name a file in another folder.") from error
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise DataError(f"{path} exists; choose another name, or replace it by overwrite=True (--overwrite).")
 
 
 @contextmanager
@@ -101,8 +108,7 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[P
         DiskFullError: there is no room.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} exists; choose another name, or replace it by overwrite=True (--overwrite).")
+    _refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".writing-{uuid.uuid4().hex}-{path.name}")
     try:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import gymnasium as gym
 import numpy as np
 
+from rllib_damo.data.formats.columns import check_given
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import DataError
 
@@ -51,6 +52,7 @@ class Conventions:
                 'input_read_schema must be a dict of column names, {"obs": "o_t"} or {"obs": ["position", "velocity"]};'
                 f" found {given!r}."
             )
+        check_given(given)
 
     def are_normalized(self, is_recording: bool) -> bool:
         """Whether actions are to be mapped to the environment's units; of RLlib's own recordings, or of others."""
