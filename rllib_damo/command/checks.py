@@ -6,18 +6,17 @@ import itertools
 import math
 import numbers
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.utils.metrics import EVALUATION_RESULTS
 from ray.tune.search.variant_generator import generate_variants, parse_spec_vars
 
+from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.resources import lacking
 from rllib_damo.errors import UsageError
 from rllib_damo.utils.ray_internals import without_advice
-
-if TYPE_CHECKING:
-    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 _MAX_VARIANTS = 100
 #: Least and greatest value.
@@ -79,9 +78,11 @@ def _check_kinds(config: AlgorithmConfig) -> None:
     for name, words in _CHOICES.items():
         if getattr(config, name) not in words:
             raise UsageError(f"`{name}` must be one of {', '.join(words)}; found {getattr(config, name)!r}.")
-    defaults = vars(type(config)())
-    for name, value in vars(config).items():
-        default = defaults.get(name)
+    # This package's own options are checked by their tables, and some are a number or a word.
+    is_own = isinstance(config, OfflineConfig) or config.algo_class is None
+    defaults = vars(AlgorithmConfig() if is_own else config.algo_class.get_default_config())
+    for name, default in defaults.items():
+        value = getattr(config, name, None)
         is_number = isinstance(default, (bool, int, float)) or name.startswith(("num_", "min_", "max_"))
         if isinstance(value, str) and value != "auto" and is_number:
             kind = "True or False" if isinstance(default, bool) else "a number"
