@@ -35,25 +35,33 @@ def algo() -> GuardedLearners:
 
 
 @pytest.mark.parametrize("method", ["get_state", "save_to_path", "restore_from_path", "evaluate"])
-@pytest.mark.parametrize("is_raised", [True, False])
+@pytest.mark.parametrize(
+    "error", [RayActorError(error_msg="The actor died.\nIts address: x.\nIt was killed."), IndexError("empty"), None]
+)
 def test_each_use_tells_of_a_death(
-    method: str, is_raised: bool, algo: GuardedLearners, monkeypatch: pytest.MonkeyPatch
+    method: str, error: Exception | None, algo: GuardedLearners, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RLlib raises it, or goes on with the other learner without a word."""
+    """RLlib raises it, misses the results of the only learner, or goes on with the other one without a word."""
     calls = []
 
     def dies(self: Any, *args: Any, **kwargs: Any) -> None:
         calls.append(args)
         algo.learner_group._worker_manager.healthy = 1
-        if is_raised:
-            raise RayActorError(error_msg="The actor died.\nIts address: x.\nIt was killed.")
+        if error is not None:
+            raise error
 
     monkeypatch.setattr(Algorithm, method, dies)
-    cause = r" \(The actor died\. It was killed\.\)" if is_raised else ""
+    cause = r" \(The actor died\. It was killed\.\)" if isinstance(error, RayActorError) else ""
     for _ in range(2):
         with pytest.raises(RuntimeError, match=f"A learner died or failed{cause}, {LOST}"):
             getattr(algo, method)("x")
     assert calls == [("x",)]  # nothing is tried after the first
+
+
+def test_an_error_of_something_else_is_raised(algo: GuardedLearners, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Algorithm, "evaluate", lambda self: [][0])
+    with pytest.raises(IndexError):
+        algo.evaluate()
 
 
 def test_living_learners_are_no_matter(algo: GuardedLearners, monkeypatch: pytest.MonkeyPatch) -> None:
