@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=150, help="environment steps from each state")
     add_options(parser)
     args = parser.parse_args()
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     config = make_config(args.task, "damo", 0, args.task, {"actor_warmup_steps": args.steps, **args.options}, 1)
     algo = config.build_algo()
     result: dict[str, Any] = {}

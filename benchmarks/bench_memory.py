@@ -56,7 +56,7 @@ def main() -> None:
         # In a process of its own: what it leaves behind in the heap is not the training's.
         with ProcessPoolExecutor(1, get_context("spawn")) as other:
             other.submit(write_dataset, path, args.rows).result()
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         config = (
             DAMOConfig()
             .environment("Hopper-v5")

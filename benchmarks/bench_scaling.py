@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=250_000, help="start states of a round of rollouts")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     for name, make, sizes in (
         ("learners", learners, (args.steps, args.batch_size)),
         ("runners", runners, (args.starts,)),

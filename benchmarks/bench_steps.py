@@ -84,7 +84,7 @@ def main() -> None:
     has_gpu = args.gpu != "none"
     if has_gpu and not torch.cuda.is_available():
         parser.error(f"--gpu {args.gpu}: no CUDA device here.")
-    ray.init(num_cpus=2, num_gpus=int(has_gpu), include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, num_gpus=int(has_gpu), include_dashboard=False, log_to_driver=False)
     config = hopper_sized(args.rows, args.algorithm).learners(num_gpus_per_learner=int(has_gpu))
     if args.gpu == "graphs":
         config.training(cuda_graphs=True)

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     args = parser.parse_args()
     example = Path(__file__).parent.parent / "tuned_examples" / f"{args.example}.py"
-    ray.init(include_dashboard=False, log_to_driver=False)
+    ray.init("local", include_dashboard=False, log_to_driver=False)
     for name in args.variants:
         config = run_path(str(example))["config"].copy(copy_frozen=False)
         config.training(**VARIANTS[name]).evaluation(evaluation_interval=10**6).debugging(log_level="ERROR")

@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000, help="start states")
     add_options(parser)
     args = parser.parse_args()
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     for task in args.tasks:
         model, algo = trained_model(task, args.options)
         episodes = generate(task, args.transitions, seed=1_000_003)  # datasets are made with 0

@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     found = json.loads(args.out.read_text()) if args.out.exists() else []
     done = [(row["algorithm"], row["options"], row["seed"]) for row in found]
     for name in args.algorithms:

@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=4_000, help="start states of a round, each 1,000 gradient steps")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     options = {"rollout_batch_size": args.starts, "dynamics_max_epochs": 1, **args.options}
     config = make_config(args.task, args.method, 0, args.task, options, 1)
     config.env_runner_cls = SimulatorRolloutEnvRunner

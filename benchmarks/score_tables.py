@@ -11,6 +11,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+from score_statistics import bootstrap_interval, interquartile_mean
+
 Row = Mapping[str, Any]
 #: The evaluations at the end of a run whose mean is the run's result.
 LAST = 3
@@ -42,6 +45,7 @@ class Summary:
         value, discounted_return: the critics' estimate at the start states, and the real discounted return, of the
             last evaluations; None for a method without critics.
         missing: seeds that have not finished.
+        scores: of each finished seed.
     """
 
     task: str
@@ -54,6 +58,7 @@ class Summary:
     best: float | None
     value: float | None
     discounted_return: float | None
+    scores: tuple[float, ...] = ()
 
 
 def last_mean(rows: Sequence[Row], key: str = "score", last: int = LAST) -> float | None:
@@ -92,6 +97,7 @@ def summarise(task: str, method: str, trials: Sequence[Sequence[Row]], steps: in
         best=fmean(map(best_so_far, done)),
         value=fmean(values) if values else None,
         discounted_return=fmean(fmean(row["discounted_return"] for row in rows[-LAST:]) for rows in done),
+        scores=tuple(scores),
     )
 
 
@@ -117,7 +123,26 @@ def _at_a_glance(summaries: Sequence[Summary], datasets: Mapping[str, Dataset]) 
     for task, dataset in datasets.items():
         scores = " | ".join(cells[task, method] for method in complete)
         lines.append(f"| {task} | {_figure(dataset.behavior_score)} | {scores} |")
-    return [*lines, ""]
+    return [*lines, "", *(_over_all_tasks(summaries, complete) if len(datasets) > 1 else [])]
+
+
+def _over_all_tasks(summaries: Sequence[Summary], methods: Sequence[str]) -> list[str]:
+    """The interquartile mean of each method over all tasks and seeds, the highest first."""
+    rows = []
+    for method in methods:
+        scores = {s.task: s.scores for s in summaries if s.method == method}
+        width = max(map(len, scores.values()))
+        # tasks weigh the same, whatever their number of seeds
+        mean = interquartile_mean(np.concatenate([np.resize(own, width) for own in scores.values()]))
+        rows.append((float(mean), method, *bootstrap_interval(scores)))
+    return [
+        "Interquartile mean over tasks and seeds, with the 95 % interval of a bootstrap over both:",
+        "",
+        "| method | interquartile mean | interval |",
+        "| --- | --- | --- |",
+        *(f"| {method} | {mean:.1f} | {low:.1f} to {high:.1f} |" for mean, method, low, high in sorted(rows)[::-1]),
+        "",
+    ]
 
 
 def _folded(command: str) -> str:
@@ -217,6 +242,7 @@ def plot(
 
     A method has the same colour in all panels.
     """
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -225,7 +251,7 @@ def plot(
     figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     methods = dict.fromkeys(method for trials in results.values() for method in trials)
-    colors = {method: f"C{i}" for i, method in enumerate(methods)}
+    colors = {method: colormaps["tab20" if len(methods) > 10 else "tab10"](i) for i, method in enumerate(methods)}
     handles: dict[str, Any] = {}
     for axis, (task, trials_of) in zip(axes, results.items(), strict=False):
         for method, trials in trials_of.items():
@@ -241,5 +267,7 @@ def plot(
     for axis in list(axes)[len(results) :]:
         axis.remove()
     ordered = [name for name in (*methods, "behaviour") if name in handles]
-    figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=len(ordered))
+    figure.legend(
+        [handles[name] for name in ordered], ordered, loc="outside lower center", ncols=min(len(ordered), 3 * columns)
+    )
     FigureCanvasAgg(figure).print_png(str(path))

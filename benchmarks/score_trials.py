@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from along_the_path import along_the_path
 from playing import play
 from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -28,7 +29,11 @@ from rllib_damo.utils.paths import atomic_write
 CHECKPOINT_SECONDS = 300.0
 _CHECKPOINT, _ROWS, _IDENTITY, _PROGRESS = "checkpoint", "evaluations.json", "trial.json", "progress.json"
 
-#: One evaluation: steps, return, return_std, score, discounted_return, value_estimate (if any), seconds.
+#: Episodes in which the critics are asked along the policy's path.
+PATHS = 2
+
+#: One evaluation: steps, return, return_std, score, discounted_return, value_estimate (if any), seconds; and what
+#: `along_the_path` says of a policy with critics.
 Row = dict[str, Any]
 
 
@@ -117,9 +122,12 @@ def run_trial(job: dict[str, Any]) -> None:
         taken, steps = steps, gradient_steps(algo, result)
         seconds = before + time.monotonic() - start
         if steps > taken and (steps % trial.eval_every == 0 or steps >= trial.steps):
-            rewards = play_episodes(learned_policy(algo), environment(trial.task), trial.episodes, seed=steps)
+            policy = learned_policy(algo)
+            rewards = play_episodes(policy, environment(trial.task), trial.episodes, seed=steps)
             value = result["learners"]["default_policy"].get("initial_value_mean")
             rows.append(_row(trial.task, steps, rewards, algo.config.gamma, value, seconds))
+            if hasattr(policy.module, "critics"):
+                rows[-1] |= along_the_path(policy, environment(trial.task), algo.config.gamma, PATHS, seed=steps)
             _write(trial.folder / _ROWS, rows)  # before the checkpoint, which does not repeat the evaluation
             _save(algo, trial, steps, seconds)
             saved = time.monotonic()

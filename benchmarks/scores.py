@@ -142,7 +142,7 @@ def run(trials: Sequence[Trial], out: Path, concurrent: int) -> None:
         return
     # Relative paths, of datasets for one, mean what they mean here.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    ray.init(num_cpus=concurrent, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=concurrent, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         tune.Tuner(
             tune.with_resources(run_trial, {"cpu": 1}),

@@ -51,7 +51,7 @@ def test_summary_over_seeds() -> None:
         task="hopper-medium", method="damo", seeds=3, missing=0, score=pytest.approx(130 / 3),
         score_std=pytest.approx(math.sqrt(((20 - 130 / 3) ** 2 + (40 - 130 / 3) ** 2 + (70 - 130 / 3) ** 2) / 2)),
         worst=20, best=pytest.approx((90 + 40 + 80) / 3), value=pytest.approx(17 / 3),
-        discounted_return=pytest.approx(13 / 3),
+        discounted_return=pytest.approx(13 / 3), scores=(20, 40, 70),
     )  # fmt: skip
 
 
