@@ -13,10 +13,10 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module import RLModule
 from ray.rllib.utils.test_utils import check
 
-from rllib_damo import DAMO, BehaviorCloningConfig, DAMOConfig
+from rllib_damo import DAMO, TD3BC, BehaviorCloningConfig, DAMOConfig, TD3BCConfig
 from rllib_damo.data.generate import datasets
 from rllib_damo.evaluation.checkpoints import seal
-from tests.small_runs import module_state, train_policy
+from tests.small_runs import make_small, module_state, train_policy
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -208,6 +208,24 @@ def test_a_restored_stream_of_windows_goes_on(config, tmp_path):
     assert again["dataset"] == third["dataset"]
     assert again["learners"][DEFAULT_MODULE_ID]["qf_loss"] == third["learners"][DEFAULT_MODULE_ID]["qf_loss"]
     restored.stop()
+
+
+def test_a_stream_that_was_saved_before_its_first_step_begins_with_the_first_window(dataset, tmp_path):
+    """Also where the gradient steps of an earlier run are counted."""
+    config = make_small(TD3BCConfig(), dataset, "").offline_data(max_dataset_rows=800)
+    config.evaluation(evaluation_interval=None)
+    first = config.copy(copy_frozen=False).build_algo()
+    restored = TD3BC.from_checkpoint(first.save_to_path(str(tmp_path / "first")))
+    train_policy(restored, 1)
+    assert restored.offline_data.window == 1
+    start = restored.save_to_path(str(tmp_path / "start"))
+    going_on = config.offline_data(start_from=start).build_algo()
+    again = TD3BC.from_checkpoint(going_on.save_to_path(str(tmp_path / "second")))
+    for window in (1, 2):
+        assert train_policy(again, 1)["num_gradient_steps_lifetime"] == 20 + 20 * window
+        assert again.offline_data.window == window
+    for running in (first, restored, going_on, again):
+        running.stop()
 
 
 def test_rl_module_from_checkpoint_acts(config, tmp_path):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from ray import tune
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.sac import SACConfig
 
-from rllib_damo import DAMOConfig
+from rllib_damo import DAMOConfig, OfflineIQLConfig
 from rllib_damo.command.checks import check_config, has_search_space, variants
 from rllib_damo.command.inputs import load_file
 from rllib_damo.command.offline import read_datasets
@@ -39,6 +40,13 @@ def test_every_point_of_a_search_is_checked_before_ray_starts() -> None:
         check_config(config.training(eta=tune.uniform(1, 2), tau=tune.grid_search([0.1, 1.1])), None)
     with pytest.raises(DataError, match=r"nowhere.parquet: no such file"):
         read_datasets(check_config(config.training(tau=0.1), None))
+
+
+def test_options_that_are_numbers_or_words_pass() -> None:
+    config = OfflineIQLConfig().environment("Pendulum-v1").offline_data(input_="pendulum-mixed")
+    check_config(config.training(reward_scale="return_range"), None)
+    check_config(PPOConfig().environment("Pendulum-v1").env_runners(rollout_fragment_length="auto"), None)
+    check_config(SACConfig().environment("Pendulum-v1").training(target_entropy="auto", alpha_lr=3e-4), None)
 
 
 def test_has_search_space() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorUnavailableError, RayActorError
 
 from rllib_damo.command.report import FAILED, INTERRUPTED, OK, report
+from tests.test_evaluation_checkpoints import write
 
 METRIC = "env_runners/episode_return_mean"
 
@@ -68,6 +71,29 @@ def test_without_evaluations_the_checkpoints_of_one_trial_are_candidates(capsys:
     assert "rllib-damo select /r --checkpoints all\n" in capsys.readouterr().out
     report([trial("a", 1.0)], metric=METRIC, place="/r", evaluated=False)  # type: ignore[arg-type]
     assert "select" not in capsys.readouterr().out
+
+
+def test_the_score_of_a_last_checkpoint_that_is_not_among_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    metrics = {"env_runners": {"episode_return_mean": 7.5}}
+    ended = trial("a", 10.0, 30.0)
+    ended.checkpoint = SimpleNamespace(
+        path=str(write(tmp_path / "checkpoint_000009", metrics=metrics)), filesystem=None
+    )
+    report([ended, trial("b", 1.0)], metric=METRIC, place="/r")  # type: ignore[list-item]
+    assert ["30", "7.5", "a"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_lost_machine_is_told_from_an_error_with_the_ways_to_go_on(capsys: pytest.CaptureFixture) -> None:
+    lost = trial("lost", error=ActorUnavailableError("Socket closed", b"0" * 16))
+    assert report([lost, trial("well", 2.0)], metric=METRIC, place="/r") == FAILED  # type: ignore[list-item]
+    assert "The trial's process or machine was lost" in (error := capsys.readouterr().err)
+    assert "--resume" in error
+    assert "--max-failures 3" in error
+    raised = "The actor died because of an error raised in its creation task, ray::DAMO.__init__()\nDataError: no rows"
+    report([trial("raised", error=RayActorError(error_msg=raised))], metric=METRIC, place="/r")  # type: ignore[list-item]
+    assert "lost" not in capsys.readouterr().err
 
 
 def test_failures_and_interruptions(capsys: pytest.CaptureFixture) -> None:

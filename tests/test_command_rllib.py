@@ -147,6 +147,11 @@ BAD_COMMANDS = {
     ("train", "file", "FILE", "--algo", "PPO"): "exclude each other",
     ("train", "file", "nowhere.py"): "no file 'nowhere.py'",
     ("train", "file", "FILE", "--stop", "{training_iteration: 1}"): "not valid JSON",
+    ("train", "file", "FILE", "--stop", "{}"): "--stop is empty",
+    ("train", "file", "FILE", "--name", ""): "--name ''",
+    ("train", "file", "FILE", "--name", "../x"): "--name '../x': give a name of a folder",
+    ("train", "file", "FILE", "--storage-path", ""): "storage_path (--storage-path) is empty",
+    ("train", "file", "FILE", "--scheduler", "pbt"): "--scheduler pbt: You must specify",
     ("train", "file", "FILE", "--stop", "3"): "must be a JSON object",
     ("train", "file", "FILE", "--stop", '{"training_iteration": true}'): "must be a number",
     ("train", "file", "FILE", "--stop", '{"training_iteration": NaN}'): "must be a number",
@@ -166,6 +171,19 @@ BAD_COMMANDS = {
     ("train", "file", "FILE", "--config", '{"seed": 1e300}'): "`seed` must be None or a whole number from 0",
     ("train", "file", "FILE", "--config", '{"seed": {"grid_search": [1, true]}}'): "found True",
     ("train", "file", "FILE", "--config", '{"num_env_runners": "x"}'): "`num_env_runners` must be a whole number",
+    ("train", "file", "FILE", "--config", '{"gamma": "x"}'): "`gamma` must be a number; found 'x'",
+    ("train", "file", "FILE", "--config", '{"gamma": NaN}'): "`gamma` must be a number; found nan",
+    ("train", "file", "FILE", "--config", '{"num_cpus_per_learner": "x"}'): "`num_cpus_per_learner` must be a number",
+    (
+        "train",
+        "file",
+        "FILE",
+        "--config",
+        '{"num_gpus_per_learner": -1}',
+    ): "must not be negative; found -1",
+    ("train", "file", "FILE", "--config", '{"restart_failed_env_runners": "x"}'): "must be True or False; found 'x'",
+    ("train", "file", "FILE", "--config", '{"evaluation_duration_unit": "x"}'): "must be one of episodes, timesteps",
+    ("train", "file", "FILE", "--config", '{"gamma": 0.9, "env_config": 3}'): "--config: 'env_config' cannot be 3",
     ("train", "file", "FILE", "--config", '{"env": 3}'): "env (--env) must be the name of an environment",
     ("train", "file", "FILE", "--env", "Pendulm-v1"): "Did you mean 'Pendulum-v1'",
     ("train", "file", "FILE", "--env", "nopkg_xyz:Env-v0"): "environment 'nopkg_xyz:Env-v0'",
@@ -173,6 +191,7 @@ BAD_COMMANDS = {
     ("train", "file", "FILE", "--scheduler-config", "{}x"): "--scheduler-config is not valid JSON",
     ("train", "file", "FILE", "--scheduler-config", '{"a": 1}'): "needs --scheduler",
     ("train", "file", "FILE", "--checkpoint-freq", "-1"): "--checkpoint-freq",
+    ("train", "file", "FILE", "--max-failures", "-1"): "--max-failures",
     ("train", "file", "FILE", "--wandb-project", "p"): "pip install wandb",
     ("train", "file", "FILE", "--storage-path", "FILE/under"): "cannot be written",
     ("train", "file", "FILE", "--storage-path", "nosuch://x"): "There are s3://, gs://",
@@ -186,7 +205,9 @@ BAD_COMMANDS = {
     ("train", "--algo", "DAMO", "--env", "Pendulum-v1"): "input_",
     ("train", "--algo", "DAMO", "--env", "Pendulum-v1", "--input", "pendulum-mixd"): "pendulum-mixed",
     ("train", "--algo", "DAMO", "--env", "Pendulum-v1", "--input", "p", "-c", '{"eta": -1}'): "`eta`",
+    ("train", "--algo", "DAMO", "-e", "Pendulum-v1", "-i", "p", "--from", "FOLDER"): "no checkpoint at FOLDER",
     ("evaluate", "nowhere"): "no such folder",
+    ("evaluate", "FOLDER", "--seed", "-1"): "--seed",
     ("evaluate", "FILE"): "is a file",
     ("evaluate", "file://FOLDER/nowhere"): "no checkpoint could be read at file://",
     ("evaluate", "FOLDER"): "holds no RLlib checkpoint",
@@ -214,7 +235,8 @@ def test_bad_command(
         monkeypatch.setitem(sys.modules, "wandb", None)
     assert rllib.invoke(arguments) == USAGE
     error = capfd.readouterr().err
-    assert BAD_COMMANDS[command] in re.sub(r"\x1b\[[0-9;]*m", "", error)
+    expected = re.sub("FOLDER", places["FOLDER"], BAD_COMMANDS[command])
+    assert expected in re.sub(r"\x1b\[[0-9;]*m", "", error)
     assert "Traceback" not in error
     assert "_validate_config=False" not in error  # RLlib's advice to look away
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from rllib_damo.command import rllib
 from rllib_damo.command import run as experiment
 from rllib_damo.command.report import FAILED, OK, USAGE
 from rllib_damo.command.run import RunOptions, with_flat_score
-from rllib_damo.errors import DiskFullError
+from rllib_damo.errors import DiskFullError, UsageError
 from rllib_damo.evaluation.play import play
 from rllib_damo.evaluation.policy import load_policy
 from tests.ppo_pendulum import PENDULUM_PPO
@@ -189,6 +190,35 @@ def test_without_a_score_all_checkpoints_are_kept() -> None:
     assert kept(alone, checkpoint_freq=20) == (20, None)
     assert kept(alone, checkpoint_freq=20, keep_checkpoints_num=3) == (20, 3)
     assert kept(PPOConfig(), checkpoint_freq=20) == (20, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            RunOptions(ray_num_cpus=1),
+            r"--ray-num-cpus .* leave them out to join it.*--ray-address local\. \(one runs",
+        ),
+        (RunOptions(ray_address="10.0.0.9:1"), r"--ray-address 10\.0\.0\.9:1: one runs"),
+        (RunOptions(), r"--ray-address \(none\), RAY_ADDRESS='10\.0\.0\.8:1': one runs"),
+    ],
+)
+def test_a_ray_that_cannot_be_reached(options: RunOptions, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**given: Any) -> None:
+        assert ("num_cpus" in given) == (options.ray_address is None)
+        raise ValueError("one runs")
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.8:1")
+    monkeypatch.setattr(experiment.ray, "init", fail)
+    with pytest.raises(UsageError, match=message):
+        experiment._init_ray(options)
+
+
+def test_a_cluster_that_is_joined_unasked_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(experiment.ray, "init", lambda **_: SimpleNamespace(address_info={"gcs_address": "10.0.0.8:1"}))
+    monkeypatch.setattr(experiment.ray_internals, "started_ray", lambda: False)
+    experiment._init_ray(RunOptions())
+    assert "Runs on the Ray cluster at 10.0.0.8:1, which was there already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("free", [1000, 10**9])

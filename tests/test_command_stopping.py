@@ -49,6 +49,18 @@ def test_stopper_without_evaluation_checks_the_first_training_result() -> None:
     assert stopper.stop_all()
 
 
+def test_metrics_that_other_options_name_must_exist_too() -> None:
+    others = {"--checkpoint-score-attr": ["normalized_scor"], "--scheduler-config": ["training_iteration"]}
+    stopper = CheckedStopper({}, True, others)
+    stopper("a", TRAINED)
+    assert not stopper.stop_all()
+    stopper("a", EVALUATED)
+    assert stopper.error == "--checkpoint-score-attr: no result has a metric 'normalized_scor'."
+    sound = CheckedStopper({}, True, {"--checkpoint-score-attr": ["evaluation/env_runners/episode_return_mean"]})
+    assert not sound("a", EVALUATED)
+    assert not sound.stop_all()
+
+
 def test_stopper_remembers_metrics_of_earlier_results() -> None:
     stopper = CheckedStopper({"dynamics/epoch": 50}, True)
     stopper("a", {"dynamics": {"epoch": 1}})

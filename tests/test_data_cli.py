@@ -138,6 +138,14 @@ def test_odd_data_passes_with_warnings(capsys: pytest.CaptureFixture[str]) -> No
     ]  # fmt: skip
 
 
+def test_a_place_that_cannot_be_written_is_told_before_reading(capsys: pytest.CaptureFixture[str]) -> None:
+    pathlib.Path("folder.npz").mkdir()
+    pathlib.Path("file.npz").touch()
+    for place, message in (("folder.npz", "is a folder"), ("file.npz", "--overwrite"), ("file.npz/x.csv", "written")):
+        assert invoke(["data", "convert", "nothing.hdf5", place]) == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -150,6 +158,10 @@ def test_odd_data_passes_with_warnings(capsys: pytest.CaptureFixture[str]) -> No
         (["check", "nothing.hdf5"], "no such file"),
         (["check", "nothing.hdf5", "--column", "obs"], "--column obs: write obs=NAME, with one of observations, obs,"),
         (["convert", "nothing.hdf5", "a.hdf5", "--column", "o=o_t"], "--column o=o_t: write obs=NAME"),
+        (
+            ["info", "nothing.hdf5", "--column", "obs=a", "--column", "obs=b"],
+            "obs has been given before",
+        ),
         (["info", "nothing.hdf5", "--column", "obs="], "--column obs=: write obs=NAME"),
         (["check", "nothing.hdf5", "--env", "Nope-v0"], "env='Nope-v0' (--env)"),
         (["check", "nothing.hdf5", "--env", "nomodule_:Nope-v0"], "env='nomodule_:Nope-v0' (--env)"),

@@ -303,7 +303,7 @@ def test_globs_and_names_that_look_like_one(tmp_path, monkeypatch) -> None:
     [
         ("hoper-medium", "Did you mean hopper-medium"),
         ("hopper-medium-v2", "no dataset of this name. Did you mean hopper-medium"),
-        ("{tmp}/dato.hdf5", r"no such file.*data\.hdf5"),
+        ("{tmp}/dato.hdf5", r"no such file, as this machine .* sees it.*data\.hdf5"),
         ("{tmp}/dato.parquet", "no such file"),
         ("{tmp}/*.parquet", "no Parquet file there"),
         ("{tmp}", r"HDF5 is read by the names of files, several as a list: .*data\.hdf5"),
@@ -436,3 +436,22 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(pq, "ParquetFile", lambda file: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     with pytest.raises(DataError, match=rf"^{path}: cannot be read \(.*Permission denied\)\. Check its permissions\.$"):
         load(path)
+
+
+@pytest.mark.parametrize("schema", [3, {"obs": 3}, {"obs": ["a", 3]}])
+def test_a_schema_that_is_none_is_named(schema: object) -> None:
+    with pytest.raises(DataError, match="input_read_schema must be a dict of column names"):
+        Conventions(input_read_schema=schema)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"ob": "a"}, r"there is no 'ob'\. Did you mean 'obs'"),
+        ({"obs": "a", "observations": "b"}, "has both 'obs' and 'observations', which are the observations: give one"),
+    ],
+)
+def test_a_name_that_would_change_nothing_is_refused(schema: dict[str, str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Conventions(input_read_schema=schema)
+    assert Conventions(input_read_schema={"obs": "a", "infos": "i"}).input_read_schema["infos"] == "i"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import subprocess
@@ -34,6 +35,7 @@ from rllib_damo.deploy import numpy_policy
 from rllib_damo.deploy.numpy_policy import LAYERS, NumpyPolicy
 from rllib_damo.errors import CheckpointError, DataError, UsageError, UserError
 from rllib_damo.nn.standardize import Standardize
+from tests.test_evaluation_checkpoints import write
 
 OBSERVATIONS = gym.spaces.Box(-np.inf, np.inf, (5,), np.float32)
 ACTIONS = gym.spaces.Box(np.array([-1.0, 0.0], np.float32), np.array([1.0, 2.0], np.float32))
@@ -250,12 +252,20 @@ def test_a_file_is_replaced_only_if_asked(checkpoint: Path, tmp_path: Path) -> N
     [
         ("policy.h5", None, r"policy\.h5: no known format; end the name in \.onnx, \.pt, \.npz, or give --format"),
         ("policy", "onx", r"--format onx: unknown\. Did you mean 'onnx'\? There are onnx, torchscript, npz"),
-        ("s3://bucket/policy.npz", None, "files of this machine"),
+        ("s3://bucket/policy.npz", None, "a file of this machine is written"),
     ],
 )
 def test_wrong_formats_and_places(checkpoint: Path, out: str, format: str | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         export_policy(checkpoint, out, format=format)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    """In whichever file: the metadata are from others than the policy."""
+    folder = write(tmp_path / "checkpoint_000003")
+    (folder / "algorithm_state.pkl").write_bytes(b"other")
+    with pytest.raises(CheckpointError, match=r"the content of algorithm_state\.pkl has changed"):
+        export_policy(folder, tmp_path / "policy.npz")
 
 
 def test_a_missing_extra_is_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,8 +288,9 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     out, log = str(tmp_path / "policy.bin"), logging.getLogger("ray.rllib")
     log.setLevel(logging.WARNING)
     assert invoke(["export", str(checkpoint), out, "--format", "npz"]) == 0
-    assert capsys.readouterr().out == f"Written: {out}\n"
     assert not log.isEnabledFor(logging.WARNING)  # RLlib's warnings of its own deprecations are hidden
+    digest = hashlib.sha256(Path(out).read_bytes()).hexdigest()
+    assert capsys.readouterr().out == f"Written: {out}\nSHA-256: {digest}\n"
     assert invoke(["export", str(tmp_path / "nowhere"), str(tmp_path / "other.npz")]) == 2
     assert "no such folder" in capsys.readouterr().err
     assert invoke(["export", str(checkpoint), out, "--format", "npz"]) == 2

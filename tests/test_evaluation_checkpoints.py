@@ -53,6 +53,19 @@ def test_a_whole_checkpoint_passes(whole: Path) -> None:
     verify(whole)
 
 
+def rewrite(file: Path, old: bytes, new: bytes) -> None:
+    content = file.read_bytes()
+    assert old in content
+    file.write_bytes(content.replace(old, new))
+
+
+def test_a_manifest_of_an_earlier_version_has_no_checksum_of_its_own(whole: Path) -> None:
+    manifest = json.loads((whole / MANIFEST).read_text())
+    del manifest["sha256"]
+    (whole / MANIFEST).write_text(json.dumps(manifest))
+    assert verify(whole)["training_iteration"] == 7
+
+
 def flip(file: Path) -> None:
     file.write_bytes(b"1" + file.read_bytes()[1:])
 
@@ -65,6 +78,7 @@ DAMAGES = {
     "no manifest": (lambda c: (c / MANIFEST).unlink(), f"{MANIFEST} is missing, since writing it was interrupted"),
     "half a manifest": (lambda c: (c / MANIFEST).write_bytes((c / MANIFEST).read_bytes()[:30]), MANIFEST),
     "no metadata": (lambda c: (c / METADATA).unlink(), f"{METADATA} is missing"),
+    "another metric": (lambda c: rewrite(c / MANIFEST, b"2.5", b"3.5"), f"the content of {MANIFEST} has changed"),
     "neither": (lambda c: ((c / METADATA).unlink(), (c / MANIFEST).unlink()), f"{METADATA} is missing"),
 }
 

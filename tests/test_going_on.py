@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.fs
 import pytest
 import torch
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from rllib_damo import DAMO, RAMBO, DAMOConfig, OfflineIQL, OfflineIQLConfig, RAMBOConfig, TD3BCConfig, load_policy
+from rllib_damo.core.algorithm import OfflineAlgorithm
 from rllib_damo.core.going_on import Start
 from rllib_damo.dynamics import DynamicsEnsemble
 from rllib_damo.errors import CheckpointError, UserError
+from rllib_damo.evaluation.checkpoints import MANIFEST
 from tests.small_runs import make_small, module_state, train_policy, write_dataset
+from tests.test_evaluation_checkpoints import write
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -173,6 +178,47 @@ def test_what_does_not_fit_is_refused(checkpoint, other, cache_dir, tmp_path):
         wide.offline_data(start_from=checkpoint).build_algo()
     with pytest.raises(ValueError, match="The checkpoint is of DAMO, and this is TD3BC"):
         make_small(TD3BCConfig(), other, cache_dir).offline_data(start_from=checkpoint).build_algo()
+
+
+def test_a_model_of_other_sizes_is_refused_by_the_options_name(checkpoint, other, tmp_path):
+    for name, value, found in (
+        ("dynamics_hidden_dims", (16, 16), r"\(32, 32\)"),
+        ("num_ensemble", 4, "3"),
+        ("num_elites", 1, "2"),
+    ):
+        with pytest.raises(ValueError, match=rf"start_from: its dynamics model has {name}={found}.*Set `\.dynamics\("):
+            DAMO.from_checkpoint(checkpoint, input_=other, dynamics_cache_dir=str(tmp_path), **{name: value})
+
+
+def test_no_steps_are_taken_before_the_first_round_after_a_restore_either(
+    checkpoint, dataset, cache_dir, tmp_path, monkeypatch
+):
+    config = make_small(DAMOConfig(), dataset, cache_dir).evaluation(evaluation_interval=None)
+    algo = config.offline_data(start_from=checkpoint).build_algo()
+    restored = DAMO.from_checkpoint(algo.save_to_path(str(tmp_path)))
+    for running in (algo, restored):
+        with monkeypatch.context() as patch:
+            patch.setattr(running._rounds, "collect", lambda: ([], []))
+            running._rounds.discard()
+            assert running.train()["num_gradient_steps_lifetime"] == 40
+        running._rounds.discard()
+        assert running.train()["num_gradient_steps_lifetime"] == 60
+        running.stop()
+
+
+def test_a_resumed_trial_does_without_a_start_that_is_gone(tmp_path):
+    """Its own checkpoint has what it took over; without a whole one it would begin from nothing."""
+    trial = SimpleNamespace(
+        config=SimpleNamespace(start_from=str(tmp_path / "gone")),
+        _storage=SimpleNamespace(
+            storage_filesystem=pyarrow.fs.LocalFileSystem(), trial_fs_path=str(tmp_path), checkpoint_fs_path=""
+        ),
+    )
+    own = write(tmp_path / "checkpoint_000003")
+    assert OfflineAlgorithm._read_start(trial) is None
+    (own / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match="gone"):
+        OfflineAlgorithm._read_start(trial)
 
 
 def test_a_checkpoint_of_another_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,24 @@ def test_a_phase_that_fails_to_stay_finite_ends_training() -> None:
 
     with pytest.raises(RuntimeError, match=r"diverged within the last 2 gradient steps: after not finite"):
         make_learner({"update": RowGroup(2)}, rule=Diverges).update_many(2)
+
+
+@pytest.mark.parametrize("name", ["log_alpha", "actor.net.0.weight", "the optimiser of critic (exp_avg_sq 0)"])
+def test_a_tensor_that_the_last_step_made_infinite_ends_training(name: str) -> None:
+    """The loss of that step was finite, and a checkpoint would hold the tensor."""
+
+    class Overflows(Records):
+        def after_iteration(self, draw: Draw) -> Metrics:
+            if name in (state := self.module.state_dict()):
+                state[name].fill_(float("inf"))
+            else:
+                param = self.optimizers["critic"].param_groups[0]["params"][0]
+                self.optimizers["critic"].state[param]["exp_avg_sq"] = torch.full_like(param, float("inf"))
+            return {}
+
+    learner = make_learner({"update": RowGroup(2)}, rule=Overflows)
+    with pytest.raises(RuntimeError, match=rf"diverged within the last 2 gradient steps: {re.escape(name)} not finite"):
+        learner.update_many(2)
 
 
 def test_a_restored_learner_does_not_pretrain_again() -> None:

@@ -8,9 +8,24 @@ from rllib_damo.data.formats import flat_cache
 from rllib_damo.data.formats.minari_files import local_path
 from rllib_damo.data.generate import datasets
 from rllib_damo.dynamics import cache
-from rllib_damo.errors import DataError
-from rllib_damo.utils.paths import atomic_write
+from rllib_damo.errors import DataError, UsageError
+from rllib_damo.utils.paths import atomic_write, check_new_file
 from tests.data_helpers import make_transitions
+
+
+def test_a_file_that_cannot_be_written_is_told_before_work(tmp_path):
+    (tmp_path / "file").touch()
+    check_new_file(tmp_path / "file")
+    check_new_file(tmp_path / "new" / "folder" / "file")
+    assert [*(tmp_path / "new" / "folder").iterdir()] == []
+    for place, message in (
+        (tmp_path / "file" / "below", "cannot be written .*name a file in another folder"),
+        (tmp_path / "new", "is a folder: name a file"),
+        ("/proc/file", "cannot be written"),
+        ("s3://key:secret@bucket/file", r"^s3://bucket/file: a file of this machine is written"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check_new_file(place)
 
 
 @pytest.mark.parametrize(

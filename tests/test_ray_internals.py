@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 import ray
 from ray import tune
-from ray.exceptions import ActorDiedError, RayError
+from ray._private.node import Node
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.bc import BCConfig
 from ray.rllib.core.learner.learner_group import LearnerGroup
@@ -93,6 +94,18 @@ def num_lost_learners() -> None:
 
 def why_died() -> None:
     assert ray_internals.why_died(ActorDiedError()) == "The actor died unexpectedly before finishing this task."
+
+
+def was_lost() -> None:
+    assert ray_internals.was_lost(ActorDiedError())
+    assert ray_internals.was_lost(ActorUnavailableError("Socket closed", b"0" * 16))
+    assert not ray_internals.was_lost(ValueError("diverged"))
+    assert not ray_internals.was_lost(RayActorError(error_msg="an error raised in its creation task, ray::DAMO"))
+
+
+def started_ray() -> None:
+    assert ray_internals.started_ray() == ray.is_initialized()  # no test joins another one
+    assert callable(Node.is_head)
 
 
 def learner_index() -> None:
@@ -397,7 +410,7 @@ def read_error() -> None:
 
 
 CHECKS = {check.__name__: check for check in (
-    local_learner, learner_actors, num_lost_learners, why_died,
+    local_learner, learner_actors, num_lost_learners, why_died, was_lost, started_ray,
     learner_index, count_new_weights, accept_any_weights, log_trainable_parameters,
     schedule_learning_rates, wants_component, subcomponents, refuse, without_advice, is_frozen, given_model_config,
     given_module_spec, given_connector, attribute_of, keep_runner_states, setting_name, set_env_seed, require_reset,

@@ -270,6 +270,16 @@ def test_a_running_and_a_broken_trial(tmp_path: Path) -> None:
     assert any("DAMO_a have a line that cannot be read" in text for text in page.titles["li"])
 
 
+@pytest.mark.parametrize("settings", ["[1]", "3", "null", '"x"'])
+def test_files_that_hold_something_else(settings: str, tmp_path: Path) -> None:
+    rows = [result(1), result(2) | {"training_iteration": "x"}, result(3) | {"training_iteration": None}, result(4)]
+    folder = write_trial(tmp_path / "DAMO_a", rows)
+    (folder / "params.json").write_text(settings)
+    (trial,) = read_run(folder).trials
+    assert ([row["training_iteration"] for row in trial.results], trial.num_damaged, trial.config) == ([1, 4], 2, {})
+    assert "DAMO_a have a line that cannot be read" in report(folder, tmp_path).text
+
+
 def test_a_restored_trial_is_drawn_once(tmp_path: Path) -> None:
     rows = [result(i) for i in (1, 2, 3, 4, 3, 4, 5)]
     (trial,) = read_run(write_trial(tmp_path / "DAMO_a", rows)).trials
@@ -415,6 +425,9 @@ def test_places_without_results(tmp_path: Path) -> None:
         read_run(tmp_path)
     with pytest.raises(UsageError, match=r"nosuch://x cannot be read: .*There are s3://"):
         read_run("nosuch://x")
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(UsageError, match=r"folder\.html is a folder: name a file"):
+        write_report(tmp_path / "nowhere", tmp_path / "folder.html")
     with pytest.raises(UsageError, match=r"--out report\.txt: .* ends in \.html"):
         write_report(tmp_path, "report.txt")
 

@@ -19,13 +19,14 @@ from rllib_damo.data.generate.controllers import PendulumMixed
 from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.splits import split_episodes
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
-from rllib_damo.errors import CheckpointError, DataError, UsageError
+from rllib_damo.errors import CheckpointError, DataError, UsageError, UserError
 from rllib_damo.selection import Selection, estimates, select
 from rllib_damo.selection.budget import by_hand, posterior, sequential_halving
 from rllib_damo.selection.candidates import Candidate, find, load
 from rllib_damo.selection.problem import Data, make_task, played_env, read
 from rllib_damo.version import versions
 from tests.small_runs import make_small, train_policy
+from tests.test_evaluation_checkpoints import write
 
 SWING_UP = PendulumMixed().swing_up
 DATA = datasets.generate("pendulum-mixed", 3000, seed=0)
@@ -107,6 +108,7 @@ def test_the_environment_is_never_stepped(monkeypatch, model):
     [
         ({"heads": 1}, UsageError, "heads .--heads. must be from 2 to 16"),
         ({"steps": 0}, UsageError, "steps .--steps."),
+        ({"seed": 2**32}, UsageError, "seed .--seed."),
         ({"gamma": 1.0}, UsageError, "gamma .--gamma."),
         ({"input_": None}, UsageError, "no dataset"),
         ({"env": None}, UsageError, "the spaces are not known"),
@@ -118,6 +120,19 @@ def test_wrong_arguments(options, error, message, tmp_path):
     policies = [str(tmp_path)] if "which" in options else [good]
     with pytest.raises(error, match=message):
         quick(policies, **options)
+
+
+def test_a_judges_model_is_read_before_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimates, "clone", lambda *args, **kwargs: pytest.fail("work began"))
+    (tmp_path / "model.pt").write_text("hello")
+    other = DynamicsEnsemble(4, 1, hidden_dims=(8,)).save(tmp_path / "other.pt")
+    for given, error, message in (
+        (str(tmp_path / "model.pt"), UsageError, "neither train nor none nor the file of a model.* is damaged"),
+        ("Train", UsageError, "'Train' is neither train nor none.*No dynamics file"),
+        (other, CheckpointError, "is a model of other spaces"),
+    ):
+        with pytest.raises(error, match=message):
+            quick([good], judge_model=given)
 
 
 def test_policies_that_cannot_be_judged():
@@ -270,9 +285,55 @@ def test_what_was_played_is_not_played_again(tmp_path):
     again = halve(None, [0.2, 0.9], 10, file=file)
     assert again.returns == first.returns
     assert file.read_text() == lines
-    file.write_text("{}\n")
-    with pytest.raises(UsageError, match="damaged"):
-        halve(None, [0.2, 0.9], 10, file=file)
+    for line in ("{}", lines.splitlines()[0].replace(str(first.returns[0][0]), "NaN"), "3"):
+        file.write_text(line + "\n")
+        with pytest.raises(UsageError, match="damaged"):
+            halve(None, [0.2, 0.9], 10, file=file)
+
+
+def test_a_return_that_is_not_finite_is_no_result(tmp_path):
+    file = tmp_path / "budget.jsonl"
+    with pytest.raises(
+        UserError, match="the return of b in episode 0 is nan: the environment's rewards must be finite"
+    ):
+        sequential_halving(lambda i, _: [1.0, np.nan][i], np.zeros(2), np.zeros(2), 4, ["a", "b"], file)
+    assert "NaN" not in file.read_text()
+
+
+@pytest.mark.parametrize("option", ["--out", "--json", "--plot"])
+def test_results_that_cannot_be_written_are_told_before_work(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("rllib_damo.command.select.select_", lambda *args, **kwargs: pytest.fail("work began"))
+    (tmp_path / "file.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    places = {"file.png/x.png": "cannot be written"}
+    places |= {} if option == "--out" else {"folder.png": "is a folder"}
+    for place, message in places.items():
+        assert invoke(["select", str(tmp_path), option, str(tmp_path / place)]) == 2
+        assert message in capsys.readouterr().err
+    assert invoke(["select", str(tmp_path), "--plot", "picture.bmp"]) == 2
+    assert "must end in .png or .svg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sep", "write module:function"),
+        ("os:", "write module:function"),
+        ("os:nothing", "no such function"),
+        ("os:sep", "is no function"),
+        ("nowhere_:x", "no such function"),
+    ],
+)
+def test_a_termination_rule_that_is_none(name, message, tmp_path, capsys):
+    assert invoke(["select", str(tmp_path), "--termination", name]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_no_candidate(tmp_path):
+    folder = write(tmp_path / "checkpoint_000003")
+    (folder / "algorithm_state.pkl").write_bytes(b"other")
+    with pytest.raises(CheckpointError, match=r"the content of algorithm_state\.pkl has changed"):
+        load([str(folder)])
 
 
 def test_values_count_where_they_agree_with_the_episodes():

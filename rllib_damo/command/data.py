@@ -232,6 +232,8 @@ def _conventions(
         alias, equals, name = text.partition("=")
         if not (alias in known and equals and name):
             raise DataError(f"--column {text}: write obs=NAME, with one of {', '.join(known)} before the sign.")
+        if alias in schema:
+            raise DataError(f"--column {text}: {alias} has been given before; several columns are obs=A,B.")
         columns_of = name.split(",")
         schema[alias] = name if len(columns_of) == 1 else columns_of
     return Conventions(action_space, normalized, schema, observation_keys or (), skip_bad_episodes)

@@ -14,6 +14,7 @@ import numpy as np
 
 from rllib_damo.errors import UsageError
 from rllib_damo.tasks import normalized_score, normalized_std
+from rllib_damo.utils.paths import check_new_file
 
 if TYPE_CHECKING:
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -29,6 +30,7 @@ def check_out(out: Path | None) -> None:
         raise UsageError(f"--out {out}: the name must end in .jsonl (a line per episode) or .npz (all transitions).")
     if not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.absolute().parent}.")
+    check_new_file(out)
 
 
 def check_display() -> None:

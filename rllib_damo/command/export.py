@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -32,4 +33,4 @@ def export(
     if file is not None:
         run_file(file)
     written = export_policy(checkpoint, str(out), format=format, overwrite=overwrite)
-    typer.echo(f"Written: {written}")
+    typer.echo(f"Written: {written}\nSHA-256: {hashlib.sha256(written.read_bytes()).hexdigest()}")

@@ -58,6 +58,8 @@ def check_stop(stop: Any, name: str = "stop") -> Any:
     if not isinstance(stop, Mapping):
         raise UsageError(f"{name} must be a dict of metric: number (or a Tune Stopper), but is {type(stop).__name__}.")
     flat = flatten(stop)
+    if not flat:
+        raise UsageError(f"{name} is empty: name a metric, or leave it out to train until Ctrl-C.")
     for key, value in flat.items():
         if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(float(value)):
             raise UsageError(f"{name}: the value of {key!r} must be a number, but is {value!r}.")
@@ -165,10 +167,12 @@ def apply_config(config: AlgorithmConfig, changes: Mapping[str, Any], option: st
         _check_grids(value, f"{option}: {key!r}")
         if key not in known and ray_internals.setting_name(config, key) not in known:
             raise UsageError(f"{option}: {type(config).__name__} has no setting {key!r}.{near(key, known)}")
-    try:
-        return config.update_from_dict(dict(changes))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UsageError(f"{option}: {error}") from error
+    for key, value in changes.items():
+        try:
+            config.copy().update_from_dict({key: value})
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise UsageError(f"{option}: {key!r} cannot be {value!r}: {error}") from error
+    return config.update_from_dict(dict(changes))
 
 
 def _check_grids(value: Any, where: str) -> None:

@@ -10,7 +10,9 @@ import ray
 
 from rllib_damo.command.checks import has_search_space
 from rllib_damo.command.report import console
+from rllib_damo.core.algorithm import COMPONENT_TRAINING
 from rllib_damo.core.config import OfflineConfig
+from rllib_damo.core.going_on import Start
 from rllib_damo.data.rllib_input import RLlibOfflineData, read_transitions
 
 if TYPE_CHECKING:
@@ -42,6 +44,17 @@ def read_datasets(configs: Iterable[AlgorithmConfig]) -> None:
             f"Dataset {data.name}: {len(data):,} transitions, {len(returns):,} episodes of mean return "
             f"{returns.mean():.1f}{held_out}"
         )
+
+
+def check_starts(configs: Iterable[AlgorithmConfig]) -> None:
+    """Reads the checkpoints that runs go on from.
+
+    Raises:
+        CheckpointError: one is missing, damaged, or of another package.
+    """
+    starts = {config.start_from for config in configs if isinstance(config, OfflineConfig)}
+    for start in starts - {None}:
+        Start.read(start, COMPONENT_TRAINING)
 
 
 def with_idle_cpus(config: AlgorithmConfig) -> AlgorithmConfig:

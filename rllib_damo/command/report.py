@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from rllib_damo.command.causes import what_failed
+from rllib_damo.errors import CheckpointError
+from rllib_damo.evaluation.checkpoints import verify
 from rllib_damo.utils.names import nested
+from rllib_damo.utils.ray_internals import was_lost
 from rllib_damo.utils.uris import address, without_password
 
 if TYPE_CHECKING:
@@ -79,6 +82,12 @@ def _print_error(trial: Result, place: str, verbose: bool) -> None:
     if failure.place:
         err.print(f"At: {failure.place}", markup=False)
     err.print(f"The complete error: {address(f'{trial.path}/error.txt', place)}", markup=False)
+    if was_lost(trial.error):
+        err.print(
+            "The trial's process or machine was lost. The same command with --resume goes on from the last checkpoint; "
+            "with --max-failures 3, trials do so by themselves.",
+            markup=False,
+        )
     if verbose:
         err.print(text, markup=False)
 
@@ -92,8 +101,7 @@ def _print_ranking(ranked: list[Result], metric: str, searched: Sequence[tuple[s
     rows = [[*(path[-1] for path in searched), *(["best", "last"] if has_scores else []), "trial"]]
     for trial in ranked:
         values = [_show(nested(trial.config, path)) for path in searched]
-        last = {found.path: score for score, found in _scores(trial, metric)}
-        end = last.get(trial.checkpoint.path) if trial.checkpoint is not None else None
+        end = _last_score(trial, metric)
         best, _ = _best(trial, metric)
         scores = [_show(best if best > -float("inf") else None), _show(end)] if has_scores else []
         rows.append([*values, *scores, trial.path.rsplit("/", 1)[-1]])
@@ -118,6 +126,20 @@ def _print_checkpoints(trial: Result, metric: str, place: str, options: str) -> 
 def _best(trial: Result, metric: str) -> tuple[float, Checkpoint | None]:
     """The best kept checkpoint and its score; minus infinity if no checkpoint has a score."""
     return max(_scores(trial, metric), key=lambda pair: pair[0], default=(-float("inf"), None))
+
+
+def _last_score(trial: Result, metric: str) -> float | None:
+    """The score of the last checkpoint. Tune lists it only if it is among the best; its own manifest has it, too."""
+    last = trial.checkpoint
+    if last is None:
+        return None
+    listed = {found.path: score for score, found in _scores(trial, metric)}
+    if last.path in listed:
+        return listed[last.path]
+    try:
+        return nested(verify(last.path, last.filesystem, contents=False), metric.split("/"))
+    except CheckpointError:
+        return None
 
 
 def _scores(trial: Result, metric: str) -> list[tuple[float, Checkpoint]]:

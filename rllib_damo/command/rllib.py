@@ -100,7 +100,21 @@ def train(
         str | None,
         typer.Option(help="Metric of the best one. [default: evaluation return]", rich_help_panel=_CHECKPOINTS),
     ] = None,
-    ray_address: Annotated[str | None, typer.Option(help="Cluster to use.", rich_help_panel=_RAY)] = None,
+    max_failures: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Times that a trial goes on from its last checkpoint after an error or the loss of its machine.",
+            rich_help_panel=_CHECKPOINTS,
+        ),
+    ] = 0,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="Cluster to use; local: a new Ray. [default: one of this machine, or else a new one]",
+            rich_help_panel=_RAY,
+        ),
+    ] = None,
     ray_num_cpus: Annotated[
         int | None, typer.Option(min=1, help="CPUs of a local Ray. [default: all]", rich_help_panel=_RAY)
     ] = None,
@@ -130,6 +144,7 @@ def train(
         checkpoint_at_end=checkpoint_at_end,
         keep_checkpoints_num=keep_checkpoints_num,
         checkpoint_score_attr=checkpoint_score_attr,
+        max_failures=max_failures,
         scheduler=scheduler,
         scheduler_config=inputs.parse_json("--scheduler-config", scheduler_config) or {},
         wandb_key=wandb_key,
@@ -144,7 +159,7 @@ def train(
         experiment, file_stop, source, from_ = config_of(latest_run(check(storage_path), name)), None, Path(name), None
     else:
         experiment, file_stop, source = _experiment(what or [], algo, from_, context.obj, resume)
-    options.name = name or source.stem
+    options.name = source.stem if name is None else name
     options.file = source if source.suffix == ".py" else None
     if input_ is not None:
         changes = {**changes, "input_": input_}
@@ -213,7 +228,7 @@ def evaluate(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Python file to run first, which registers the environment.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the environment.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the environment.")] = 0,
     explore: Annotated[bool, typer.Option("--explore", help="Sample actions instead of taking the mean.")] = False,
 ) -> None:
     """Play a checkpoint's policy: mean and standard deviation of its returns, and the normalised score if it is known.

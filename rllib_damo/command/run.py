@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, EVALUATION_RESULTS
+from ray.tune import TuneError
 from ray.tune.schedulers import SCHEDULER_IMPORT, create_scheduler
 
 from rllib_damo.command.checks import check_config, check_resources, search_space
-from rllib_damo.command.offline import read_datasets, with_idle_cpus
+from rllib_damo.command.offline import check_starts, read_datasets, with_idle_cpus
 from rllib_damo.command.progress import ProgressTable
 from rllib_damo.command.report import INTERRUPTED, TERMINATED, USAGE, console, err, report
 from rllib_damo.command.resume import RecordCopy, restored_tuner
+from rllib_damo.command.room import with_room_check
 from rllib_damo.command.signals import sigterm_as_interrupt
 from rllib_damo.command.stopping import CheckedStopper, add_to_results, with_last_evaluation
 from rllib_damo.core.config import OfflineConfig
@@ -28,6 +30,7 @@ from rllib_damo.errors import UsageError
 from rllib_damo.evaluation import storage
 from rllib_damo.evaluation.play import evaluated_env
 from rllib_damo.evaluation.scores import add_flat_copy
+from rllib_damo.utils import ray_internals
 from rllib_damo.utils.disk import disk_full, free_bytes, is_full
 from rllib_damo.utils.environments import is_registered
 from rllib_damo.utils.names import near
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 _KEPT = 2
 #: Bytes below which a file system counts as full.
 _LEAST_ROOM = 1_000_000
+_LONGEST_NAME = 150
 EVALUATION_RETURN = f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/{EPISODE_RETURN_MEAN}"
 
 
@@ -56,6 +60,7 @@ class RunOptions:
     checkpoint_at_end: bool = True
     keep_checkpoints_num: int | None = None
     checkpoint_score_attr: str | None = None
+    max_failures: int = 0
     scheduler: str | None = None
     scheduler_config: dict[str, Any] = field(default_factory=dict)
     wandb_key: str | None = None
@@ -78,19 +83,23 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     Raises:
         UserError: for mistakes that can be seen before training.
     """
+    _check_name(options.name)
     place = storage.check(options.storage_path)
     callbacks = [ProgressTable(), RecordCopy(), *_wandb(options)]
     scheduler = _scheduler(options, config)
     _set_up_output(options.verbosity)
     to_resume = storage.latest_run(place, options.name) if options.resume else None
     config = with_package_readers(config)
-    read_datasets(check_config(config, stop))
+    configs = check_config(config, stop)
+    if to_resume is None:
+        check_starts(configs)
+    read_datasets(configs)
     own_ray = not ray.is_initialized()
     if own_ray:
         _init_ray(options)
     try:
         config = with_last_evaluation(with_idle_cpus(config), stop)
-        config = with_flat_score(config, _score_attr(config, options))
+        config = with_room_check(with_flat_score(config, _score_attr(config, options)))
         check_resources(config)
         if to_resume is not None:
             console.print(f"Resuming {without_password(to_resume)}, with its own config, stop and checkpoint options")
@@ -112,6 +121,15 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     finally:
         if own_ray:
             ray.shutdown()
+
+
+def _check_name(name: str) -> None:
+    """Raises UsageError for a name that is no name of a folder."""
+    if not name or len(name) > _LONGEST_NAME or name != Path(name).name or name.startswith("."):
+        raise UsageError(
+            f"--name {name[:_LONGEST_NAME]!r}: give a name of a folder, of at most {_LONGEST_NAME} characters, without "
+            "'/'. Where the folder is made is said by --storage-path."
+        )
 
 
 def _fit(tuner: tune.Tuner, place: str) -> tune.ResultGrid:
@@ -147,12 +165,21 @@ def _new_tuner(
         run_config=tune.RunConfig(
             name=name,
             storage_path=place,
-            stop=CheckedStopper(stop, bool(config.evaluation_interval)) if isinstance(stop, dict) else stop,
+            stop=stop if callable(stop) else _stopper(stop, config, options),
             checkpoint_config=_checkpoint_config(config, options),
+            failure_config=tune.FailureConfig(max_failures=options.max_failures),
             callbacks=callbacks,
             verbose=0 if options.verbosity < 2 else 2,
         ),
     )
+
+
+def _stopper(stop: dict[str, float] | None, config: AlgorithmConfig, options: RunOptions) -> CheckedStopper:
+    """Stops by metrics, and ends the run where one that any option names does not exist."""
+    of_scheduler = [options.scheduler_config.get(name) for name in ("metric", "time_attr")]
+    others = {"--checkpoint-score-attr": [options.checkpoint_score_attr], "--scheduler-config": of_scheduler}
+    named = {option: [key for key in keys if isinstance(key, str) and key] for option, keys in others.items()}
+    return CheckedStopper(stop or {}, bool(config.evaluation_interval), named)
 
 
 def _file_option(config: AlgorithmConfig, options: RunOptions) -> str:
@@ -197,7 +224,7 @@ def _scheduler(options: RunOptions, config: AlgorithmConfig) -> Any:
     goal = {} if options.scheduler == "fifo" else {"metric": _score_attr(config, options), "mode": "max"}
     try:
         return create_scheduler(options.scheduler, **{**goal, **options.scheduler_config})
-    except (TypeError, ValueError, ImportError) as error:
+    except (TypeError, ValueError, ImportError, TuneError) as error:
         raise UsageError(f"--scheduler {options.scheduler}: {error}") from error
 
 
@@ -250,20 +277,28 @@ def quieten(verbosity: int = 0) -> None:
 
 
 def _init_ray(options: RunOptions) -> None:
-    local: dict[str, Any] = (
-        {} if options.ray_address else {"num_cpus": options.ray_num_cpus, "num_gpus": options.ray_num_gpus}
-    )
+    is_new = options.ray_address in (None, "local")
+    local: dict[str, Any] = {"num_cpus": options.ray_num_cpus, "num_gpus": options.ray_num_gpus} if is_new else {}
     try:
-        ray.init(
+        context = ray.init(
             address=options.ray_address,
             log_to_driver=options.verbosity > 0,
             logging_level=logging.ERROR if options.verbosity == 0 else logging.WARNING,
-            include_dashboard=False if not options.ray_address else None,
+            include_dashboard=False if is_new else None,
             **local,
         )
     except (ConnectionError, ValueError) as error:
-        raise UsageError(f"--ray-address {options.ray_address}: {error}") from error
+        if is_new and any(value is not None for value in local.values()):
+            raise UsageError(
+                "--ray-num-cpus and --ray-num-gpus are those of a new Ray, but one runs on this machine or is named by "
+                f"RAY_ADDRESS: leave them out to join it, or start another by --ray-address local. ({error})"
+            ) from error
+        given = options.ray_address or f"(none), RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')!r}"
+        raise UsageError(f"--ray-address {given}: {error}") from error
     except OSError as error:
         raise UsageError(
             f"Ray cannot be started: {error}. It needs a home folder (HOME) that can be written."
         ) from error
+    if options.ray_address is None and not ray_internals.started_ray():
+        address = context.address_info["gcs_address"]
+        console.print(f"Runs on the Ray cluster at {address}, which was there already (--ray-address local: a new one)")

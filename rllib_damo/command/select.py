@@ -19,7 +19,9 @@ from rllib_damo.errors import UsageError
 from rllib_damo.selection import Selection
 from rllib_damo.selection import select as select_
 from rllib_damo.selection.budget import by_hand, in_environment, sequential_halving
-from rllib_damo.utils.paths import new_file
+from rllib_damo.utils.paths import check_new_file, new_file
+
+_PICTURES = (".png", ".svg")
 
 
 def select(
@@ -78,6 +80,10 @@ def select(
         inputs.run_file(file)
     if ask and budget is None:
         raise UsageError("--ask needs --budget.")
+    if plot is not None and plot.suffix not in _PICTURES:
+        raise UsageError(f"--plot {plot}: the name must end in {' or '.join(_PICTURES)}.")
+    for place in filter(None, (json_, plot, out / "selection.json" if out else None)):
+        check_new_file(place)
     try:
         found = select_(
             places, input_, env=env, termination_fn=_function(termination), which=checkpoints, default=default,
@@ -100,14 +106,15 @@ def _function(name: str | None) -> Any:
     if name is None:
         return None
     module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise UsageError(f"--termination {name}: write module:function.")
     try:
-        return getattr(importlib.import_module(module), function) if colon and function else _raise(name)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # the module's own code may raise any
         raise UsageError(f"--termination {name}: there is no such function ({error}).") from error
-
-
-def _raise(name: str) -> Any:
-    raise UsageError(f"--termination {name}: write module:function.")
+    if not callable(found):
+        raise UsageError(f"--termination {name}: {found!r} is no function.")
+    return found
 
 
 def _write(found: Selection, out: Path | None, json_: Path | None, plot: Path | None) -> None:

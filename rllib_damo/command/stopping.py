@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +32,19 @@ class CheckedStopper(tune.Stopper):
     names are checked at the first result that has training metrics and, if the run is evaluated, evaluation metrics. A
     metric of evaluated episodes is waited for while all evaluation runners fail.
 
+    Args:
+        stop: metrics and their values.
+        evaluated: whether the run is evaluated.
+        others: metrics that other options name, by the option; they must exist, too.
+
     Attributes:
         error: the message about a metric that does not exist, or None.
     """
 
-    def __init__(self, stop: Mapping[str, float], evaluated: bool) -> None:
-        self.stop = dict(stop)
+    def __init__(
+        self, stop: Mapping[str, float], evaluated: bool, others: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        self.stop, self.others = dict(stop), dict(others or {})
         self.evaluated = evaluated
         self.known: set[str] = set()
         self.checked = False
@@ -55,10 +62,14 @@ class CheckedStopper(tune.Stopper):
         if LEARNER_RESULTS not in sections or (self.evaluated and EVALUATION_RESULTS not in sections):
             return
         waits = not any(key.startswith(_PLAYED) for key in self.known)  # no episode was evaluated so far
-        missing = [key for key in self.stop if key not in self.known and not (waits and key.startswith(_PLAYED))]
-        self.checked = not (waits and any(key.startswith(_PLAYED) for key in self.stop))
+        named = [(option, key) for option, keys in {"stop": self.stop, **self.others}.items() for key in keys]
+        waiting = [pair for pair in named if waits and pair[1].startswith(_PLAYED)]
+        missing = [pair for pair in named if pair[1] not in self.known and pair not in waiting]
+        self.checked = not waiting
         if missing:
-            self.error = " ".join(f"stop: no result has a metric {key!r}.{near(key, self.known)}" for key in missing)
+            self.error = " ".join(
+                f"{option}: no result has a metric {key!r}.{near(key, self.known)}" for option, key in missing
+            )
 
     def stop_all(self) -> bool:
         return self.error is not None

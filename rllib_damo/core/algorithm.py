@@ -37,7 +37,7 @@ from rllib_damo.core.sealed_checkpoints import SealedCheckpoints, stored_config
 from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import CheckpointError, UserError
-from rllib_damo.evaluation.checkpoints import SPLIT_FILE, checkpoint_numbers
+from rllib_damo.evaluation.checkpoints import SPLIT_FILE, newest_whole
 from rllib_damo.utils import ray_internals
 from rllib_damo.utils.batch import Batch, Layout
 from rllib_damo.utils.paths import place_of
@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 COMPONENT_TRAINING = "offline_training"
 NUM_GRADIENT_STEPS = "num_gradient_steps_lifetime"
 DATA_WINDOW = "data_window"
+IS_WINDOW_FRESH = "is_data_window_fresh"
 FINGERPRINT = "dataset_fingerprint"
 EARLIER_DATA = "earlier_dataset_fingerprints"
 IN_SAMPLE = "in_sample"
@@ -141,13 +142,13 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
         self._warnings.append(text)
 
     def _read_start(self) -> Start | None:
-        """The checkpoint to go on from; none where a trial of Tune is resumed from its own."""
+        """The checkpoint to go on from; none where it is gone and a trial of Tune is resumed from its own."""
         name = self.config.start_from
         try:
             return None if name is None else Start.read(name, COMPONENT_TRAINING)
         except CheckpointError:
             places = ray_internals.trial_places(self)
-            if places is not None and checkpoint_numbers(places.folder, places.filesystem):
+            if places is not None and newest_whole(places.folder, places.filesystem):
                 return None
             raise
 
@@ -385,6 +386,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
             ONLINE: self._online.get_state(),
             NUM_GRADIENT_STEPS: self._num_gradient_steps,
             DATA_WINDOW: self.offline_data.window,
+            IS_WINDOW_FRESH: self._is_window_fresh,
         }
 
     @override(Algorithm)
@@ -441,7 +443,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
     def _set_training_state(self, state: Mapping[str, Any]) -> None:
         self._num_gradient_steps = state[NUM_GRADIENT_STEPS]
         self._earlier_data, self._in_sample = state.get(EARLIER_DATA, []), state.get(IN_SAMPLE, False)
-        self._is_window_fresh = not self._num_gradient_steps
+        self._is_window_fresh = state.get(IS_WINDOW_FRESH, not self._num_gradient_steps)
         self._set_watch_state(state.get(VALUE_WATCH))
         scale = state.get(REWARD_SCALE, self._reward_scale)
         is_rescaled, self._reward_scale = scale != self._reward_scale, scale

@@ -37,6 +37,10 @@ class GuardedLearners(Algorithm):
         except RayActorError as error:
             self._lost_learner = ray_internals.why_died(error)
             raise RuntimeError(self._lost()) from error
+        except IndexError as error:  # RLlib takes the first of no results
+            if ray_internals.num_lost_learners(self.learner_group):
+                raise RuntimeError(self._lost()) from error
+            raise
         if ray_internals.num_lost_learners(self.learner_group):  # RLlib restores the others, without a word
             raise RuntimeError(self._lost())
 

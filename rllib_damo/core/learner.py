@@ -329,8 +329,14 @@ class OfflineTorchLearner(TorchLearner):
         return self.metrics.reduce()
 
     def _non_finite_tensors(self) -> list[str]:
-        """Names of the module's tensors that are not finite: the last step's, whose loss was still finite."""
-        tensors = self.module[DEFAULT_MODULE_ID].state_dict()
+        """Names of tensors that are not finite: of the last step, whose loss was still finite.
+
+        Those of the optimisers, too: where a squared gradient overflowed, Adam no longer moves its parameter.
+        """
+        tensors = dict(self.module[DEFAULT_MODULE_ID].state_dict())
+        for name, optimizer in self._update.optimizers.items():
+            for number, state in enumerate(optimizer.state.values()):
+                tensors |= {f"the optimiser of {name} ({key} {number})": value for key, value in state.items()}
         are_finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
         return [name for name, is_finite in zip(tensors, are_finite, strict=True) if not is_finite][:3]
 

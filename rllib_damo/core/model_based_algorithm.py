@@ -293,8 +293,8 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         else:
             learner = ray_internals.local_learner(self.learner_group)
             learner.set_model_buffer(*deal_buffers(state[MODEL_BUFFERS], 1))
-        self._has_rollouts = self._num_gradient_steps > 0
         self._num_refits, self._refit_at = state.get(REFITS, (0, 0))
+        self._has_rollouts = any(len(buffer["rows"]) for buffer in state[MODEL_BUFFERS])
         if self.dynamics.ready:
             self._hand_out_dynamics()
         self._rounds.discard()  # not of the restored run

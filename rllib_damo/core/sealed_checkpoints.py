@@ -20,13 +20,13 @@ from typing_extensions import Self
 
 from rllib_damo.evaluation.checkpoints import ANNOUNCEMENT, CONSTRUCTOR, read_pickle, seal, verify
 from rllib_damo.utils import ray_internals
-from rllib_damo.utils.disk import disk_full, free_bytes, is_full
+from rllib_damo.utils.disk import disk_full, folder_size, free_bytes, is_full
 from rllib_damo.utils.names import near
 from rllib_damo.utils.paths import place_of
 
 #: Room that a checkpoint leaves for results, in bytes.
 RESERVED_BYTES = 4_000_000
-_THEN = "continue: `rllib train --resume`, `Tuner.restore`, or save again"
+THEN = "continue: `rllib train --resume`, `Tuner.restore`, or save again"
 
 
 class SealedCheckpoints(Checkpointable, Trainable):
@@ -58,7 +58,7 @@ class SealedCheckpoints(Checkpointable, Trainable):
         except OSError as error:
             if is_full(error):
                 place = path or tempfile.gettempdir()
-                raise disk_full(f"The checkpoint {place}", place, _THEN) from error
+                raise disk_full(f"The checkpoint {place}", place, THEN) from error
             raise
         return saved
 
@@ -84,7 +84,7 @@ class SealedCheckpoints(Checkpointable, Trainable):
                 if written != places.checkpoint:  # which is the one before
                     with contextlib.suppress(OSError):  # it is not there, say
                         filesystem.delete_dir(written)
-                raise disk_full(f"The checkpoint {written}", written, _THEN, _size(checkpoint_dir)) from error
+                raise disk_full(f"The checkpoint {written}", written, THEN, folder_size(checkpoint_dir)) from error
 
     @override(Trainable)
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -97,9 +97,9 @@ class SealedCheckpoints(Checkpointable, Trainable):
         places = ray_internals.trial_places(self)
         if places is None or not isinstance(places.filesystem, pyarrow.fs.LocalFileSystem):
             return
-        needed = _size(checkpoint_dir) + RESERVED_BYTES
+        needed = folder_size(checkpoint_dir) + RESERVED_BYTES
         if free_bytes(places.folder) < needed:
-            raise disk_full(f"A checkpoint in {places.folder}", places.folder, _THEN, needed)
+            raise disk_full(f"A checkpoint in {places.folder}", places.folder, THEN, needed)
 
     def readable_files(self) -> dict[str, dict[str, Any]]:
         """JSON files that a checkpoint has beside RLlib's: their names and contents."""
@@ -165,8 +165,3 @@ def stored_config(path: str, filesystem: pyarrow.fs.FileSystem, options: Mapping
     if unknown:
         raise TypeError(f"from_checkpoint(): there is no option {unknown[0]!r}.{near(unknown[0], known)}")
     return {**state, **options}
-
-
-def _size(folder: str) -> int:
-    """Of all files in a folder, in bytes."""
-    return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())

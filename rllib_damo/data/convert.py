@@ -15,6 +15,7 @@ from rllib_damo.data.formats.registry import find_writer
 from rllib_damo.data.schema import check
 from rllib_damo.data.sources import resolve
 from rllib_damo.utils.environments import make_env
+from rllib_damo.utils.paths import check_new_file
 
 # Facts that every format carries along (the rest of Minari's metadata describes its own files).
 _CARRIED = (
@@ -45,12 +46,15 @@ def convert(
 
     Raises:
         DataError: for unsound data, a destination that exists or whose kind is not known, or missing spaces.
+        UsageError: for a destination that cannot be written.
     """
     target = os.fspath(dst)
     if "://" not in target and not Path(target).suffix and not target.startswith(("/", ".", "~")):
         target = SCHEME + target  # a Minari id
     form = find_writer(target)
     assert form.write is not None
+    if "://" not in target:
+        check_new_file(target, overwrite)
     facts = _spaces_of_env(env_id) if env_id else {}
     if env_id:
         conventions = replace(conventions, action_space=deserialize_space(facts["action_space"]))

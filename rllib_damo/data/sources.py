@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -95,7 +96,7 @@ def resolve(
         conventions.refuse_unread(place.shown, form.reads)
         return form.open(place, conventions)
     if not is_there and name.endswith(registry.suffixes()):
-        raise DataError(f"{name}: no such file." + _near(name))
+        raise DataError(f"{name}: no such file, as this machine ({platform.node()}) sees it." + _near(name))
     return _by_name(name.removeprefix(SCHEME), conventions, is_short=not is_there)
 
 

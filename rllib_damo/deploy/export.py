@@ -19,12 +19,12 @@ from rllib_damo.deploy.layers import Layer, layers_of
 from rllib_damo.deploy.onnx_file import OPSET, to_onnx
 from rllib_damo.deploy.torchscript_file import to_torchscript
 from rllib_damo.errors import UsageError
-from rllib_damo.evaluation.checkpoints import STATES, load_config, read_pickle
+from rllib_damo.evaluation.checkpoints import STATES, load_config, read_pickle, verify
 from rllib_damo.evaluation.play import evaluated_env
 from rllib_damo.evaluation.policy import Policy, load_policy
 from rllib_damo.evaluation.storage import local_copy
 from rllib_damo.utils.names import near
-from rllib_damo.utils.paths import new_file
+from rllib_damo.utils.paths import check_new_file, new_file
 from rllib_damo.utils.uris import without_password
 from rllib_damo.version import versions
 
@@ -56,15 +56,17 @@ def export_policy(
         The file's path.
 
     Raises:
-        UsageError: an unknown format, or a missing package.
+        UsageError: an unknown format, a missing package, or a place that cannot be written.
         DataError: `out` exists.
         CheckpointError: no readable checkpoint, or a policy that is no plain network.
         UserError: spaces other than one-dimensional Boxes.
     """
     write = _writer(out, format)
+    check_new_file(out, overwrite)
     path = Path(out).expanduser()
     with new_file(path, overwrite) as scratch:
         with local_copy(checkpoint) as place:
+            verify(place.absolute())
             policy = load_policy(place, module_id=module_id)
             layers = layers_of(policy)
             metadata = _metadata(policy, place)
@@ -73,8 +75,6 @@ def export_policy(
 
 
 def _writer(out: str | Path, format: str | None) -> Callable[[list[Layer], Mapping[str, Any]], bytes]:
-    if "://" in str(out):
-        raise UsageError(f"{without_password(str(out))}: export writes files of this machine; copy it afterwards.")
     writers = {"onnx": to_onnx, "torchscript": to_torchscript, "npz": _to_npz}
     name = format or SUFFIXES.get(Path(out).suffix)
     if name is None:

@@ -48,7 +48,8 @@ class DynamicsComponent:
         error: what `model_error` says of it.
 
     Raises:
-        ValueError: ``dynamics_path`` holds no model for this dataset, or a model is to be trained and can't be kept.
+        ValueError: ``dynamics_path`` holds no model for this dataset, or a model is to be trained and can't be kept;
+            or the parent's sizes are not those of the options.
         UserError: no prediction of the model is finite.
     """
 
@@ -78,6 +79,8 @@ class DynamicsComponent:
                 self._finish()
             else:
                 cache.check_writable(config.dynamics_cache_dir)
+                if parent is not None:
+                    self._load_parent()  # refuses one that does not fit
 
     def _locate(self) -> None:
         """Where the cache has, or will have, the model."""

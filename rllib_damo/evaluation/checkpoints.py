@@ -154,8 +154,9 @@ def seal(
         for name, size in _files(filesystem, root)
         if name != MANIFEST and _is_own(name, components)
     }
+    manifest = json.loads(json.dumps({"metrics": _numbers(metrics or {}), "files": files}))  # as it will be read
     with filesystem.open_output_stream(f"{root}/{MANIFEST}") as stream:
-        stream.write(json.dumps({"metrics": _numbers(metrics or {}), "files": files}, indent=1).encode())
+        stream.write(json.dumps(manifest | {"sha256": _digest_of(manifest)}, indent=1).encode())
 
 
 def verify(folder: str | Path, filesystem: fs.FileSystem | None = None, *, contents: bool = True) -> dict[str, Any]:
@@ -187,6 +188,8 @@ def verify(folder: str | Path, filesystem: fs.FileSystem | None = None, *, conte
             raise _damaged(root, f"{STATES[0]} is missing or empty, since writing it was interrupted")
         return {}
     manifest = _read_json(filesystem, root, MANIFEST)
+    if manifest.pop("sha256", None) not in (None, _digest_of(manifest)):  # None: of an earlier version
+        raise _damaged(root, f"the content of {MANIFEST} has changed")
     inside = "" if given == root else f"{given.relative_to(root)}/"
     sizes = dict(_files(filesystem, str(root)))
     for name, facts in manifest["files"].items():
@@ -246,6 +249,10 @@ def _digest(filesystem: fs.FileSystem, file: str) -> str:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _exists(filesystem: fs.FileSystem, path: PurePosixPath) -> bool:

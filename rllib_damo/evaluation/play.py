@@ -75,7 +75,12 @@ def play(
         read_pickle(module / MODULE_STATE)  # names the file if it cannot be read
         try:
             runner.module.restore_from_path(module)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, KeyError) as error:
+            if algorithm is not None:
+                raise CheckpointError(
+                    f"the policy in {folder} is none of {algorithm.__name__} in {config.env}: leave out algorithm "
+                    "(--algo), or name the one it was trained by."
+                ) from error
             raise CheckpointError(
                 f"the policy in {folder} doesn't fit the environment {config.env} (observations "
                 f"{runner.module.observation_space}, actions {runner.module.action_space}). Name the one "

@@ -29,6 +29,8 @@ def check(path: str | None) -> str:
     Raises:
         UsageError: if there is no such storage, or it cannot be written.
     """
+    if path == "":
+        raise UsageError("storage_path (--storage-path) is empty: name a folder, or leave it out.")
     path = path or os.environ.get("RAY_AIR_LOCAL_CACHE_DIR") or DEFAULT
     if "://" not in path:
         path = str(Path(path).expanduser().absolute())

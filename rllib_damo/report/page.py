@@ -18,7 +18,7 @@ from rllib_damo.report import charts
 from rllib_damo.report.runs import SCORES, Run, Trial, read_run, shown
 from rllib_damo.report.signs import SIGNS
 from rllib_damo.report.svg import number
-from rllib_damo.utils.paths import new_file
+from rllib_damo.utils.paths import check_new_file, new_file
 from rllib_damo.version import __version__
 
 _TITLES = {SCORES[0]: "score", SCORES[1]: "return"}
@@ -37,12 +37,15 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         The file's path.
 
     Raises:
-        UsageError: there are no results at `run_dir`, or `out` does not end in .html.
+        UsageError: there are no results at `run_dir`, or `out` does not end in .html or cannot be written.
     """
     if out is not None and Path(out).suffix != ".html":
         raise UsageError(f"--out {out}: the report is an HTML page; give a name that ends in .html.")
+    if out is not None:
+        check_new_file(out)
     run = read_run(run_dir)
     path = Path(f"{run.name}.html" if out is None else out).expanduser()
+    check_new_file(path)
     with new_file(path) as scratch:
         scratch.write_text(page(run), encoding="utf-8")
     return path

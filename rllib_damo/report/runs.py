@@ -195,8 +195,8 @@ def _read(filesystem: fs.FileSystem, file: str) -> str:
 def _trial(folder: str, results: str, settings: str, error: str) -> Trial:
     rows, num_damaged = _parse(results.splitlines())
     try:
-        config = json.loads(settings)
-    except ValueError:
+        config = dict(json.loads(settings))
+    except (ValueError, TypeError):
         config = {}  # being written
     kept: list[dict[str, Any]] = []
     for row in rows:
@@ -222,8 +222,10 @@ def _parse(lines: list[str]) -> tuple[list[dict[str, Any]], int]:
         except ValueError:
             num_damaged += 1
             continue
-        if isinstance(row, dict):
+        if isinstance(row, dict) and _is_finite(row.get("training_iteration", 0)):
             rows.append(row)
+        else:
+            num_damaged += 1
     return rows, num_damaged
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rllib_damo.errors import UsageError
+from rllib_damo.errors import UsageError, UserError
 from rllib_damo.selection.candidates import Act
 from rllib_damo.utils.environments import make_env
 
@@ -49,6 +49,7 @@ def sequential_halving(
 
     Raises:
         UsageError: the budget is too small for one episode of each candidate, or ``file`` is damaged.
+        UserError: a return is not finite.
     """
     num = len(values)
     rounds = max(1, math.ceil(math.log2(num)))
@@ -65,6 +66,11 @@ def sequential_halving(
                 found = known.get((names[i], episode))
                 if found is None:
                     found = float(play(i, episode))
+                    if not math.isfinite(found):
+                        raise UserError(
+                            f"the return of {names[i]} in episode {episode} is {found}: the environment's rewards must "
+                            "be finite."
+                        )
                     _write(file, names[i], episode, found)
                 returns[i].append(found)
                 left -= 1
@@ -141,7 +147,10 @@ def _read(file: Path | None) -> dict[tuple[str, int], float]:
         return {}
     try:
         lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-        return {(line["candidate"], line["episode"]): float(line["return"]) for line in lines}
+        found = {(line["candidate"], line["episode"]): float(line["return"]) for line in lines}
+        if not all(map(math.isfinite, found.values())):
+            raise ValueError("a return is not finite")
+        return found
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is damaged ({error}): correct its lines, or delete it.") from error
 

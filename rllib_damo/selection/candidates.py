@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.errors import CheckpointError, UsageError
-from rllib_damo.evaluation.checkpoints import CONSTRUCTOR, SPLIT_FILE, STATES, load_config, read_pickle
+from rllib_damo.evaluation.checkpoints import CONSTRUCTOR, SPLIT_FILE, STATES, load_config, read_pickle, verify
 from rllib_damo.evaluation.policy import load_policy
 from rllib_damo.evaluation.storage import local_copy
 from rllib_damo.selection.clone import Policy
@@ -158,6 +158,7 @@ def _number(path: str) -> tuple[int, str]:
 def _from_checkpoint(path: str) -> Candidate:
     with local_copy(path) as folder:
         try:
+            verify(folder.absolute())
             policy, config = load_policy(folder), load_config(folder)
         except CheckpointError:
             raise

@@ -31,6 +31,7 @@ from rllib_damo.utils.spaces import from_unit
 _FEW_ROWS, _FEW_INPUTS = 50_000, 4  # with which the learning rate is the higher one
 _STATES_TRIED = 5_000
 CLONE = "clone"
+STATE_FILE = "fqe.pt"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,27 @@ class Estimates:
         self.gamma = settings.gamma or default_gamma(longest, task.gamma)
         self.names = [candidate.name for candidate in own] + [CLONE]
         self.clone = len(own)
+        self.given_model = self._read_model(settings.judge_model)
+
+    def _read_model(self, given: str) -> DynamicsEnsemble | None:
+        """The judge's model, where the path of one is given.
+
+        Raises:
+            UsageError: there is none, or it is damaged.
+            CheckpointError: it is of other spaces.
+        """
+        if given in ("train", "none"):
+            return None
+        try:
+            model = DynamicsEnsemble.load(given)
+        except (ValueError, OSError) as error:
+            raise UsageError(
+                f"judge_model (--judge-model) {given!r} is neither train nor none nor the file of a model: {error}"
+            ) from error
+        rows = self.data.rows
+        if (model.obs_dim, model.act_dim) != (rows.obs.shape[1], rows.actions.shape[1]):
+            raise CheckpointError(f"judge_model (--judge-model) {given} is a model of other spaces.")
+        return model
 
     def evaluate(self, default: int | None) -> tuple[rule.Evidence, Fit, list[self_tests.SelfTest], dict[str, Any]]:
         """All that the rule and the table need."""
@@ -154,7 +176,7 @@ class Estimates:
         counted[reference] = False
         return fqe, fit(
             fqe, settings.steps, reference=reference, counted=counted, names=names, progress=self.progress,
-            state_file=self.out / "fqe.pt" if self.out else None, key=key_of(facts, next_actions, start_actions),
+            state_file=self.out / STATE_FILE if self.out else None, key=key_of(facts, next_actions, start_actions),
         )  # fmt: skip
 
     def _second_opinion(self, fqe: FQE, policies: list[Policy]) -> dict[str, Any]:
@@ -202,23 +224,16 @@ class Estimates:
         return result
 
     def _judge(self) -> model_value.Judge | None:
-        given = self.settings.judge_model
-        if given == "none":
+        if self.settings.judge_model == "none":
             return None
         rows, held_out, seed = self.data.rows, self.data.held_out, self.settings.seed
-        if given == "train":
+        model = self.given_model
+        if model is None:
             known = resolve_termination(self.task.env, self.task.termination_fn, self.task.env_config)
             model = model_value.train_judge(
                 rows, self.data.training_fingerprint, self.task.action_space, learn_terminations=known is None,
                 seed=seed, progress=self.progress,
             )  # fmt: skip
-        else:
-            try:
-                model = DynamicsEnsemble.load(given)
-            except (ValueError, OSError) as error:
-                raise UsageError(f"judge_model (--judge-model): {error}") from error
-            if (model.obs_dim, model.act_dim) != (rows.obs.shape[1], rows.actions.shape[1]):
-                raise CheckpointError(f"judge_model (--judge-model) {given} is a model of other spaces.")
         return model_value.make_judge(model, self._rule(model), held_out, torch.arange(len(held_out)), seed)
 
     def _rule(self, model: DynamicsEnsemble) -> TerminationFn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from rllib_damo.errors import UsageError
 from rllib_damo.selection.fqe import FQE, settling_steps
 from rllib_damo.selection.rule import has_settled
+from rllib_damo.utils.checksums import sealed, unsealed
 from rllib_damo.utils.paths import atomic_write
 
 TAU, LAST_TAU = 0.02, 0.005  # of the first two thirds, and of the last
@@ -100,15 +102,21 @@ def _save(fqe: FQE, file: Path, key: str, history: list[np.ndarray], at: list[in
         "at": at,
         "history": torch.from_numpy(np.stack(history)),
     }
+    archive = io.BytesIO()
+    torch.save(state, archive)
     with atomic_write(file) as stream:
-        torch.save(state, stream)
+        stream.write(sealed(archive.getvalue()))
 
 
 def _resume(fqe: FQE, file: Path | None, key: str) -> tuple[list[np.ndarray], list[int]]:
     if file is None or not file.exists():
         return [], []
     try:
-        state = torch.load(file, weights_only=True)
+        content = file.read_bytes()
+        archive = unsealed(content)
+        if archive is None or archive is content:  # without a checksum it is cut off
+            raise ValueError("its content does not fit its checksum")
+        state = torch.load(io.BytesIO(archive), weights_only=True)
         if state["format"] != _FORMAT:
             raise ValueError(f"its format is {state['format']!r}")
     except Exception as error:  # a damaged file may raise any
@@ -117,7 +125,8 @@ def _resume(fqe: FQE, file: Path | None, key: str) -> tuple[list[np.ndarray], li
         ) from error
     if state["key"] != key:
         raise UsageError(
-            f"{file} is of another selection (other policies, data or settings): name another --out, or delete it."
+            f"{file} is of another selection (other policies, data or settings): name another --out, or empty "
+            "that folder."
         )
     fqe.set_state(state["fqe"])
     return [part.numpy() for part in state["history"]], list(state["at"])

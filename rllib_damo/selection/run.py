@@ -13,10 +13,11 @@ from rllib_damo.errors import UsageError
 from rllib_damo.selection import candidates as candidates_
 from rllib_damo.selection import rule
 from rllib_damo.selection.candidates import Candidate, Place
-from rllib_damo.selection.estimates import Estimates, Settings
+from rllib_damo.selection.estimates import STATE_FILE, Estimates, Settings
 from rllib_damo.selection.problem import Data, make_task, played_env, read
 from rllib_damo.selection.result import Selection, make_selection
 from rllib_damo.tasks import TerminationFn
+from rllib_damo.utils.paths import check_new_file
 from rllib_damo.utils.ray_internals import given_connector
 
 
@@ -66,6 +67,8 @@ def select(
     start = time.perf_counter()
     chosen = Settings(gamma, heads, steps, judge_model, seed)
     _check_settings(chosen)
+    if out is not None:
+        check_new_file(Path(out) / STATE_FILE)
     own = candidates_.load(checkpoints, which)
     if not own:
         raise UsageError("no policy to choose among: give the folder of a run, or checkpoints.")
@@ -110,6 +113,8 @@ def _check_settings(settings: Settings) -> None:
         raise UsageError(f"heads (--heads) must be from 2 to 16; found {settings.heads}.")
     if settings.steps < 1:
         raise UsageError(f"steps (--steps) must be at least 1; found {settings.steps}.")
+    if not 0 <= settings.seed < 2**32:
+        raise UsageError(f"seed (--seed) must be from 0 to 4294967295; found {settings.seed}.")
     if settings.gamma is not None and not 0 < settings.gamma < 1:
         raise UsageError(f"gamma (--gamma) must be in (0, 1); found {settings.gamma}.")
 

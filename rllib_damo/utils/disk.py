@@ -20,6 +20,11 @@ def free_bytes(place: str | os.PathLike[str]) -> int:
     return shutil.disk_usage(_existing(place)).free
 
 
+def folder_size(folder: str | os.PathLike[str]) -> int:
+    """Of all files in a folder, in bytes."""
+    return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+
+
 def disk_full(what: str, place: str | os.PathLike[str], then: str, needed: int | None = None) -> DiskFullError:
     """The error for something that has no room.
 

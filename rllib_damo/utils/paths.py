@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow.fs
 
-from rllib_damo.errors import DataError
+from rllib_damo.errors import DataError, UsageError
 from rllib_damo.utils.disk import disk_full, is_full
 
 
@@ -70,6 +71,34 @@ def absolute_input(place: Any) -> Any:
     return absolute(place)
 
 
+def check_new_file(path: str | os.PathLike[str], overwrite: bool = True) -> None:
+    """Refuses a file that could not be written, before the work that it is for. Its folder is made.
+
+    Raises:
+        UsageError: for an address, a folder, or a place that cannot be written.
+        DataError: ``path`` exists and ``overwrite`` is not set.
+    """
+    if "://" in str(path):
+        from rllib_damo.utils.uris import without_password
+
+        raise UsageError(f"{without_password(str(path))}: a file of this machine is written; copy it afterwards.")
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name a file.")
+    _refuse_existing(path, overwrite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}): name a file in another folder.") from error
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise DataError(f"{path} exists; choose another name, or replace it by overwrite=True (--overwrite).")
+
+
 @contextmanager
 def new_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[Path]:
     """A name to write to, in the same folder; what is there becomes ``path`` when the block ends, whole or not at all.
@@ -79,8 +108,7 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[P
         DiskFullError: there is no room.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} exists; choose another name, or replace it by overwrite=True (--overwrite).")
+    _refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".writing-{uuid.uuid4().hex}-{path.name}")
     try:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import ray
 from pyarrow import fs
 from ray.data import ReadTask
 from ray.data.block import BlockMetadata
@@ -29,6 +30,9 @@ from ray.train._internal.session import _TrainingResult
 from ray.tune import Callback, Checkpoint, Trainable, Tuner
 from ray.tune.experiment import Trial
 from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry, register_trainable
+
+#: In the text of Ray's ActorDiedError if the actor's constructor raised.
+_RAISED_AT_START = "error raised in its creation task"
 
 # -- learners --------------------------------------------------------------------------------------------------------
 
@@ -53,6 +57,11 @@ def why_died(error: RayActorError) -> str:
     """The first and the last line of what Ray says of an actor that died; between them is its address."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(dict.fromkeys((lines[0], lines[-1])))
+
+
+def was_lost(error: BaseException | None) -> bool:
+    """Whether an error of a trial is the loss of its process or machine, and not what its constructor raised."""
+    return isinstance(error, RayActorError) and _RAISED_AT_START not in str(error)
 
 
 def learner_index(learner: Learner) -> int:
@@ -151,9 +160,6 @@ def setting_name(config: AlgorithmConfig, key: str) -> str:
     return config._translate_special_keys(key, warn_deprecated=False)
 
 
-#: In the text of Ray's ActorDiedError if the actor's constructor raised.
-_RAISED_AT_START = "error raised in its creation task"
-
 # -- evaluation ------------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +227,12 @@ def is_env(name: str) -> bool:
 def env_creator(name: str) -> Callable[..., Any]:
     """What the user registered under this name: makes an environment from an ``EnvContext``."""
     return _global_registry.get(ENV_CREATOR, name)
+
+
+def started_ray() -> bool:
+    """Whether ``ray.init`` started a Ray in this process; False: it joined one."""
+    node = ray._private.worker._global_node
+    return node is not None and node.is_head()
 
 
 def stop_condition(tuner: Tuner) -> Any:

@@ -14,7 +14,12 @@ import pytest
 
 from rllib_damo.command import rllib
 from rllib_damo.command.report import FAILED, OK
+from rllib_damo.data.formats.hdf5 import write_hdf5
+from rllib_damo.data.formats.npz import write_npz
+from rllib_damo.data.formats.parquet import write_parquet
+from rllib_damo.errors import DiskFullError
 from rllib_damo.evaluation.checkpoints import verify
+from tests.data_helpers import make_transitions
 
 
 @pytest.fixture
@@ -44,6 +49,7 @@ def make(environ: dict[str, str], *options: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.slow
 def test_no_room_for_a_dataset(tmp_path, disk):
     environ = {"RLLIB_DAMO_CACHE": str(tmp_path / "cache"), "MINARI_DATASETS_PATH": str(disk("40k") / "minari")}
     made = make(environ, "--workers", "0")
@@ -53,6 +59,15 @@ def test_no_room_for_a_dataset(tmp_path, disk):
     assert "MB free, 0.1 MB needed). Make room, and try again." in made.stderr
     disk("1m")
     assert make(environ, "--workers", "0").returncode == 0
+
+
+def test_no_room_for_a_file(tmp_path, disk):
+    """Fast, without the end of a process; a file is whole or not there."""
+    place, data = disk("40k"), make_transitions((2000,))
+    for write, name in ((write_hdf5, "a.hdf5"), (write_parquet, "a.parquet"), (write_npz, "a.npz")):
+        with pytest.raises(DiskFullError, match=f"the file system {place} is full.*Make room, and try again"):
+            write(data, place / name)
+        assert [*place.iterdir()] == []
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from rllib_damo.evaluation.checkpoints import verify
 
 NUM_KILLS = int(os.environ.get("FAULT_KILLS", "2"))
 NUM_ITERATIONS = 10 + 15 * NUM_KILLS
+RAY = "--ray-address", "local", "--ray-num-cpus", "1"
 LIMIT_SECONDS = 120  # for an iteration, the start of Ray included
 
 TRAIN = """
@@ -44,7 +45,7 @@ class Run:
         command = [sys.executable, "-m", "rllib_damo.command.rllib", "train", "file", str(self.file)]
         with (self.folder / "log").open("ab") as log:
             return subprocess.Popen(
-                [*command, "--storage-path", str(self.folder / "runs"), "--ray-num-cpus", "1", *options],
+                [*command, "--storage-path", str(self.folder / "runs"), *RAY, *options],
                 stdout=log,
                 stderr=log,
             )

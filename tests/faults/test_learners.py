@@ -1,6 +1,11 @@
-"""Learners that die: one error that says what to do, and in Tune a trial that goes on from its checkpoint."""
+"""Learners that die: one error that says what to do, and in Tune a trial that goes on from its checkpoint.
+
+`tests/test_guarded_learners.py` has fast tests of the error.
+"""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 import ray
@@ -10,10 +15,10 @@ from rllib_damo import TD3BC, TD3BCConfig
 from rllib_damo.utils.ray_internals import learner_actors
 from tests.small_runs import make_small, train_policy
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
-LOST = (
-    r"A learner died or failed \(The actor died.* killed by `ray\.kill`\.\).* make a new one by "
-    r"TD3BC\.from_checkpoint\(\.\.\.\)\. In Tune, FailureConfig\(max_failures=1\)"
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+CAUSE = r" \(The actor died.* killed by `ray\.kill`\.\)"
+LOST = "A learner died or failed{}.* make a new one by " + re.escape(
+    "TD3BC.from_checkpoint(...). In Tune, FailureConfig(max_failures=1)"
 )
 
 
@@ -22,14 +27,15 @@ def make_config(dataset: str, num_learners: int) -> TD3BCConfig:
     return config.evaluation(evaluation_interval=None)
 
 
-@pytest.mark.parametrize("num_learners", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_learners", [1, 2])
 def test_an_algorithm_without_one_of_its_learners_says_so_whatever_is_asked(num_learners, dataset, tmp_path):
     algo = make_config(dataset, num_learners).build_algo()
     train_policy(algo, 1)
     saved = algo.save_to_path(tmp_path / "before")
     ray.kill(learner_actors(algo.learner_group)[-1])
-    for use in (algo.train, algo.train, lambda: algo.save_to_path(tmp_path / "after"), algo.get_state, algo.get_module):
-        with pytest.raises(RuntimeError, match=LOST):
+    save, restore = (lambda: algo.save_to_path(tmp_path / "after")), (lambda: algo.restore_from_path(saved))
+    for use in (algo.train, algo.train, save, restore, algo.get_state, algo.get_module):
+        with pytest.raises(RuntimeError, match=LOST.format(CAUSE)):
             use()
     algo.stop()
     again = TD3BC.from_checkpoint(saved)
@@ -37,12 +43,13 @@ def test_an_algorithm_without_one_of_its_learners_says_so_whatever_is_asked(num_
     again.stop()
 
 
-@pytest.mark.slow
-def test_a_death_that_saving_meets_first(dataset, tmp_path):
+@pytest.mark.parametrize("method", ["save_to_path", "restore_from_path"])
+def test_a_death_that_something_else_than_training_meets_first(method, dataset, tmp_path):
     algo = make_config(dataset, 1).build_algo()
+    saved = algo.save_to_path(tmp_path / "before")
     ray.kill(learner_actors(algo.learner_group)[0])
-    with pytest.raises(RuntimeError, match=LOST):
-        algo.save_to_path(tmp_path / "after")
+    with pytest.raises(RuntimeError, match=LOST.format("")):
+        getattr(algo, method)(saved)
     algo.stop()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from rllib_damo.errors import DataError
+from rllib_damo.utils.names import near
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "episode_ids": ("episode_id", "eps_id"),
 }
 _KEYS = {alias: key for key, aliases in ALIASES.items() for alias in aliases}
+#: RLlib's names of columns that this package does not need.
+_OTHERS = frozenset(
+    ("infos", "t", "agent_id", "agent_index", "env_id", "module_id", "unroll_id", "type", "prev_actions",
+     "prev_rewards", "seq_lens", "loss_mask", "weights", "action_prob", "action_logp", "action_dist_inputs",
+     "actions_for_env", "vf_preds", "advantages", "value_targets", "state_in", "state_out", "weights_seq_no",
+     "extra_model_outputs")
+)  # fmt: skip
 VECTORS = ("observations", "actions", "next_observations")
 FLAGS = ("terminations", "truncations")
 END_COLUMNS = (*FLAGS, "episode_ids")
@@ -31,6 +39,34 @@ warn_once = functools.cache(logger.warning)  # a file is opened more than once
 
 # {schema name: the file's column, or the columns that make up its vectors}
 Names: TypeAlias = dict[str, "str | tuple[str, ...]"]
+
+
+def check_given(given: Mapping[str, str | Sequence[str]]) -> None:
+    """Refuses a name in `input_read_schema` that is none of the schema's or RLlib's, and two names of one thing.
+
+    Raises:
+        DataError: as said.
+    """
+    named: dict[str, str] = {}
+    for alias in given:
+        key = _KEYS.get(alias)
+        if key is None and alias not in _OTHERS:
+            raise DataError(
+                f"input_read_schema (--column): there is no {alias!r}.{near(str(alias), _KEYS)} Known are "
+                f"{', '.join(_KEYS)}."
+            )
+        if key in named:
+            raise DataError(
+                f"input_read_schema (--column) has both {named[key]!r} and {alias!r}, which are the {key}: give one."
+            )
+        if key is not None:
+            named[key] = alias
+
+
+def without_given(own: Mapping[str, str], given: Mapping[str, str | Sequence[str]]) -> dict[str, str]:
+    """The names of a format's own that the user does not give."""
+    taken = {_KEYS.get(alias) for alias in given}
+    return {alias: column for alias, column in own.items() if _KEYS[alias] not in taken}
 
 
 def find_names(name: str, present: Sequence[str], given: Mapping[str, str | Sequence[str]] | None = None) -> Names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from rllib_damo.data.formats.columns import without_given
 from rllib_damo.data.formats.files import Place
 from rllib_damo.data.formats.parquet import SUFFIXES, ParquetReader
 from rllib_damo.data.formats.reader import Conventions, Format
@@ -13,7 +14,8 @@ _SCHEMA = {"obs": "observation.state", "actions": "action", "rewards": "next.rew
 
 
 def _open(place: Place, conventions: Conventions) -> ParquetReader:
-    schema = {**_SCHEMA, **conventions.input_read_schema}
+    given = conventions.input_read_schema
+    schema = {**without_given(_SCHEMA, given), **given}
     files = Place(str(place.path / "data")).files(SUFFIXES, "Parquet")
     return ParquetReader(files, dataclasses.replace(conventions, input_read_schema=schema))
 

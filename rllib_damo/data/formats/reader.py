@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import gymnasium as gym
 import numpy as np
 
+from rllib_damo.data.formats.columns import check_given
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import DataError
 
@@ -44,6 +45,15 @@ class Conventions:
     observation_keys: Sequence[str] = ()
     skip_bad_episodes: bool = False
 
+    def __post_init__(self) -> None:
+        given = self.input_read_schema
+        if not isinstance(given, Mapping) or not all(map(_are_names, given.values())):
+            raise DataError(
+                'input_read_schema must be a dict of column names, {"obs": "o_t"} or {"obs": ["position", "velocity"]};'
+                f" found {given!r}."
+            )
+        check_given(given)
+
     def are_normalized(self, is_recording: bool) -> bool:
         """Whether actions are to be mapped to the environment's units; of RLlib's own recordings, or of others."""
         given = self.actions_in_input_normalized
@@ -54,6 +64,10 @@ class Conventions:
         for option, why in _UNREAD.items():
             if getattr(self, option) and option not in reads:
                 raise DataError(f"{name}: {option}={getattr(self, option)!r}: {why}")
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, Sequence) and all(isinstance(name, str) for name in value))
 
 
 _UNREAD = {
