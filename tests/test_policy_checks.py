@@ -171,6 +171,23 @@ def test_a_run_checks_at_its_interval_and_goes_on_from_a_checkpoint(dataset: str
     other.stop()
 
 
+def test_checks_may_begin_and_end_at_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = Judged(monkeypatch).module
+    plain = DAMOTorchRLModule(
+        observation_space=checked.observation_space,
+        action_space=checked.action_space,
+        model_config={**checked.model_config, "policy_check_freq": 0},
+    )
+    obs = torch.randn(5, 3)
+    checked.set_state(plain.get_state())
+    torch.testing.assert_close(checked.mean_actions(obs), plain.mean_actions(obs))
+    with torch.no_grad():
+        checked.averaged_actor.net[0].weight.add_(1.0)
+    assert not torch.equal(checked.mean_actions(obs), checked.averaged_actor(obs)[0].tanh())
+    plain.set_state(checked.get_state())
+    torch.testing.assert_close(plain.mean_actions(obs), checked.averaged_actor(obs)[0].tanh())
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_without_checks_there_is_no_kept_actor(dataset: str, tmp_path: Path) -> None:
     algo = make_small(MOPOConfig(), dataset, str(tmp_path)).build_algo()

@@ -93,6 +93,7 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
         Raises:
             RuntimeError: the state is of other networks. One of the policy alone is taken.
         """
+        state = self._with_kept_actor(state)
         others = set(self.get_non_inference_attributes())
         if others & {name.split(".")[0] for name in state}:
             others = set()
@@ -106,6 +107,16 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
                 "The checkpoint's networks are not this configuration's: restore with its "
                 f"{', '.join(self.model_config)} and spaces ({error})."
             ) from error
+
+    def _with_kept_actor(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state for this module, where one of the two runs checks the policy and the other does not.
+
+        A kept actor begins as the moving average, and is left out where there are no checks.
+        """
+        if not hasattr(self, "kept_actor"):
+            return {name: value for name, value in state.items() if not name.startswith("kept_actor.")}
+        played = {name: value for name, value in state.items() if name.startswith("averaged_actor.")}
+        return {"kept_actor." + name.split(".", 1)[1]: value for name, value in played.items()} | state
 
     def fit_standardizers(self, rows: Batch, policy_inputs: bool = True) -> None:
         """Sets the input statistics from the dataset's rows; ``policy_inputs=False`` leaves the observations raw."""
