@@ -29,6 +29,14 @@ def still(obs: Tensor) -> Tensor:
 WIDE = KnownRange(torch.full((OBS,), -99.0), torch.full((OBS,), 99.0), -1.0, 3.0)
 
 
+def test_a_terminal_state_outside_the_range_is_the_rules_and_not_the_ranges() -> None:
+    known = WIDE._replace(high=torch.tensor([2.9, 99.0, 99.0]))
+    torch.testing.assert_close(returns(torch.zeros(1, OBS), 10, ends_at_three, known=known).flatten()[1:], THREE_STEPS)
+
+
+THREE_STEPS = torch.tensor([6.0, 9.0])
+
+
 def returns(
     starts: Tensor, length: int, rule: Any = never_terminates, model: Any = None, known: KnownRange = WIDE
 ) -> Tensor:
@@ -105,17 +113,34 @@ def test_the_policy_that_the_worst_elite_gives_most_is_kept(monkeypatch: pytest.
     assert judged.kept() == {4.0}
 
 
-def test_all_checks_have_the_start_states_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_checks_have_the_terms_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     judged = Judged(monkeypatch)
     judged.elites, seen = [0.0], []
     play = judged.play
-    monkeypatch.setattr("rllib_damo.core.policy_checks.episode_returns", lambda *a: (seen.append(a[3]), play(*a))[1])
+    monkeypatch.setattr("rllib_damo.core.policy_checks.episode_returns", lambda *a: (seen.append(a), play(*a))[1])
+
+    def given(window: float) -> tuple[str, Tensor, KnownRange, int]:
+        return "model.pt", torch.full((7, 3), window), WIDE._replace(highest_reward=window), int(100 * window)
+
     for window in (1.0, 2.0):
-        judged.checks.check("model.pt", torch.full((7, 3), window), WIDE, 200, 0)
+        judged.checks.check(*given(window), 0)
     other = PolicyChecks(DAMOConfig(), judged.module, torch.device("cpu"))
     other.set_state(judged.checks.get_state())
-    other.check("model.pt", torch.full((7, 3), 3.0), WIDE, 200, 0)
-    assert [float(starts.mean()) for starts in seen] == [1, 1, 1]
+    other.check(*given(3.0), 0)
+    assert [(float(a[3].mean()), a[4], a[6].highest_reward) for a in seen] == [(1, 100, 1)] * 3
+    other.check_again(*given(4.0))
+    assert (float(seen[-1][3].mean()), seen[-1][4], seen[-1][6].highest_reward) == (4, 400, 4)
+
+
+def test_the_kept_policy_is_judged_anew_by_another_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = Judged(monkeypatch)
+    judged.check(1.0, [10.0], step=5)
+    judged.check(2.0, [3.0], step=10)
+    judged.elites = [-7.0, 4.0]
+    judged.checks.check_again("refitted.pt", torch.zeros(7, 3), WIDE, 200)
+    assert (judged.checks.kept_return, judged.checks.kept_step, judged.kept()) == (-7, 5, {1.0})
+    judged.check(3.0, [-6.0], step=15)
+    assert judged.kept() == {3.0}
 
 
 def test_the_policy_played_is_the_kept_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +158,7 @@ def test_checks_play_no_longer_than_the_data_nor_for_ever(monkeypatch: pytest.Mo
     judged = Judged(monkeypatch)
     judged.check(1.0, [0.0], longest=200)
     assert judged.length == 200
+    judged.checks.forget()
     judged.check(1.0, [0.0], longest=1_000_000)
     assert judged.length == 1000
 
@@ -163,7 +189,7 @@ def test_a_run_checks_at_its_interval_and_goes_on_from_a_checkpoint(dataset: str
     other = build()
     other.restore_from_path(path)
     state = other.learner_group._learner._checks.get_state()
-    assert (state["kept_return"], state["kept_step"], state["starts"].shape) == (1.0, 40, (NUM_STARTS, 3))
+    assert (state["kept_return"], state["kept_step"], state["terms"][0].shape) == (1.0, 40, (NUM_STARTS, 3))
     module = other.learner_group._learner.module["default_policy"]
     assert all(map(torch.equal, module.kept_actor.parameters(), kept))
     assert "policy_check" in train_policy(other, 2)

@@ -74,8 +74,23 @@ def test_what_is_not_finite_has_left_the_range():
     known = KnownRange.of(torch.zeros(2, OBS), torch.ones(2), margin=0.0)
     batch = run(marked_starts(4), length=6, model=model, known=known)
     assert batch["terminated"].all()
-    assert len(batch["rewards"]) == 4
     assert batch["next_obs"].isfinite().all()
+    torch.testing.assert_close(batch["rewards"], torch.zeros(4))  # and not the data's 1 for ever
+
+
+def test_a_terminal_state_outside_the_range_keeps_its_reward():
+    known = KnownRange.of(torch.tensor([[0.0, 0.0, -1.0], [2.0, 10.0, 1.0]]), torch.tensor([-2.0, 5.0]), margin=0.1)
+    batch = run(marked_starts(10), length=6, termination=ends_at_three, known=known)
+    last = batch["obs"][:, 0] == 2
+    assert torch.equal(batch["terminated"], last)
+    assert (batch["rewards"] > -1).all()
+    torch.testing.assert_close(batch["next_obs"][last, 0], torch.full((10,), 3.0))
+
+
+def test_leaving_is_no_better_than_a_penalised_stay_and_bounded():
+    known = KnownRange.of(torch.zeros(2, OBS), torch.tensor([-2.0, 5.0]), margin=0.0)
+    given = torch.tensor([3.0, -4.0, -1e20, float("nan"), float("inf"), -float("inf")])
+    assert known.leaving_reward(given).tolist() == [-2, -4, -9, -2, -2, -2]
 
 
 def test_follows_each_row_for_all_steps():

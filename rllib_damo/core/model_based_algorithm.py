@@ -146,7 +146,7 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         columns: Any = (rows.observations, unit_actions, rows.next_observations, rows.rewards, rows.terminations)
         for key, value in self.dynamics.refit(Batch(*columns), self._num_refits + 1).items():
             self.metrics.log_value(("dynamics", key), value, window=1)
-        self._foreach_learner("forget_kept_policy")
+        self._foreach_learner("check_kept_policy", str(self.dynamics.file()), self._longest_episode)
         if self._update_uses_dynamics():
             self._foreach_learner("forget_dynamics")
 

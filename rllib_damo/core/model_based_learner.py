@@ -98,18 +98,25 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
     def check_policy(self, dynamics_path: str, longest: int) -> dict[str, float]:
         """Plays the policy in the model and keeps it if it is the best so far; see `PolicyChecks`."""
         assert self._checks is not None
-        assert self._offline is not None
-        rows = self._layout.unpack(self._offline[: self._num_offline + self._num_online])
-        margin = self.config.rollout_margin
-        rewards = rows.rewards / self._facts.reward_scale
-        known = KnownRange.of(rows.obs, rewards, MARGIN if margin is None else margin)
-        starts = rows.obs[self._rows_of["starts"]]
-        return self._checks.check(dynamics_path, starts, known, longest, self._num_steps)
+        return self._checks.check(dynamics_path, *self._terms_of_checks(), longest, self._num_steps)
+
+    def check_kept_policy(self, dynamics_path: str, longest: int) -> None:
+        """Plays the kept policy in a model that was trained further."""
+        if self._checks is not None:
+            self._checks.check_again(dynamics_path, *self._terms_of_checks(), longest)
 
     def forget_kept_policy(self) -> None:
         """The next check keeps its policy: the model is another one."""
         if self._checks is not None:
             self._checks.forget()
+
+    def _terms_of_checks(self) -> tuple[Tensor, KnownRange]:
+        """The states that episodes start in, and the range of all real rows that there are."""
+        assert self._offline is not None
+        rows = self._layout.unpack(self._offline[: self._num_offline + self._num_online])
+        margin, rewards = self.config.rollout_margin, rows.rewards / self._facts.reward_scale
+        known = KnownRange.of(rows.obs, rewards, MARGIN if margin is None else margin)
+        return rows.obs[self._rows_of["starts"]], known
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -123,6 +130,8 @@ class ModelBasedTorchLearner(OfflineTorchLearner):
         super()._set_training_state(state)
         if self._checks is not None and "policy_checks" in state:
             self._checks.set_state(state["policy_checks"])
+        else:
+            self.forget_kept_policy()
 
     @override(OfflineTorchLearner)
     def _get_update_state(self) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ model often does, even where the critics have not learned of the fall yet.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,11 +26,25 @@ MARGIN = 0.1
 MAX_LENGTH = 1000
 
 
+class Terms(NamedTuple):
+    """What all checks have in common, so that policies differ in nothing else.
+
+    Attributes:
+        starts: ``(NUM_STARTS, obs)``.
+        known: the range of the dataset; episodes that leave it count as bad.
+        length: of the longest episode, in steps.
+    """
+
+    starts: Tensor
+    known: KnownRange
+    length: int
+
+
 class PolicyChecks:
     """Plays a module's averaged policy in the model, and copies the best one into its ``kept_actor``.
 
     A policy's lower return is the mean over start states by the elite that gives it least. All checks have the same
-    start states and the same noise, so that policies differ in nothing else.
+    noise, and the terms of the first one.
 
     Args:
         config: of a model-based algorithm: reads ``env``, ``env_config`` and ``termination_fn``.
@@ -42,44 +56,29 @@ class PolicyChecks:
         kept_step: the gradient step that it is of.
     """
 
-    kept_return, kept_step = -math.inf, 0
-
     def __init__(self, config: Any, module: OfflineTorchRLModule, device: torch.device):
         self._config, self._module, self._device = config, module, device
         self._dynamics: tuple[str, DynamicsEnsemble] | None = None
-        self._starts: Tensor | None = None  # those of the first check
+        self._terms: Terms | None = None
+        self.kept_return, self.kept_step = -math.inf, 0
 
     def check(self, path: str, starts: Tensor, known: KnownRange, longest: int, step: int) -> dict[str, float]:
         """Plays the averaged policy, and keeps it if no other has returned more.
 
         Args:
             path: the model's file.
-            starts: ``(N, obs)`` states that episodes of the dataset start in. Some are drawn at the first check, and
-                serve all later ones.
-            known: the range of the dataset; episodes that leave it count as bad.
+            starts: ``(N, obs)`` states that episodes of the dataset start in, of which some are drawn.
+            known: the range of the dataset.
             longest: episode of the dataset, in steps.
             step: gradient steps so far.
 
         Returns:
             Metrics: ``return_mean`` over elites and starts, ``return_lower``, and ``kept_return`` and ``kept_step``.
         """
-        if self._dynamics is None or self._dynamics[0] != path:
-            self._dynamics = path, DynamicsEnsemble.load(path, self._device)
-        dynamics, generator = self._dynamics[1], torch.Generator(self._device).manual_seed(0)
-        if self._starts is None:
-            picks = torch.randint(len(starts), (NUM_STARTS,), generator=generator, device=self._device)
-            self._starts = starts[picks]
-        module = self._module
-        returns = episode_returns(
-            lambda obs: module.averaged_actor(obs)[0].tanh(),
-            dynamics,
-            rule_of_model(self._config, dynamics, module.action_space, self._device),
-            self._starts,
-            min(longest, MAX_LENGTH),
-            generator.manual_seed(1),
-            known,
-        )
-        lower = float(returns.mean(1).min())
+        if self._terms is None:
+            self._terms = _terms(starts, known, longest)
+        returns = self._play(self._module.averaged_actor, path, self._terms)
+        lower = _lower(returns)
         if lower >= self.kept_return:
             self.kept_return, self.kept_step = lower, step
             self.keep()
@@ -90,21 +89,55 @@ class PolicyChecks:
             "kept_step": float(self.kept_step),
         }
 
+    def check_again(self, path: str, starts: Tensor, known: KnownRange, longest: int) -> None:
+        """Plays the kept policy on new terms: the model or the data are others now. Arguments are `check`'s."""
+        if self._terms is not None:
+            self._terms = _terms(starts, known, longest)
+            self.kept_return = _lower(self._play(self._module.kept_actor, path, self._terms))
+
+    def _play(self, actor: Any, path: str, terms: Terms) -> Tensor:
+        if self._dynamics is None or self._dynamics[0] != path:
+            self._dynamics = path, DynamicsEnsemble.load(path, self._device)
+        dynamics = self._dynamics[1]
+        rule = rule_of_model(self._config, dynamics, self._module.action_space, self._device)
+        noise = torch.Generator(self._device).manual_seed(1)
+        return episode_returns(
+            lambda obs: actor(obs)[0].tanh(), dynamics, rule, terms.starts, terms.length, noise, terms.known
+        )
+
     def keep(self) -> None:
         """Keeps the policy as it is now."""
         self._module.keep_averaged_actor()
 
     def forget(self) -> None:
-        """The next check keeps its policy, whatever was kept: the model or the data are others now."""
-        self.kept_return, self.kept_step = -math.inf, 0
-        self._dynamics = self._starts = None
+        """The next check keeps its policy, whatever was kept."""
+        self.kept_return, self.kept_step, self._terms = -math.inf, 0, None
 
     def get_state(self) -> dict[str, Any]:
-        """The kept return, its step and the start states; the policy itself is in the module's state."""
-        starts = None if self._starts is None else self._starts.cpu().numpy()
-        return {"kept_return": self.kept_return, "kept_step": self.kept_step, "starts": starts}
+        """The kept return, its step and the checks' terms; the policy itself is in the module's state."""
+        state: dict[str, Any] = {"kept_return": self.kept_return, "kept_step": self.kept_step, "terms": None}
+        if self._terms is not None:
+            starts, known, length = self._terms
+            arrays = [tensor.cpu().numpy() for tensor in (starts, known.low, known.high)]
+            state["terms"] = *arrays, known.lowest_reward, known.highest_reward, length
+        return state
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Sets what `get_state` returned."""
-        self.kept_return, self.kept_step, starts = state["kept_return"], state["kept_step"], state["starts"]
-        self._starts = None if starts is None else torch.from_numpy(starts.copy()).to(self._device)
+        self.forget()
+        self.kept_return, self.kept_step = state["kept_return"], state["kept_step"]
+        if state["terms"] is not None:
+            *arrays, lowest, highest, length = state["terms"]
+            starts, low, high = (torch.from_numpy(array.copy()).to(self._device) for array in arrays)
+            self._terms = Terms(starts, KnownRange(low, high, lowest, highest), length)
+
+
+def _terms(starts: Tensor, known: KnownRange, longest: int) -> Terms:
+    generator = torch.Generator(starts.device).manual_seed(0)
+    picks = torch.randint(len(starts), (NUM_STARTS,), generator=generator, device=starts.device)
+    return Terms(starts[picks], known, min(longest, MAX_LENGTH))
+
+
+def _lower(returns: Tensor) -> float:
+    """The mean over start states by the elite that gives least, of ``(E, N)``."""
+    return float(returns.mean(1).min())

@@ -25,7 +25,8 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
     """A squashed-Gaussian actor. An inference-only copy holds the actor, its moving average and the kept actor alone.
 
     With the config's ``policy_check_freq`` there is a kept actor: the moving average that was best in the model
-    (``policy_checks.py``). Evaluation and inference then play it, and the moving average otherwise.
+    (``policy_checks.py``). Evaluation and inference then play its mean, and the moving average's otherwise. Exploring
+    actions are the moving average's.
 
     A subclass adds its networks in `setup`, their optimisers in `trainable` and their targets in `targets`. The
     config's ``network_options`` are in ``model_config``.
@@ -137,7 +138,7 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
 
     @property
     def played_actor(self) -> Any:
-        """The policy that evaluation and inference play."""
+        """The policy whose mean evaluation and inference play."""
         return getattr(self, "kept_actor", self.averaged_actor)
 
     def keep_averaged_actor(self) -> None:
@@ -159,7 +160,7 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         obs = batch[Columns.OBS].float()
         with torch.no_grad():
-            actions, log_prob = self.played_actor.sample(
+            actions, log_prob = self.averaged_actor.sample(
                 obs, torch.randn(len(obs), self.action_space.shape[0], device=obs.device)
             )
         if self.exploration_noise:

@@ -57,11 +57,12 @@ def episode_returns(
         drawn = mean.addcmul((0.5 * logvar).exp(), noise) * elites.target_std + elites.target_mean
         drawn = drawn.view(len(obs), dim + 1)
         next_obs, rewards = obs + drawn[:, :dim], drawn[:, dim]
-        left = known.is_left(next_obs) | ~rewards.isfinite()
+        terminated = as_terminated(termination_fn(obs, actions, next_obs), next_obs)
+        left = known.is_left(next_obs, rewards, terminated)
         rewards = rewards.clamp(known.lowest_reward, known.highest_reward)
         rewards = torch.where(left, known.lowest_reward * (length - step), rewards)
         returns = torch.where(running, returns + rewards, returns)
-        running = running & ~left & ~as_terminated(termination_fn(obs, actions, next_obs), next_obs)
+        running = running & ~left & ~terminated
         if not running.any():
             break
         obs = torch.where(running[:, None], next_obs, obs)

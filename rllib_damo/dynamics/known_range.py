@@ -17,7 +17,8 @@ class KnownRange(NamedTuple):
 
     Attributes:
         low, high: ``(obs,)``.
-        lowest_reward, highest_reward: of the dataset.
+        lowest_reward: of the dataset, and at most 0: else leaving would be as good as an episode that goes on.
+        highest_reward: of the dataset.
     """
 
     low: Tensor
@@ -35,15 +36,28 @@ class KnownRange(NamedTuple):
         states, gains = torch.as_tensor(obs), torch.as_tensor(rewards)
         low, high = states.amin(0), states.amax(0)
         wider = margin * (high - low)
-        return cls(low - wider, high + wider, float(gains.min()), float(gains.max()))
+        return cls(low - wider, high + wider, min(float(gains.min()), 0.0), float(gains.max()))
 
     def to(self, device: torch.device) -> KnownRange:
         return self._replace(low=self.low.to(device), high=self.high.to(device))
 
-    def is_left(self, next_obs: Tensor) -> Tensor:
-        """``(B,)`` bool: which of ``next_obs (B, obs)`` are outside, or not finite."""
-        return ~((next_obs >= self.low) & (next_obs <= self.high)).all(-1)
+    def is_left(self, next_obs: Tensor, rewards: Tensor, terminated: Tensor) -> Tensor:
+        """``(B,)`` bool: which transitions lead out of the range, or are not finite.
+
+        A terminal state may lie outside: the environment's rule says what a fall is.
+        """
+        is_finite = (next_obs.sum(-1) + rewards).isfinite()
+        is_inside = ((next_obs >= self.low) & (next_obs <= self.high)).all(-1)
+        return ~is_finite | ~(is_inside | terminated)
 
     def within(self, next_obs: Tensor) -> Tensor:
         """The nearest states of the range, ``(B, obs)``."""
         return next_obs.nan_to_num().clamp(self.low, self.high)
+
+    def leaving_reward(self, rewards: Tensor) -> Tensor:
+        """The reward of each of the steps that are left: the lowest one, or a penalised one below it. ``(B,)``.
+
+        It is bounded by the width of the dataset's rewards: a penalty far outside of the data may be of any size.
+        """
+        lowest, width = self.lowest_reward, self.highest_reward - self.lowest_reward
+        return rewards.nan_to_num(lowest, lowest, lowest).clamp(lowest - width, lowest)

@@ -77,11 +77,11 @@ def rollout(
             for _ in range(length):
                 actions = policy(obs, generator)
                 next_obs, rewards = step(obs, actions, generator)
-                if known is not None:
-                    left, next_obs = known.is_left(next_obs), known.within(next_obs)
-                    rewards = rewards.masked_fill(left, known.lowest_reward / (1 - gamma))
                 terminated = as_terminated(termination_fn(obs, actions, next_obs), next_obs)
                 if known is not None:
+                    left = known.is_left(next_obs, rewards, terminated)
+                    next_obs = torch.where(left[:, None], known.within(next_obs), next_obs)
+                    rewards = torch.where(left, known.leaving_reward(rewards) / (1 - gamma), rewards)
                     terminated = terminated | left
                 rows = {
                     "obs": obs,
