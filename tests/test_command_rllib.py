@@ -95,6 +95,15 @@ def test_a_run_is_resumed_by_its_name_alone(tmp_path: Path, runs: list, capfd: p
     assert "does not tell what was trained" in capfd.readouterr().err
 
 
+def test_a_damaged_record_is_passed_over_where_a_copy_is_kept(tmp_path: Path, runs: list) -> None:
+    run = tmp_path / "mine_2026-01-31_12-00-00"
+    write_run(run, {"env": "Pendulum-v1", "input_": "pendulum-mixed", "eta": 0.5})
+    (run / "experiment_state-2026.json").rename(run / "experiment_state-0.json")  # as `RecordCopy` names it
+    (run / "experiment_state-2026.json").write_text('{"trial_da')
+    assert rllib.invoke(["train", "--resume", "--name", "mine", "--storage-path", str(tmp_path)]) == OK
+    assert runs[0][0].eta == 0.5
+
+
 def test_offline_an_environment_for_evaluation_is_enough(runs: list, capfd: pytest.CaptureFixture) -> None:
     arguments = ["train", "--algo", "DAMO", "--input", "pendulum-mixed", "--config"]
     assert rllib.invoke([*arguments, '{"evaluation_config": {"env": "Pendulum-v1"}}']) == OK
