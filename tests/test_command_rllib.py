@@ -214,6 +214,9 @@ BAD_COMMANDS = {
     ("train", "--algo", "DAMO", "--env", "Pendulum-v1"): "input_",
     ("train", "--algo", "DAMO", "--env", "Pendulum-v1", "--input", "pendulum-mixd"): "pendulum-mixed",
     ("train", "--algo", "DAMO", "--env", "Pendulum-v1", "--input", "p", "-c", '{"eta": -1}'): "`eta`",
+    ("train", "-a", "DAMO", "-e", "Pendulum-v1", "-i", "p", "-s", '{"policy_check/kept_return": 1}'): (
+        "stop (--stop): no result will have 'policy_check/kept_return', since `policy_check_freq` is 0"
+    ),
     ("train", "--algo", "DAMO", "-e", "Pendulum-v1", "-i", "p", "--from", "FOLDER"): "no checkpoint at FOLDER",
     ("evaluate", "nowhere"): "no such folder",
     ("evaluate", "FOLDER", "--seed", "-1"): "--seed",
@@ -276,7 +279,7 @@ def test_stop_on_evaluation_that_never_happens(ppo_file: Path, capfd: pytest.Cap
     stop = '{"evaluation/env_runners/episode_return_mean": 1}'
     arguments = ["train", "file", str(ppo_file), "--config", '{"evaluation_interval": null}', "--stop", stop]
     assert rllib.invoke(arguments) == USAGE
-    assert "has no evaluation" in capfd.readouterr().err
+    assert "since `evaluation_interval` is None" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["evaluate", "--help"]])

@@ -23,7 +23,13 @@ from rllib_damo.command.report import INTERRUPTED, TERMINATED, USAGE, console, e
 from rllib_damo.command.resume import RecordCopy, restored_tuner
 from rllib_damo.command.room import with_room_check
 from rllib_damo.command.signals import sigterm_as_interrupt
-from rllib_damo.command.stopping import CheckedStopper, add_to_results, with_last_evaluation
+from rllib_damo.command.stopping import (
+    CheckedStopper,
+    add_to_results,
+    check_metrics,
+    late_metrics,
+    with_last_evaluation,
+)
 from rllib_damo.core.config import OfflineConfig
 from rllib_damo.data.rllib_input import with_package_readers
 from rllib_damo.errors import UsageError
@@ -90,7 +96,8 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     _set_up_output(options.verbosity)
     to_resume = storage.latest_run(place, options.name) if options.resume else None
     config = with_package_readers(config)
-    configs = check_config(config, stop)
+    check_metrics(config, {"stop (--stop)": stop if isinstance(stop, dict) else (), **_other_metrics(options)})
+    configs = check_config(config)
     if to_resume is None:
         check_starts(configs)
     read_datasets(configs)
@@ -176,10 +183,14 @@ def _new_tuner(
 
 def _stopper(stop: dict[str, float] | None, config: AlgorithmConfig, options: RunOptions) -> CheckedStopper:
     """Stops by metrics, and ends the run where one that any option names does not exist."""
+    return CheckedStopper(stop or {}, late_metrics(config), _other_metrics(options))
+
+
+def _other_metrics(options: RunOptions) -> dict[str, list[str]]:
+    """The metrics that options other than --stop name."""
     of_scheduler = [options.scheduler_config.get(name) for name in ("metric", "time_attr")]
     others = {"--checkpoint-score-attr": [options.checkpoint_score_attr], "--scheduler-config": of_scheduler}
-    named = {option: [key for key in keys if isinstance(key, str) and key] for option, keys in others.items()}
-    return CheckedStopper(stop or {}, bool(config.evaluation_interval), named)
+    return {option: [key for key in keys if isinstance(key, str) and key] for option, keys in others.items()}
 
 
 def _file_option(config: AlgorithmConfig, options: RunOptions) -> str:
