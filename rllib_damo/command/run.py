@@ -19,7 +19,7 @@ from ray.tune.schedulers import SCHEDULER_IMPORT, create_scheduler
 from rllib_damo.command.checks import check_config, check_resources, search_space
 from rllib_damo.command.offline import check_starts, read_datasets, with_idle_cpus
 from rllib_damo.command.progress import ProgressTable
-from rllib_damo.command.report import INTERRUPTED, TERMINATED, USAGE, console, err, report
+from rllib_damo.command.report import INTERRUPTED, TERMINATED, USAGE, console, err, report, varied
 from rllib_damo.command.resume import RecordCopy, restored_tuner
 from rllib_damo.command.room import with_room_check
 from rllib_damo.command.signals import sigterm_as_interrupt
@@ -40,7 +40,6 @@ from rllib_damo.utils import ray_internals
 from rllib_damo.utils.disk import disk_full, free_bytes, is_full
 from rllib_damo.utils.environments import is_registered
 from rllib_damo.utils.names import near
-from rllib_damo.utils.ray_internals import stop_condition
 from rllib_damo.utils.uris import without_password
 
 if TYPE_CHECKING:
@@ -115,12 +114,13 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
             tuner = _new_tuner(config, stop, options, place, callbacks, scheduler)
         with sigterm_as_interrupt() as termination:
             results = _fit(tuner, place)
-        stopper = stop_condition(tuner)
-        if isinstance(stopper, CheckedStopper) and stopper.error:
-            err.print(f"[red]Error:[/red] {stopper.error}")
+        settings = ray_internals.run_config(tuner)  # of a resumed run, its own
+        if isinstance(settings.stop, CheckedStopper) and settings.stop.error:
+            err.print(f"[red]Error:[/red] {settings.stop.error}")
             return USAGE
+        searched = search_space(config) or varied([results[index].config for index in range(len(results))])
         code = report(
-            results, metric=_score_attr(config, options), searched=search_space(config), place=place,
+            results, metric=settings.checkpoint_config.checkpoint_score_attribute, searched=searched, place=place,
             options=_file_option(config, options), evaluated=_has_score(config),
             verbose=options.verbosity > 0,
         )  # fmt: skip
