@@ -37,16 +37,16 @@ def test_the_example_of_a_search_is_valid() -> None:
 def test_every_point_of_a_search_is_checked_before_ray_starts() -> None:
     config = DAMOConfig().environment("Pendulum-v1").offline_data(input_="nowhere.parquet")
     with pytest.raises(UsageError, match="`tau` must be a number in"):
-        check_config(config.training(eta=tune.uniform(1, 2), tau=tune.grid_search([0.1, 1.1])), None)
+        check_config(config.training(eta=tune.uniform(1, 2), tau=tune.grid_search([0.1, 1.1])))
     with pytest.raises(DataError, match=r"nowhere.parquet: no such file"):
-        read_datasets(check_config(config.training(tau=0.1), None))
+        read_datasets(check_config(config.training(tau=0.1)))
 
 
 def test_options_that_are_numbers_or_words_pass() -> None:
     config = OfflineIQLConfig().environment("Pendulum-v1").offline_data(input_="pendulum-mixed")
-    check_config(config.training(reward_scale="return_range"), None)
-    check_config(PPOConfig().environment("Pendulum-v1").env_runners(rollout_fragment_length="auto"), None)
-    check_config(SACConfig().environment("Pendulum-v1").training(target_entropy="auto", alpha_lr=3e-4), None)
+    check_config(config.training(reward_scale="return_range"))
+    check_config(PPOConfig().environment("Pendulum-v1").env_runners(rollout_fragment_length="auto"))
+    check_config(SACConfig().environment("Pendulum-v1").training(target_entropy="auto", alpha_lr=3e-4))
 
 
 def test_has_search_space() -> None:

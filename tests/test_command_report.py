@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorUnavailableError, RayActorError
 
-from rllib_damo.command.report import FAILED, INTERRUPTED, OK, report
+from rllib_damo.command.report import FAILED, INTERRUPTED, OK, report, varied
 from tests.test_evaluation_checkpoints import write
 
 METRIC = "env_runners/episode_return_mean"
@@ -53,6 +53,16 @@ def test_a_searchs_trials_are_in_order_with_what_was_varied(capsys: pytest.Captu
     ]
     assert "Best checkpoint: /r/high/90.5 " in printed
     assert "/r/low/" not in printed
+
+
+def test_the_settings_that_trials_differ_in_are_found() -> None:
+    configs = [
+        {"eta": eta, "tau": 0.1, "more": {"k": eta, "j": 1}, "seed": None, "lr": lr, "callbacks_class": type(lr),
+         "fn": lambda: 0}
+        for eta, lr in ((0.5, 1e-3), (1.0, [[0, 1e-3]]))
+    ]  # fmt: skip
+    assert varied([*configs, None]) == [("eta",), ("lr",), ("more", "k")]
+    assert varied(configs[:1]) == varied([None]) == varied([]) == []
 
 
 def test_a_search_without_evaluations_names_the_command_that_chooses(capsys: pytest.CaptureFixture) -> None:

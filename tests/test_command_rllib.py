@@ -95,6 +95,15 @@ def test_a_run_is_resumed_by_its_name_alone(tmp_path: Path, runs: list, capfd: p
     assert "does not tell what was trained" in capfd.readouterr().err
 
 
+def test_a_damaged_record_is_passed_over_where_a_copy_is_kept(tmp_path: Path, runs: list) -> None:
+    run = tmp_path / "mine_2026-01-31_12-00-00"
+    write_run(run, {"env": "Pendulum-v1", "input_": "pendulum-mixed", "eta": 0.5})
+    (run / "experiment_state-2026.json").rename(run / "experiment_state-0.json")  # as `RecordCopy` names it
+    (run / "experiment_state-2026.json").write_text('{"trial_da')
+    assert rllib.invoke(["train", "--resume", "--name", "mine", "--storage-path", str(tmp_path)]) == OK
+    assert runs[0][0].eta == 0.5
+
+
 def test_offline_an_environment_for_evaluation_is_enough(runs: list, capfd: pytest.CaptureFixture) -> None:
     arguments = ["train", "--algo", "DAMO", "--input", "pendulum-mixed", "--config"]
     assert rllib.invoke([*arguments, '{"evaluation_config": {"env": "Pendulum-v1"}}']) == OK
@@ -205,6 +214,9 @@ BAD_COMMANDS = {
     ("train", "--algo", "DAMO", "--env", "Pendulum-v1"): "input_",
     ("train", "--algo", "DAMO", "--env", "Pendulum-v1", "--input", "pendulum-mixd"): "pendulum-mixed",
     ("train", "--algo", "DAMO", "--env", "Pendulum-v1", "--input", "p", "-c", '{"eta": -1}'): "`eta`",
+    ("train", "-a", "DAMO", "-e", "Pendulum-v1", "-i", "p", "-s", '{"policy_check/kept_return": 1}'): (
+        "stop (--stop): no result will have 'policy_check/kept_return', since `policy_check_freq` is 0"
+    ),
     ("train", "--algo", "DAMO", "-e", "Pendulum-v1", "-i", "p", "--from", "FOLDER"): "no checkpoint at FOLDER",
     ("evaluate", "nowhere"): "no such folder",
     ("evaluate", "FOLDER", "--seed", "-1"): "--seed",
@@ -267,7 +279,7 @@ def test_stop_on_evaluation_that_never_happens(ppo_file: Path, capfd: pytest.Cap
     stop = '{"evaluation/env_runners/episode_return_mean": 1}'
     arguments = ["train", "file", str(ppo_file), "--config", '{"evaluation_interval": null}', "--stop", stop]
     assert rllib.invoke(arguments) == USAGE
-    assert "has no evaluation" in capfd.readouterr().err
+    assert "since `evaluation_interval` is None" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["evaluate", "--help"]])

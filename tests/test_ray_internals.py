@@ -304,9 +304,9 @@ def env_creator() -> None:
     assert isinstance(ray_internals.env_creator("Seeded")({}), gym.Env)
 
 
-def stop_condition() -> None:
+def run_config() -> None:
     inner = SimpleNamespace(get_run_config=lambda: tune.RunConfig(stop={"a": 1}))
-    assert ray_internals.stop_condition(SimpleNamespace(_local_tuner=inner)) == {"a": 1}
+    assert ray_internals.run_config(SimpleNamespace(_local_tuner=inner)).stop == {"a": 1}
     tuner_internal = importlib.import_module("ray.tune.impl.tuner_internal").TunerInternal
     assert "return self._run_config" in inspect.getsource(tuner_internal.get_run_config)
     assert "self._local_tuner = TunerInternal(" in inspect.getsource(tune.Tuner.__init__)
@@ -342,6 +342,14 @@ def forget_decisions() -> None:
     assert record == {"runner_data": {"_cached_trial_decisions": {}, "other": 1}}
     assert not ray_internals.forget_decisions(record)
     assert "self._cached_trial_decisions[trial.trial_id] = " in inspect.getsource(TuneController)
+
+
+def first_trial() -> None:
+    trial = make_trial()
+    assert ray_internals.first_trial({"trial_data": [trial.get_json_state()]}) == (
+        trial.trainable_name, trial.relative_logdir,
+    )  # fmt: skip
+    assert '"trial_data": list(self._get_trial_checkpoints().values())' in inspect.getsource(TuneController)
 
 
 def trial_folder() -> None:
@@ -416,7 +424,7 @@ CHECKS = {check.__name__: check for check in (
     given_module_spec, given_connector, attribute_of, keep_runner_states, setting_name, set_env_seed, require_reset,
     env_to_module, evaluate_now, forget_skipped_evaluations,
     runner_errors, register, algorithm_names, is_trainable, is_env, env_creator,
-    stop_condition, add_callback, forget_decisions, trial_folder, trial_places, latest_checkpoint,
+    run_config, add_callback, forget_decisions, first_trial, trial_folder, trial_places, latest_checkpoint,
     forget_other_checkpoints, number_checkpoints_after,
     start_from, tensor_column, read_task, read_error,
 )}  # fmt: skip

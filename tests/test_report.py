@@ -270,6 +270,14 @@ def test_a_running_and_a_broken_trial(tmp_path: Path) -> None:
     assert any("DAMO_a have a line that cannot be read" in text for text in page.titles["li"])
 
 
+def test_a_trial_that_recovered_has_not_failed(tmp_path: Path) -> None:
+    """Tune leaves its error.txt."""
+    write_trial(tmp_path / "run" / "DAMO_a", [result(1), result(2) | {"done": True}], error="Error: Training diverged")
+    text = report(tmp_path / "run", tmp_path).text
+    assert "Failures" not in text
+    assert "diverged" not in text
+
+
 @pytest.mark.parametrize("settings", ["[1]", "3", "null", '"x"'])
 def test_files_that_hold_something_else(settings: str, tmp_path: Path) -> None:
     rows = [result(1), result(2) | {"training_iteration": "x"}, result(3) | {"training_iteration": None}, result(4)]

@@ -99,6 +99,20 @@ def test_an_option_that_would_change_nothing_is_refused(method: str, option: str
 
 
 @pytest.mark.parametrize(
+    ("method", "given", "instead"),
+    [
+        ("evaluation", {"off_policy_estimation_methods": {"is": {"type": "is"}}}, "`offline_evaluation_interval`"),
+        ("env_runners", {"explore": False}, "`online_noise`"),
+        ("env_runners", {"exploration_config": {"type": "EpsilonGreedy"}}, "`online_noise`"),
+    ],
+)
+def test_what_is_refused_names_what_to_use(method: str, given: dict[str, Any], instead: str) -> None:
+    message = error_of(getattr(good(), method)(**given))
+    assert f"`{next(iter(given))}`" in message
+    assert instead in message
+
+
+@pytest.mark.parametrize(
     "key", sorted(key for key, fate in FATES.items() if isinstance(fate, Renamed)), ids=lambda k: k[1]
 )
 def test_an_old_name_is_told_by_rllib(key: tuple[str, str], monkeypatch) -> None:

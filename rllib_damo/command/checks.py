@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.utils.metrics import EVALUATION_RESULTS
 from ray.tune.search.variant_generator import generate_variants, parse_spec_vars
 
 from rllib_damo.core.config import OfflineConfig
@@ -35,22 +34,15 @@ _CHOICES = {
 }
 
 
-def check_config(config: AlgorithmConfig, stop: Any) -> list[AlgorithmConfig]:
+def check_config(config: AlgorithmConfig) -> list[AlgorithmConfig]:
     """Validates the config, and the first 100 points of a search.
 
     Returns:
         The configs that were validated: one for each point.
 
     Raises:
-        UsageError: for an option that is not valid, or a stop condition that is never reported.
+        UsageError: for an option that is not valid.
     """
-    if isinstance(stop, dict) and not config.evaluation_interval:
-        lost = [key for key in stop if key.startswith(f"{EVALUATION_RESULTS}/")]
-        if lost:
-            raise UsageError(
-                f"stop (--stop): no result will have {lost[0]!r}, since the config has no evaluation. Add "
-                ".evaluation(evaluation_interval=...)."
-            )
     configs = list(variants(config))
     try:
         for variant in configs:

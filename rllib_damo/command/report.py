@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from rllib_damo.command.causes import what_failed
+from rllib_damo.core.changed_options import is_shown
 from rllib_damo.errors import CheckpointError
 from rllib_damo.evaluation.checkpoints import verify
-from rllib_damo.utils.names import nested
+from rllib_damo.utils.names import flatten, nested
 from rllib_damo.utils.ray_internals import was_lost
 from rllib_damo.utils.uris import address, without_password
 
@@ -71,6 +72,17 @@ def report(
         what, which = ("checkpoints", " --checkpoints all") if along else ("trials", "")
         console.print(f"\nChoose among the {what} by their dataset: rllib-damo select {run}{which}{options}")
     return code
+
+
+def varied(configs: Sequence[Mapping[str, Any] | None]) -> list[tuple[str, ...]]:
+    """Paths of the settings that differ between trials: of a resumed search no search space is at hand."""
+    flat = [flatten(config) for config in configs if config]
+    texts = {name: {repr(config.get(name)) for config in flat} for name in sorted(set().union(*flat))}
+    return [
+        tuple(name.split("/"))
+        for name, values in texts.items()
+        if len(values) > 1 and all(is_shown(name, value) for value in values)
+    ]
 
 
 def _print_error(trial: Result, place: str, verbose: bool) -> None:

@@ -55,7 +55,7 @@ def restored_tuner(run: str, algorithm: Any) -> tune.Tuner:
 
 
 def config_of(run: str) -> AlgorithmConfig:
-    """The config of a run's first trial, as the run keeps it. Its pickle is executed.
+    """The config of a run's first trial, as the run's newest readable record names it. Its pickle is executed.
 
     Args:
         run: folder or address of the run.
@@ -65,7 +65,8 @@ def config_of(run: str) -> AlgorithmConfig:
     """
     filesystem, path = connect(run)
     try:
-        content = _read(filesystem, _records(filesystem, path)[-1]) or {}
+        records = reversed(_records(filesystem, path))
+        content = next((found for record in records if (found := _read(filesystem, record)) is not None), {})
         algorithm, folder = ray_internals.first_trial(content)
         with filesystem.open_input_stream(f"{path}/{folder}/{EXPR_PARAM_PICKLE_FILE}") as file:
             settings = pickle.loads(file.read())

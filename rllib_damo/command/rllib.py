@@ -104,7 +104,8 @@ def train(
         int,
         typer.Option(
             min=0,
-            help="Times that a trial goes on from its last checkpoint after an error or the loss of its machine.",
+            help="Times that a trial goes on from its last checkpoint after an error or the loss of its machine; also "
+            "after errors that come again, such as a full disk, divergence or a wrong option.",
             rich_help_panel=_CHECKPOINTS,
         ),
     ] = 0,

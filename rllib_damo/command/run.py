@@ -19,11 +19,17 @@ from ray.tune.schedulers import SCHEDULER_IMPORT, create_scheduler
 from rllib_damo.command.checks import check_config, check_resources, search_space
 from rllib_damo.command.offline import check_starts, read_datasets, with_idle_cpus
 from rllib_damo.command.progress import ProgressTable
-from rllib_damo.command.report import INTERRUPTED, TERMINATED, USAGE, console, err, report
+from rllib_damo.command.report import INTERRUPTED, TERMINATED, USAGE, console, err, report, varied
 from rllib_damo.command.resume import RecordCopy, restored_tuner
 from rllib_damo.command.room import with_room_check
 from rllib_damo.command.signals import sigterm_as_interrupt
-from rllib_damo.command.stopping import CheckedStopper, add_to_results, with_last_evaluation
+from rllib_damo.command.stopping import (
+    CheckedStopper,
+    add_to_results,
+    check_metrics,
+    late_metrics,
+    with_last_evaluation,
+)
 from rllib_damo.core.config import OfflineConfig
 from rllib_damo.data.rllib_input import with_package_readers
 from rllib_damo.errors import UsageError
@@ -34,7 +40,6 @@ from rllib_damo.utils import ray_internals
 from rllib_damo.utils.disk import disk_full, free_bytes, is_full
 from rllib_damo.utils.environments import is_registered
 from rllib_damo.utils.names import near
-from rllib_damo.utils.ray_internals import stop_condition
 from rllib_damo.utils.uris import without_password
 
 if TYPE_CHECKING:
@@ -90,7 +95,8 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
     _set_up_output(options.verbosity)
     to_resume = storage.latest_run(place, options.name) if options.resume else None
     config = with_package_readers(config)
-    configs = check_config(config, stop)
+    check_metrics(config, {"stop (--stop)": stop if isinstance(stop, dict) else (), **_other_metrics(options)})
+    configs = check_config(config)
     if to_resume is None:
         check_starts(configs)
     read_datasets(configs)
@@ -108,12 +114,13 @@ def run(config: AlgorithmConfig, stop: Any, options: RunOptions) -> int:
             tuner = _new_tuner(config, stop, options, place, callbacks, scheduler)
         with sigterm_as_interrupt() as termination:
             results = _fit(tuner, place)
-        stopper = stop_condition(tuner)
-        if isinstance(stopper, CheckedStopper) and stopper.error:
-            err.print(f"[red]Error:[/red] {stopper.error}")
+        settings = ray_internals.run_config(tuner)  # of a resumed run, its own
+        if isinstance(settings.stop, CheckedStopper) and settings.stop.error:
+            err.print(f"[red]Error:[/red] {settings.stop.error}")
             return USAGE
+        searched = search_space(config) or varied([results[index].config for index in range(len(results))])
         code = report(
-            results, metric=_score_attr(config, options), searched=search_space(config), place=place,
+            results, metric=settings.checkpoint_config.checkpoint_score_attribute, searched=searched, place=place,
             options=_file_option(config, options), evaluated=_has_score(config),
             verbose=options.verbosity > 0,
         )  # fmt: skip
@@ -176,10 +183,14 @@ def _new_tuner(
 
 def _stopper(stop: dict[str, float] | None, config: AlgorithmConfig, options: RunOptions) -> CheckedStopper:
     """Stops by metrics, and ends the run where one that any option names does not exist."""
+    return CheckedStopper(stop or {}, late_metrics(config), _other_metrics(options))
+
+
+def _other_metrics(options: RunOptions) -> dict[str, list[str]]:
+    """The metrics that options other than --stop name."""
     of_scheduler = [options.scheduler_config.get(name) for name in ("metric", "time_attr")]
     others = {"--checkpoint-score-attr": [options.checkpoint_score_attr], "--scheduler-config": of_scheduler}
-    named = {option: [key for key in keys if isinstance(key, str) and key] for option, keys in others.items()}
-    return CheckedStopper(stop or {}, bool(config.evaluation_interval), named)
+    return {option: [key for key in keys if isinstance(key, str) and key] for option, keys in others.items()}
 
 
 def _file_option(config: AlgorithmConfig, options: RunOptions) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, LEARNER_RESULTS
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, EVALUATION_RESULTS, LEARNER_RESULTS
 from ray.tune.result import TRAINING_ITERATION
 
+from rllib_damo.core.algorithm import ONLINE
+from rllib_damo.core.offline_evaluation import OFFLINE_RESULTS
+from rllib_damo.errors import UsageError
 from rllib_damo.utils.names import flatten, near
 from rllib_damo.utils.ray_internals import evaluate_now
 
@@ -17,7 +20,49 @@ if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 
-_PLAYED = f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/"
+_FITTED = f"{EVALUATION_RESULTS}/{OFFLINE_RESULTS}/"
+_PLAYED = f"{EVALUATION_RESULTS}/"
+#: How the names of metrics start that come later than the first results, and the option that they need.
+_LATE = {
+    _FITTED: "offline_evaluation_interval",
+    _PLAYED: "evaluation_interval",  # all others of evaluations
+    "policy_check/": "policy_check_freq",
+    f"{ONLINE}/": "online_steps_per_iteration",
+}
+#: How a metric starts after which none is waited for, where it is not the first of its kind: an episode has ended.
+_LAST = {
+    _PLAYED: f"{EVALUATION_RESULTS}/{ENV_RUNNER_RESULTS}/",
+    f"{ONLINE}/": f"{ONLINE}/{EPISODE_RETURN_MEAN}",
+}
+
+
+def check_metrics(config: AlgorithmConfig, named: Mapping[str, Collection[str]]) -> None:
+    """Refuses metrics that no result will have, since the option that they need is off.
+
+    Args:
+        config: of any RLlib algorithm.
+        named: metrics that options name, by the option.
+
+    Raises:
+        UsageError: with the option to set.
+    """
+    for option, key in ((option, key) for option, keys in named.items() for key in keys):
+        needed = _LATE.get(_kind(key))
+        if needed and not getattr(config, needed, True):
+            raise UsageError(
+                f"{option}: no result will have {key!r}, since `{needed}` is {getattr(config, needed)!r}. Set it in "
+                "the config, or name another metric."
+            )
+
+
+def late_metrics(config: AlgorithmConfig) -> list[str]:
+    """How the names of metrics start that come later than the first results, as far as their options are on."""
+    return [kind for kind, needed in _LATE.items() if getattr(config, needed, None)]
+
+
+def _kind(key: str) -> str:
+    """The start of a metric's name in the table of late ones, or ""."""
+    return next((kind for kind in _LATE if key.startswith(kind)), "")
 
 
 def reached(stop: Mapping[str, float], flat: Mapping[str, Any]) -> bool:
@@ -29,12 +74,13 @@ class CheckedStopper(tune.Stopper):
     """Stops a trial when any metric reaches its value; stops everything if a metric does not exist.
 
     Tune's own dict of stop conditions ignores a metric that no result has, and the run never ends. Here the
-    names are checked at the first result that has training metrics and, if the run is evaluated, evaluation metrics. A
-    metric of evaluated episodes is waited for while all evaluation runners fail.
+    names are checked at the first result that has training metrics and, if the run is evaluated, evaluation metrics.
+    Late metrics are waited for until there are others of their kind, such as those of evaluated episodes while all
+    evaluation runners fail.
 
     Args:
         stop: metrics and their values.
-        evaluated: whether the run is evaluated.
+        late: of `late_metrics`.
         others: metrics that other options name, by the option; they must exist, too.
 
     Attributes:
@@ -42,10 +88,10 @@ class CheckedStopper(tune.Stopper):
     """
 
     def __init__(
-        self, stop: Mapping[str, float], evaluated: bool, others: Mapping[str, Sequence[str]] | None = None
+        self, stop: Mapping[str, float], late: Collection[str], others: Mapping[str, Sequence[str]] | None = None
     ) -> None:
         self.stop, self.others = dict(stop), dict(others or {})
-        self.evaluated = evaluated
+        self.late = list(late)
         self.known: set[str] = set()
         self.checked = False
         self.error: str | None = None
@@ -58,12 +104,12 @@ class CheckedStopper(tune.Stopper):
 
     def _check(self, flat: Mapping[str, Any]) -> None:
         self.known.update(key for key in flat if not key.startswith("config/"))
-        sections = {key.split("/", 1)[0] for key in self.known}
-        if LEARNER_RESULTS not in sections or (self.evaluated and EVALUATION_RESULTS not in sections):
+        is_trained = any(key.startswith(f"{LEARNER_RESULTS}/") for key in self.known)
+        if not is_trained or (_PLAYED in self.late and not any(_kind(key) == _PLAYED for key in self.known)):
             return
-        waits = not any(key.startswith(_PLAYED) for key in self.known)  # no episode was evaluated so far
+        awaited = [kind for kind in self.late if not any(key.startswith(_LAST.get(kind, kind)) for key in self.known)]
         named = [(option, key) for option, keys in {"stop": self.stop, **self.others}.items() for key in keys]
-        waiting = [pair for pair in named if waits and pair[1].startswith(_PLAYED)]
+        waiting = [pair for pair in named if _kind(pair[1]) in awaited]
         missing = [pair for pair in named if pair[1] not in self.known and pair not in waiting]
         self.checked = not waiting
         if missing:
@@ -84,8 +130,11 @@ def with_last_evaluation(config: AlgorithmConfig, stop: Any) -> AlgorithmConfig:
 
 def _evaluate_last(stop: dict[str, float], *, algorithm: Any, result: dict[str, Any], **kwargs: Any) -> None:
     flat = flatten(result) | {TRAINING_ITERATION: algorithm.iteration + 1}  # which Tune counts later
-    if EVALUATION_RESULTS not in result and reached(stop, flat):
+    if not any(_kind(key) == _PLAYED for key in flat) and reached(stop, flat):
+        found = result.get(EVALUATION_RESULTS, {})  # of an offline evaluation
         result.update(evaluate_now(algorithm))
+        if found:
+            result[EVALUATION_RESULTS] = {**result.get(EVALUATION_RESULTS, {}), **found}
 
 
 def add_to_results(config: AlgorithmConfig, callback: Any) -> AlgorithmConfig:

@@ -134,8 +134,10 @@ RLLIB_OPTIONS: Mapping[str, Mapping[str, Fate]] = {
             Refused("rollouts have `rollout_length` and `rollout_batch_size`, evaluation `evaluation_duration`"),
             "rollout_fragment_length batch_mode",
         ),
-        **_each(Refused("evaluation takes the mean action, rollouts in a model draw theirs"), "explore"),
-        **_each(Refused("the policy explores nowhere"), "exploration_config"),
+        **_each(
+            Refused("evaluation takes the mean action; real steps, `.online(...)`, explore, with `online_noise`"),
+            "explore exploration_config",
+        ),
         **_each(Refused("no observations are stored"), "compress_observations"),
         **_each(Refused("set `normalize_observations`"), "observation_filter"),
         **_each(

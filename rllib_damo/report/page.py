@@ -189,10 +189,10 @@ def _signs(run: Run) -> str:
 
 
 def _failures(run: Run) -> str:
-    """The last line of each error, with the trials that it ended."""
+    """The last line of each error, with the trials that it ended; a trial that recovered has an error.txt, too."""
     ended: dict[str, list[Trial]] = {}
     for trial in run.trials:
-        if trial.error:
+        if trial.state == "failed":
             ended.setdefault(trial.error.splitlines()[-1], []).append(trial)
     return "".join(
         f"<h3>{escape(last)}</h3><p>{escape(_some([run.label(trial) for trial in trials], 4, '; '))}</p>"

@@ -38,7 +38,7 @@ class Trial:
         name: of its folder.
         config: the settings, as params.json has them.
         results: one dictionary an iteration, {"learners/default_policy/qf_loss": 1.0}, without the config.
-        error: the text of error.txt, or "".
+        error: the text of error.txt, or ""; Tune leaves that of a trial that recovered.
         num_damaged: lines of result.json that could not be read, such as one that is just being written.
     """
 

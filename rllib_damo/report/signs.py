@@ -90,7 +90,8 @@ def _worse_than_the_data(trial: Trial) -> str | None:
 
 
 def _diverged(trial: Trial) -> str | None:
-    return "the run ended: training diverged" if "Training diverged" in trial.error else None
+    has_ended = trial.state == "failed" and "Training diverged" in trial.error
+    return "the run ended: training diverged" if has_ended else None
 
 
 SIGNS = (

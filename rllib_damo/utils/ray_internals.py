@@ -27,7 +27,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.train._internal.session import _TrainingResult
-from ray.tune import Callback, Checkpoint, Trainable, Tuner
+from ray.tune import Callback, Checkpoint, RunConfig, Trainable, Tuner
 from ray.tune.experiment import Trial
 from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry, register_trainable
 
@@ -235,16 +235,16 @@ def started_ray() -> bool:
     return node is not None and node.is_head()
 
 
-def stop_condition(tuner: Tuner) -> Any:
-    """The stop condition of a run that was restored, or the one that it was given."""
-    return tuner._local_tuner.get_run_config().stop
+def run_config(tuner: Tuner) -> RunConfig:
+    """The stop condition and other settings of a run that was restored, or those that it was given."""
+    return tuner._local_tuner.get_run_config()
 
 
 def add_callback(tuner: Tuner, callback: Callback) -> None:
     """Adds a callback to a run that was restored, in place of those of its class."""
-    run_config = tuner._local_tuner.get_run_config()
-    others = [given for given in run_config.callbacks or [] if type(given) is not type(callback)]
-    run_config.callbacks = [*others, callback]
+    settings = run_config(tuner)
+    others = [given for given in settings.callbacks or [] if type(given) is not type(callback)]
+    settings.callbacks = [*others, callback]
 
 
 def forget_decisions(record: dict[str, Any]) -> bool:
