@@ -19,6 +19,7 @@ from rllib_damo.core.online import OnlineBuffer, OnlineSampler
 from rllib_damo.core.update import RowGroup
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics import DynamicsEnsemble
+from rllib_damo.dynamics.training import DynamicsTrainer
 from rllib_damo.errors import UserError
 from tests.small_runs import make_small, module_state, train_policy
 
@@ -68,6 +69,11 @@ def store(algo: Any) -> Any:
     learner = algo.learner_group._learner
     rows = learner._offline[learner._num_offline : learner._num_offline + learner._num_online]
     return learner, learner._layout.unpack(rows)
+
+
+def dataset_columns(algo: Any) -> tuple[Any, ...]:
+    rows = algo.offline_data.transitions
+    return rows.observations, rows.actions, rows.next_observations, rows.rewards, rows.terminations
 
 
 def online_rows(learner: Any) -> np.ndarray:
@@ -200,7 +206,7 @@ def test_no_step_is_taken_unless_asked_for(dataset, cache_dir):
 
 
 @in_ray
-def test_an_offline_run_goes_on_and_keeps_what_it_learned(dataset, cache_dir, tmp_path):
+def test_an_offline_run_goes_on_and_keeps_what_it_learned(dataset, cache_dir, tmp_path, monkeypatch):
     offline = small(DAMOConfig(), dataset, cache_dir).build_algo()
     train_policy(offline, 2)
     path = offline.save_to_path(str(tmp_path / "offline"))
@@ -218,8 +224,21 @@ def test_an_offline_run_goes_on_and_keeps_what_it_learned(dataset, cache_dir, tm
     for name in ("actor.standardize.mean", "critics.standardize.std"):
         np.testing.assert_array_equal(module_state(algo)[name], module_state(offline)[name])
 
+    trainers: list[DynamicsTrainer] = []
+    make = algo.dynamics._make_trainer
+    monkeypatch.setattr(algo.dynamics, "_make_trainer", lambda *args: trainers.append(make(*args)) or trainers[-1])
     result = train_policy(algo, 1)
     assert result["online"]["num_refits"] == 1
+    # What the first training kept aside is still new to the model.
+    kept = trainers[0]._holdout
+    first = DynamicsTrainer(
+        DynamicsEnsemble(3, 1, hidden_dims=(8,)), *dataset_columns(algo), lr=1e-3, weight_decay=(0.0, 0.0),
+        holdout_size=100, seed=3,
+    )  # fmt: skip
+    assert torch.equal(kept[:100], first._holdout)
+    assert len(kept) == 110
+    assert kept[100:].min() >= 2000
+    assert not torch.isin(trainers[0]._bootstrap, kept).any()
     assert result["dynamics"]["holdout_mse"] > 0
     after = DynamicsEnsemble.load(algo.dynamics.file())
     assert not torch.equal(after.weights[0], before.weights[0])

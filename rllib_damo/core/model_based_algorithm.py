@@ -138,11 +138,13 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
 
     def _refit(self) -> None:
         """Trains the model further on the dataset and the online rows."""
-        rows = concatenate([self.offline_data.transitions, self._online.rows])
+        dataset = self.offline_data.transitions
+        rows, num_offline = concatenate([dataset, self._online.rows]), len(dataset)
+        del dataset
         self.offline_data.release()
         unit_actions = to_unit(rows.actions, self.config.action_space)
         columns: Any = (rows.observations, unit_actions, rows.next_observations, rows.rewards, rows.terminations)
-        for key, value in self.dynamics.refit(Batch(*columns), self._num_refits + 1).items():
+        for key, value in self.dynamics.refit(Batch(*columns), num_offline, self._num_refits + 1).items():
             self.metrics.log_value(("dynamics", key), value, window=1)
         self._foreach_learner("forget_kept_policy")
         if self._update_uses_dynamics():

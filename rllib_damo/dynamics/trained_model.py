@@ -19,7 +19,7 @@ from rllib_damo.dynamics import cache
 from rllib_damo.dynamics.ensemble import FILE_FIX, DynamicsEnsemble
 from rllib_damo.dynamics.model_error import Tracks, model_error
 from rllib_damo.dynamics.termination import resolve_termination
-from rllib_damo.dynamics.training import DynamicsTrainer
+from rllib_damo.dynamics.training import DynamicsTrainer, holdout_rows
 from rllib_damo.errors import UserError
 from rllib_damo.utils.batch import Batch
 from rllib_damo.utils.paths import atomic_write
@@ -183,13 +183,15 @@ class DynamicsComponent:
             self._finish()
         return metrics
 
-    def refit(self, columns: Batch, number: int) -> dict[str, float]:
+    def refit(self, columns: Batch, num_offline: int, number: int) -> dict[str, float]:
         """Trains the model, which is `ready`, further on other rows, until no network improves.
 
-        Its file is then this run's own: the cache's are for all runs on the same dataset.
+        Its file is then this run's own: the cache's are for all runs on the same dataset. The dataset's rows that the
+        first training kept aside are kept aside again, and the same share of the online rows.
 
         Args:
-            columns: all rows (NumPy arrays, unit actions).
+            columns: all rows (NumPy arrays, unit actions): first the dataset's, then online ones.
+            num_offline: how many are the dataset's.
             number: of the refit, which draws rows of its own.
 
         Returns:
@@ -197,7 +199,10 @@ class DynamicsComponent:
         """
         self.columns = columns
         model = DynamicsEnsemble.load(self.file()).to(self.device)
-        trainer, metrics = self._make_trainer(model, number), {}
+        size, seed, num_online = self.config.holdout_size, self.config.seed or 0, len(columns.obs) - num_offline
+        kept = holdout_rows(num_offline, size, seed)
+        online = holdout_rows(num_online, round(num_online * len(kept) / num_offline), seed + number)
+        trainer, metrics = self._make_trainer(model, number, torch.cat((kept, num_offline + online))), {}
         while not trainer.done:
             metrics = trainer.train_epoch()
         with tempfile.TemporaryDirectory(prefix="rllib_damo_") as folder:
@@ -247,12 +252,15 @@ class DynamicsComponent:
             learn_terminations=self.learn_terminations,
         ).to(self.device)
 
-    def _make_trainer(self, ensemble: DynamicsEnsemble, refit: int = 0) -> DynamicsTrainer:
+    def _make_trainer(
+        self, ensemble: DynamicsEnsemble, refit: int = 0, holdout: torch.Tensor | None = None
+    ) -> DynamicsTrainer:
         """A trainer of the ensemble, in place, on `columns`.
 
         Args:
             ensemble: untrained, or one that is trained further.
             refit: number of the refit that it is for.
+            holdout: the rows that it keeps aside; None: drawn ones.
         """
         c, rows = self.config, self.columns
         assert rows is not None
@@ -274,6 +282,7 @@ class DynamicsComponent:
             seed=(c.seed or 0) + refit,
             device=self.device,
             fit_statistics=self._parent is None and not refit,
+            holdout=holdout,
         )
 
     def _load_parent(self) -> DynamicsEnsemble:
