@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
 from rllib_damo import DAMO, TD3BC, DAMOConfig, OfflineIQL, OfflineIQLConfig, ReBRACConfig, TD3BCConfig
+from rllib_damo.core.algorithm import OfflineAlgorithm
 from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.online import OnlineBuffer, OnlineSampler
 from rllib_damo.core.update import RowGroup
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics import DynamicsEnsemble
+from rllib_damo.dynamics.training import DynamicsTrainer
 from rllib_damo.errors import UserError
 from tests.small_runs import make_small, module_state, train_policy
 
@@ -68,8 +71,13 @@ def store(algo: Any) -> Any:
     return learner, learner._layout.unpack(rows)
 
 
-def policy(algo: Any) -> dict[str, Any]:
-    return algo._policy_weights()["default_policy"]
+def dataset_columns(algo: Any) -> tuple[Any, ...]:
+    rows = algo.offline_data.transitions
+    return rows.observations, rows.actions, rows.next_observations, rows.rewards, rows.terminations
+
+
+def online_rows(learner: Any) -> np.ndarray:
+    return learner._offline[learner._num_offline :][: learner._num_online].numpy()
 
 
 # -- sampling --------------------------------------------------------------------------------------------------------
@@ -96,6 +104,11 @@ def test_rows_are_transitions_in_the_environments_units() -> None:
     # The next steps go on where these ended.
     assert sampler.sample(1, weights, 20).observations[0].tolist() == rows.next_observations[-1].tolist()
     assert sampler.metrics()["num_env_steps_sampled"] == 21
+    # Unless another run's state was taken.
+    sampler.reset()
+    again = sampler.sample(2, weights, 21)
+    assert again.observations[:, 0].tolist() == [0, 1]
+    assert again.observations[0, 1] == rows.observations[-1, 1] + 1
     sampler.close()
 
 
@@ -152,6 +165,18 @@ def test_the_buffer_keeps_the_newest_rows_in_the_learners_order() -> None:
         assert other.total == 38
     np.testing.assert_array_equal(again.slots(10), buffer.slots(10))
     assert smaller.rows.rewards.tolist() == [34, 35, 36, 37]
+    # Learners fill an empty ring from its first slot on, and draw from as many as there are.
+    larger, ring = OnlineBuffer(15), np.full(15, -1.0)
+    larger.set_state(buffer.get_state())
+    for num in (0, 3, 4):
+        if num:
+            larger.add(numbered(larger.total, num))
+        newest = num or len(larger)
+        ring[larger.slots(newest)] = larger.rows.rewards[-newest:]
+        np.testing.assert_array_equal(np.sort(ring[: len(larger)]), larger.rows.rewards)
+    again = OnlineBuffer(15)
+    again.set_state(larger.get_state())
+    np.testing.assert_array_equal(again.slots(15), larger.slots(15))
     empty = OnlineBuffer(3)
     empty.set_state(OnlineBuffer(5).get_state())
     assert len(empty) == empty.total == 0
@@ -181,7 +206,7 @@ def test_no_step_is_taken_unless_asked_for(dataset, cache_dir):
 
 
 @in_ray
-def test_an_offline_run_goes_on_and_keeps_what_it_learned(dataset, cache_dir, tmp_path):
+def test_an_offline_run_goes_on_and_keeps_what_it_learned(dataset, cache_dir, tmp_path, monkeypatch):
     offline = small(DAMOConfig(), dataset, cache_dir).build_algo()
     train_policy(offline, 2)
     path = offline.save_to_path(str(tmp_path / "offline"))
@@ -190,7 +215,7 @@ def test_an_offline_run_goes_on_and_keeps_what_it_learned(dataset, cache_dir, tm
     )
     for name, value in module_state(offline).items():
         np.testing.assert_array_equal(module_state(algo)[name], value)
-    before = DynamicsEnsemble.load(algo.dynamics.file())
+    before, dataset_states = DynamicsEnsemble.load(algo.dynamics.file()), algo._starts["start_states"]
     result = train_policy(algo, 1)
     assert result["num_online_steps_lifetime"] == 150
     assert result["num_gradient_steps_lifetime"] == 60
@@ -199,17 +224,31 @@ def test_an_offline_run_goes_on_and_keeps_what_it_learned(dataset, cache_dir, tm
     for name in ("actor.standardize.mean", "critics.standardize.std"):
         np.testing.assert_array_equal(module_state(algo)[name], module_state(offline)[name])
 
+    trainers: list[DynamicsTrainer] = []
+    make = algo.dynamics._make_trainer
+    monkeypatch.setattr(algo.dynamics, "_make_trainer", lambda *args: trainers.append(make(*args)) or trainers[-1])
     result = train_policy(algo, 1)
     assert result["online"]["num_refits"] == 1
+    # What the first training kept aside is still new to the model.
+    kept = trainers[0]._holdout
+    first = DynamicsTrainer(
+        DynamicsEnsemble(3, 1, hidden_dims=(8,)), *dataset_columns(algo), lr=1e-3, weight_decay=(0.0, 0.0),
+        holdout_size=100, seed=3,
+    )  # fmt: skip
+    assert torch.equal(kept[:100], first._holdout)
+    assert len(kept) == 110
+    assert kept[100:].min() >= 2000
+    assert not torch.isin(trainers[0]._bootstrap, kept).any()
     assert result["dynamics"]["holdout_mse"] > 0
     after = DynamicsEnsemble.load(algo.dynamics.file())
     assert not torch.equal(after.weights[0], before.weights[0])
     assert torch.equal(after.input_mean, before.input_mean)  # which the weights go with
     # Half of the rollouts start from online rows.
-    starts = algo._starts
-    assert len(starts["start_states"]) == 2000 + 200
-    assert (starts["start_rows"] >= 2000).mean() == pytest.approx(0.5, abs=0.01)
-    np.testing.assert_array_equal(starts["start_states"][2000:], store(algo)[1].obs)
+    np.testing.assert_array_equal(algo._starts["online_states"], store(algo)[1].obs)
+    assert algo._starts["start_states"] is dataset_states
+    online = {tuple(row) for row in algo._starts["online_states"].tolist()}
+    drawn = torch.cat([algo.env_runner._draw_starts(algo._starts["online_states"]) for _ in range(20)])
+    assert np.mean([tuple(row) in online for row in drawn.tolist()]) == pytest.approx(0.5, abs=0.05)
 
     # A checkpoint has it all; what is learned from it is the same, bit for bit, where no new steps are taken.
     path = algo.save_to_path(str(tmp_path / "online"))
@@ -220,13 +259,27 @@ def test_an_offline_run_goes_on_and_keeps_what_it_learned(dataset, cache_dir, tm
         assert torch.equal(store(twin)[0]._offline, store(algo)[0]._offline)
         assert torch.equal(DynamicsEnsemble.load(twin.dynamics.file()).weights[0], after.weights[0])
         assert train_policy(twin, 1)["num_online_steps_lifetime"] == 200
-    for first, second in zip(*(module_state(twin).values() for twin in twins), strict=True):
-        np.testing.assert_array_equal(first, second)
+    algo._sampler.close()
+    algo._sampler, algo._refit_at = None, 0  # takes no steps and so trains no model on them, as the twins
+    assert train_policy(algo, 1)["online"]["num_refits"] == 1
+    for states in zip(*(module_state(run).values() for run in (algo, *twins)), strict=True):
+        np.testing.assert_array_equal(states[0], states[1])
+        np.testing.assert_array_equal(states[0], states[2])
+    # What is read of the dataset once more leaves the online rows in their places.
+    twins[1]._read_columns()
+    assert torch.equal(store(twins[1])[0]._offline, store(algo)[0]._offline)
+    assert store(twins[1])[0]._num_online == 200
     twins[0].restore_from_path(str(tmp_path / "offline"))
     assert twins[0]._online.total == store(twins[0])[0]._num_online == 0
-    assert len(twins[0]._starts["start_states"]) == 2000
+    assert "online_states" not in twins[0]._starts
+    # A model of a run's own goes with the run.
+    own = [run.dynamics.file() for run in (algo, twins[1])]
+    assert own[0] != own[1]
     for running in (offline, algo, *twins):
         running.stop()
+    assert not any(file.exists() for file in own)
+    assert not list(Path(cache_dir).glob("dynamics-content-*"))
+    assert offline.dynamics.path.exists()
 
 
 @in_ray
@@ -240,6 +293,12 @@ def test_a_restored_run_has_the_rows_that_were_kept_and_goes_on_counting(dataset
     assert torch.equal(store(restored)[0]._offline, store(algo)[0]._offline)
     results = [train_policy(a, 1) for a in (algo, restored)]
     assert [r["num_online_steps_lifetime"] for r in results] == [120, 120]
+    # One that runs goes on as one that was made for it, without the episode that it had begun.
+    algo.restore_from_path(str(tmp_path))
+    train_policy(algo, 1)
+    np.testing.assert_array_equal(store(algo)[1].obs, store(restored)[1].obs)
+    for first, second in zip(*(module_state(run).values() for run in (algo, restored)), strict=True):
+        np.testing.assert_array_equal(first, second)
     for running in (algo, restored):
         running.stop()
 
@@ -278,6 +337,15 @@ def test_start_from_takes_the_online_rows_to_other_data(dataset, cache_dir, tmp_
     assert train_policy(going_on, 1)["num_online_steps_lifetime"] == 120
     for running in (algo, going_on):
         running.stop()
+
+
+def test_a_model_of_other_data_is_trained_on_the_online_rows_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OfflineAlgorithm, "_go_on", lambda *args: None)
+    algo = DAMO.__new__(DAMO)
+    algo._is_same_data, algo._update_uses_dynamics = False, lambda: False
+    algo._foreach_learner = lambda *args: []
+    algo._go_on(SimpleNamespace(training={"dynamics_refits": (2, 500)}))
+    assert (algo._num_refits, algo._refit_at) == (2, 0)
 
 
 @in_ray
@@ -322,10 +390,18 @@ def test_environments_that_cannot_be_made_or_are_others_are_refused() -> None:
 
 
 def test_datasets_in_windows_are_refused() -> None:
-    config = SimpleNamespace(online_steps_per_iteration=10, max_dataset_rows=100)
+    config = SimpleNamespace(online_steps_per_iteration=10, online_buffer_size=10, max_dataset_rows=100)
     algo = SimpleNamespace(config=config, offline_data=SimpleNamespace(is_capped=True))
     with pytest.raises(UserError, match="online_steps_per_iteration=10 needs the whole dataset in memory"):
-        TD3BC._make_sampler(algo)  # type: ignore[arg-type]
+        TD3BC._set_up_online(algo)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["env_to_module_connector", "module_to_env_connector"])
+def test_what_changes_rows_on_their_way_is_refused(name: str) -> None:
+    config = TD3BCConfig().environment("Pendulum-v1").offline_data(input_="pendulum-mixed")
+    config.env_runners(**{name: lambda *args: []}).validate()
+    with pytest.raises(ValueError, match=f"`online_steps_per_iteration`=10 records .* `{name}` changes it"):
+        config.online(online_steps_per_iteration=10).validate()
 
 
 # -- slow ------------------------------------------------------------------------------------------------------------
@@ -343,7 +419,11 @@ def test_learners_and_rollout_runners_elsewhere_get_the_rows(dataset, cache_dir,
     result = train_policy(algo, 2)
     assert result["num_online_steps_lifetime"] == 120
     assert result["online"]["num_refits"] == 1
-    assert [learner for learner in algo._foreach_learner("initial_value") if not np.isfinite(learner)] == []
+    _, wanted, _ = algo._packed(algo._online.rows)
+    stores = [found.get() for found in algo.learner_group.foreach_learner(online_rows)]
+    assert len(stores) == workers["num_learners"]
+    for rows in stores:
+        np.testing.assert_array_equal(rows, wanted)
     path = algo.save_to_path(str(tmp_path))
     algo.stop()
     restored = DAMO.from_checkpoint(path)

@@ -29,9 +29,8 @@ from typing_extensions import Self
 from rllib_damo.core import dataset_checks
 from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.going_on import Start
-from rllib_damo.core.guarded_learners import GuardedLearners
 from rllib_damo.core.offline_evaluation import VALUE_WATCH, WatchedAlgorithm
-from rllib_damo.core.online import OnlineBuffer, OnlineSampler
+from rllib_damo.core.online_algorithm import NUM_ONLINE_STEPS, ONLINE, OnlineAlgorithm
 from rllib_damo.core.resources import check_actors
 from rllib_damo.core.sealed_checkpoints import SealedCheckpoints, stored_config
 from rllib_damo.data.in_memory import InMemory
@@ -55,13 +54,11 @@ EARLIER_DATA = "earlier_dataset_fingerprints"
 IN_SAMPLE = "in_sample"
 REWARD_SCALE = "reward_scale"
 HOLDOUT = "holdout"
-ONLINE = "online"
-NUM_ONLINE_STEPS = "num_online_steps_lifetime"
 PHASE = "phase"
 ALGORITHM = "algorithm"
 
 
-class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
+class OfflineAlgorithm(OnlineAlgorithm, SealedCheckpoints, WatchedAlgorithm):
     """Gradient steps on a dataset: an iteration takes ``rollout_freq`` of them (``phase`` "policy").
 
     A subclass names its config in ``config_class``. Hooks: `extra_columns`, `reward_scale`, `dataset_warnings`,
@@ -70,7 +67,6 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
 
     config_class: ClassVar[type[OfflineConfig]]
     config: Any
-    _sampler: OnlineSampler | None = None
 
     @classmethod
     @override(Algorithm)
@@ -95,9 +91,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
         self._num_gradient_steps = 0
         self._is_module_current = False  # whether what `get_module` gave is still the policy
         self._start = self._read_start()
-        self._online = OnlineBuffer(self.config.online_buffer_size)
-        if self.config.online_steps_per_iteration:
-            self._sampler = self._make_sampler()
+        self._set_up_online()
         transitions = self.offline_data.transitions
         self._warnings: list[str] = []
         for warning in self.dataset_warnings(transitions):
@@ -120,21 +114,6 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
             self._start = None  # it holds a whole run's state
         del transitions
         self.offline_data.release()
-
-    def _make_sampler(self) -> OnlineSampler:
-        """Who takes the real steps.
-
-        Raises:
-            UserError: the environment cannot be made; or the dataset is larger than `max_dataset_rows`.
-        """
-        config = self.config
-        if self.offline_data.is_capped:
-            raise UserError(
-                f"online_steps_per_iteration={config.online_steps_per_iteration} needs the whole dataset in memory, "
-                f"and it is larger than max_dataset_rows={config.max_dataset_rows}: raise max_dataset_rows, or leave "
-                "online_steps_per_iteration 0."
-            )
-        return OnlineSampler(config)
 
     def warn(self, text: str) -> None:
         """Logs a warning; it is in all later results, too."""
@@ -215,7 +194,7 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
     # -- data ------------------------------------------------------------------------------------------------------
 
     def _set_dataset(self, transitions: Transitions, fit: bool) -> Batch:
-        """Hands the dataset to the learners.
+        """Hands the dataset to the learners, and the online rows that there are.
 
         Returns:
             The columns with the dataset's own rewards; views of the learners' rows where these are in this machine's
@@ -245,6 +224,8 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
             self._foreach_learner("set_dataset", shared, *places, fit, ray.put(extra), scale)
         else:
             self._foreach_learner("set_dataset", rows, starts, selected, fit, extra, scale)
+        if len(self._online):  # the learners' were behind the rows that were replaced
+            self._hand_out_online(self._online.rows)
         self._selected = selected
         columns: Any = layout.unpack(rows)
         return columns if scale == 1.0 else columns._replace(rewards=transitions.rewards)
@@ -266,40 +247,6 @@ class OfflineAlgorithm(GuardedLearners, SealedCheckpoints, WatchedAlgorithm):
         """Goes on to a window of a dataset that is larger than ``max_dataset_rows``."""
         if window is not None:
             self._set_dataset(window, fit=False)
-            if len(self._online):
-                self._hand_out_online(self._online.rows)
-
-    # -- the real environment --------------------------------------------------------------------------------------
-
-    def take_online_steps(self) -> None:
-        """Takes the iteration's steps in the real environment, and hands their rows to the learners."""
-        config, sampler = self.config, self._sampler
-        if sampler is not None and self._num_gradient_steps >= config.online_after_steps:
-            num = config.online_steps_per_iteration
-            if not self._online.total:
-                num = max(num, config.online_first_steps)
-            with self.metrics.log_time((TIMERS, "online_steps")):
-                new = sampler.sample(num, self._policy_weights()[DEFAULT_MODULE_ID], self._online.total)
-            self._online.add(new)
-            self._hand_out_online(new.slice(max(0, len(new) - config.online_buffer_size), len(new)))
-            self.metrics.aggregate([sampler.metrics()], key=ONLINE)
-        if sampler is not None or self._online.total:
-            self.metrics.log_value(NUM_ONLINE_STEPS, self._online.total, reduce="max", window=1)
-            self.metrics.log_value((ONLINE, "buffer_size"), len(self._online), window=1)
-
-    def _hand_out_online(self, newest: Transitions) -> None:
-        """Gives the learners the newest rows of the buffer."""
-        _, rows, extra = self._packed(newest)
-        self._foreach_learner("add_online", rows, extra, self._online.slots(len(newest)), len(self._online))
-
-    def _set_online_state(self, state: Mapping[str, Any] | None) -> None:
-        """Takes the online rows of a checkpoint; of one without the option there are none."""
-        self._online = OnlineBuffer(self.config.online_buffer_size)
-        if state is not None:
-            self._online.set_state(state)
-        self._foreach_learner("forget_online")
-        if len(self._online):
-            self._hand_out_online(self._online.rows)
 
     # -- training --------------------------------------------------------------------------------------------------
 

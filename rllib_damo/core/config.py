@@ -297,6 +297,13 @@ class OfflineConfig(AlgorithmConfig):
                 f"`online_steps_per_iteration`={self.online_steps_per_iteration!r} takes steps in an environment, and "
                 "there is none: set `config.environment(env=...)`, or leave it 0."
             )
+        for name in ("env_to_module_connector", "module_to_env_connector"):
+            if self.online_steps_per_iteration and getattr(self, ray_internals.attribute_of(name)) is not None:
+                self.refuse(
+                    f"`online_steps_per_iteration`={self.online_steps_per_iteration!r} records what the environment "
+                    f"gives and gets, and `{name}` changes it on the way to or from the policy: do that in a wrapper "
+                    "of the environment, and in the dataset, or leave online_steps_per_iteration 0."
+                )
         self._check_classes()
         self._check_runners()
         self._check_spaces()

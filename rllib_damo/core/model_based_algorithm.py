@@ -18,8 +18,9 @@ from ray.rllib.utils.metrics import (
 )
 
 from rllib_damo.core import dataset_checks
-from rllib_damo.core.algorithm import ONLINE, PHASE, OfflineAlgorithm
+from rllib_damo.core.algorithm import PHASE, OfflineAlgorithm
 from rllib_damo.core.going_on import Start
+from rllib_damo.core.online_algorithm import ONLINE
 from rllib_damo.data.schema import Transitions, concatenate
 from rllib_damo.dynamics.known_range import KnownRange
 from rllib_damo.dynamics.model_error import Tracks
@@ -72,27 +73,20 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         columns = super()._set_dataset(transitions, fit)
         self._longest_episode = int(np.diff(transitions.episode_bounds()).max())
         selected = self._selected if len(self._selected) < len(columns.obs) else None
-        self._offline_starts: tuple[Any, Any] = columns.obs, selected
-        if self.config.num_env_runners > 0 and selected is not None:  # the other rows are not sent
-            self._offline_starts = columns.obs[selected], None
+        self._starts: dict[str, Any] = {"start_states": columns.obs, "start_rows": selected}
+        if self.config.num_env_runners > 0:
+            states = columns.obs if selected is None else columns.obs[selected]  # the other rows are not sent
+            self._starts = {"start_states": ray.put(states)}
         self._extremes = [np.stack((column.min(0), column.max(0))) for column in (columns.obs, columns.rewards)]
-        self._set_starts()
+        self._set_online_starts()
         return columns
 
-    def _set_starts(self) -> None:
-        """Sets the states that rollouts start from: the dataset's, and a share of ``online_ratio`` online ones."""
-        states, rows = self._offline_starts
+    def _set_online_starts(self) -> None:
+        """Adds the online states that a share of the rollouts start from, and what the model's range follows from."""
+        self._starts.pop("online_states", None)
         if len(self._online):
-            own, share = np.arange(len(states)) if rows is None else rows, self.config.online_ratio
-            online = len(states) + np.arange(len(self._online))
-            states = np.concatenate([states, self._online.rows.observations])
-            if share == 1:
-                rows = online
-            else:
-                rows = np.concatenate([own, np.resize(online, round(len(own) * share / (1 - share)))])
-        self._starts: dict[str, Any] = {"start_states": states, "start_rows": rows}
-        if self.config.num_env_runners > 0:
-            self._starts = {name: ray.put(part) for name, part in self._starts.items() if part is not None}
+            states = self._online.rows.observations
+            self._starts["online_states"] = ray.put(states) if self.config.num_env_runners > 0 else states
         if self.config.rollout_margin is not None:
             obs, rewards = self._extremes
             if len(self._online):
@@ -120,6 +114,7 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         if self._is_same_data:
             self.dynamics.set_state(start.training[COMPONENT_DYNAMICS], self._read_columns)
             return
+        self._refit_at = 0  # the model is trained on the dataset alone, once more
         self._foreach_learner("forget_kept_policy")
         if self._update_uses_dynamics():
             self._foreach_learner("forget_dynamics")
@@ -129,9 +124,12 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
     @override(OfflineAlgorithm)
     def take_online_steps(self) -> None:
         """As the base's; and the model is trained further when ``dynamics_refit_interval`` is over."""
+        before = self._online.total
         super().take_online_steps()
         interval, total = self.config.dynamics_refit_interval, self._online.total
-        if interval and total - self._refit_at >= interval:
+        if total > before:
+            self._set_online_starts()
+        if interval and self._sampler is not None and total - self._refit_at >= interval:
             with self.metrics.log_time((TIMERS, "dynamics_refit")):
                 self._refit()
             self._num_refits, self._refit_at = self._num_refits + 1, total
@@ -140,25 +138,22 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
 
     def _refit(self) -> None:
         """Trains the model further on the dataset and the online rows."""
-        rows = concatenate([self.offline_data.transitions, self._online.rows])
+        dataset = self.offline_data.transitions
+        rows, num_offline = concatenate([dataset, self._online.rows]), len(dataset)
+        del dataset
         self.offline_data.release()
         unit_actions = to_unit(rows.actions, self.config.action_space)
         columns: Any = (rows.observations, unit_actions, rows.next_observations, rows.rewards, rows.terminations)
-        for key, value in self.dynamics.refit(Batch(*columns), self._num_refits + 1).items():
+        for key, value in self.dynamics.refit(Batch(*columns), num_offline, self._num_refits + 1).items():
             self.metrics.log_value(("dynamics", key), value, window=1)
         self._foreach_learner("check_kept_policy", str(self.dynamics.file()), self._longest_episode)
         if self._update_uses_dynamics():
             self._foreach_learner("forget_dynamics")
 
     @override(OfflineAlgorithm)
-    def _hand_out_online(self, newest: Transitions) -> None:
-        super()._hand_out_online(newest)
-        self._set_starts()
-
-    @override(OfflineAlgorithm)
     def _set_online_state(self, state: Mapping[str, Any] | None) -> None:
         super()._set_online_state(state)
-        self._set_starts()
+        self._set_online_starts()
 
     # -- training --------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ class OnlineSampler:
 
     def __init__(self, config: AlgorithmConfig):
         self._seed = config.seed if config.seed is not None else fresh_seed()
-        self._action_space, self._has_started = config.action_space, False
+        self._action_space = config.action_space
         own = config.copy(copy_frozen=False)
         own.env_runner_cls, own.num_env_runners, own.num_gpus_per_env_runner = SingleAgentEnvRunner, 0, 0
         own.explore = own.normalize_actions = True
@@ -57,6 +57,11 @@ class OnlineSampler:
         self._module: Any = self._runner.module
         noise = config.online_noise
         self._module.exploration_noise = self._module.online_noise if noise is None else noise
+        self.reset()
+
+    def reset(self) -> None:
+        """The next steps begin a new episode, with the seeds of a new sampler."""
+        self._has_started = False
 
     def sample(self, num: int, weights: Mapping[str, Any], taken: int) -> Transitions:
         """Takes steps from where the last ones ended.
@@ -72,6 +77,7 @@ class OnlineSampler:
         self._module.set_state(weights)
         if not self._has_started:
             ray_internals.set_env_seed(self._runner, self._seed_at(taken))
+            ray_internals.require_reset(self._runner)
             self._has_started = True
         with _own_noise(self._seed_at(taken) + 1):
             episodes = self._runner.sample(num_timesteps=num, explore=True)
@@ -120,14 +126,15 @@ def _rows(episode: Any, action_space: Any) -> Transitions:
 class OnlineBuffer:
     """The newest ``capacity`` rows of the real environment, oldest first.
 
-    Learners keep copies in rings, in which the n-th row of all lies at ``n % capacity``.
+    Learners keep copies in rings, which are filled from slot 0 on.
 
     Attributes:
-        total: rows that were ever added.
+        total: rows that were ever added, by the runs before, too.
     """
 
     def __init__(self, capacity: int):
         self.capacity, self.total = capacity, 0
+        self._position = 0  # in the rings, of the next row
         self._rows: Transitions | None = None
 
     def __len__(self) -> int:
@@ -144,17 +151,24 @@ class OnlineBuffer:
         rows = concatenate(joined, "online")
         self._rows = rows.slice(max(0, len(rows) - self.capacity), len(rows))
         self.total += len(new)
+        self._position = (self._position + len(new)) % self.capacity
 
     def slots(self, newest: int) -> np.ndarray:
         """Where the newest rows lie in the learners' rings, ``(newest,)``, oldest first."""
-        return np.arange(self.total - newest, self.total) % self.capacity
+        return np.arange(self._position - newest, self._position) % self.capacity
 
     def get_state(self) -> dict[str, Any]:
-        return {"total": self.total, "rows": None if self._rows is None else self._rows.arrays()}
+        return {
+            "total": self.total,
+            "position": self._position,
+            "rows": None if self._rows is None else self._rows.arrays(),
+        }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Takes the newest rows of a buffer, which may have had another capacity."""
-        self._rows = None
+        self._rows, self._position = None, 0
         if state["rows"] is not None:
             self.add(Transitions(**state["rows"], name="online"))
+            if len(state["rows"]["rewards"]) == self.capacity:  # full rings, which go on where they were
+                self._position = state["position"]
         self.total = state["total"]

@@ -38,9 +38,9 @@ class ModelRolloutEnvRunner(PolicyRunner):
     the model's sampler, `terminated`.
 
     Args:
-        config: of a model-based algorithm. It reads ``rollout_batch_size``, ``rollout_length``, ``dynamics_path``,
-            ``termination_fn``, ``env``, ``env_config``, ``seed``, ``num_env_runners``, ``num_gpus_per_env_runner``,
-            ``num_learners``, ``num_gpus_per_learner`` and the module's spec.
+        config: of a model-based algorithm. It reads ``rollout_batch_size``, ``rollout_length``, ``online_ratio``,
+            ``dynamics_path``, ``termination_fn``, ``env``, ``env_config``, ``seed``, ``num_env_runners``,
+            ``num_gpus_per_env_runner``, ``num_learners``, ``num_gpus_per_learner`` and the module's spec.
         kwargs: RLlib's ``worker_index``, ``num_workers``, ``spaces``, ...
     """
 
@@ -132,11 +132,13 @@ class ModelRolloutEnvRunner(PolicyRunner):
         start_rows: Any = None,
         dynamics_state: Mapping[str, Any] | None = None,
         known_range: KnownRange | None = None,
+        online_states: Any = None,
         **kwargs: Any,
     ) -> list[Any]:
         """One round of rollouts from this runner's share of ``rollout_batch_size`` start states.
 
-        What is not given stays as it was in the round before; `get_metrics` has the round's metrics.
+        What is not given, ``online_states`` apart, stays as it was in the round before; `get_metrics` has the round's
+        metrics.
 
         Args:
             weights: the policy's state, by module or of the module itself.
@@ -147,6 +149,8 @@ class ModelRolloutEnvRunner(PolicyRunner):
             dynamics_state: a `DynamicsEnsemble`'s ``state_dict()`` in the place of the file's, for this and later
                 rounds, until another file is named. For algorithms that train the model on.
             known_range: where rollouts end, see `rollout`. None: as in the round before, and at first nowhere.
+            online_states: ``(M, obs)``, from which a share of ``online_ratio`` of this round's rollouts start in place
+                of ``start_states``; None: no rollout.
             kwargs: RLlib's; without effect.
 
         Returns:
@@ -179,7 +183,7 @@ class ModelRolloutEnvRunner(PolicyRunner):
             self.actions,
             self.model(self._dynamics),
             self.terminated,
-            self._draw_starts(),
+            self._draw_starts(online_states),
             self.config.rollout_length,
             self._generator,
             self._known_range,
@@ -189,12 +193,18 @@ class ModelRolloutEnvRunner(PolicyRunner):
         self._log(batch)
         return [batch if self._shares_learners_gpu() else to_arrow(batch)]
 
-    def _draw_starts(self) -> Tensor:
+    def _draw_starts(self, online: Any) -> Tensor:
         """``(share, obs)`` start states, drawn with replacement."""
         assert self._starts is not None
         num = len(self._starts if self._start_rows is None else self._start_rows)
         picks = torch.randint(num, (self._share(),), generator=self._generator, device=self._device)
-        return self._starts[picks if self._start_rows is None else self._start_rows[picks]]
+        starts = self._starts[picks if self._start_rows is None else self._start_rows[picks]]
+        if online is None:
+            return starts
+        online = as_constant(online).to(self._device, torch.float32)
+        picks = torch.randint(len(online), picks.shape, generator=self._generator, device=self._device)
+        chance = torch.rand(picks.shape, generator=self._generator, device=self._device)
+        return torch.where((chance < self.config.online_ratio)[:, None], online[picks], starts)
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from rllib_damo.dynamics import cache
 from rllib_damo.dynamics.ensemble import FILE_FIX, DynamicsEnsemble
 from rllib_damo.dynamics.model_error import Tracks, model_error
 from rllib_damo.dynamics.termination import resolve_termination
-from rllib_damo.dynamics.training import DynamicsTrainer
+from rllib_damo.dynamics.training import DynamicsTrainer, holdout_rows
 from rllib_damo.errors import UserError
 from rllib_damo.utils.batch import Batch
 from rllib_damo.utils.paths import atomic_write
@@ -66,7 +66,8 @@ class DynamicsComponent:
         self.learn_terminations = resolve_termination(config.env, config.termination_fn, config.env_config) is None
         self._trainer: DynamicsTrainer | None = None
         self._lock: Any = None
-        self._refits: list[Path] = []  # files of `refit`, of which a pending round may name the last
+        self._own_folder: tempfile.TemporaryDirectory[str] | None = None
+        self._own_files: list[Path] = []  # in it
         self.key: str | None = None  # of the model in the cache
         if config.dynamics_path is not None:
             self.path = Path(config.dynamics_path).expanduser()
@@ -182,13 +183,15 @@ class DynamicsComponent:
             self._finish()
         return metrics
 
-    def refit(self, columns: Batch, number: int) -> dict[str, float]:
+    def refit(self, columns: Batch, num_offline: int, number: int) -> dict[str, float]:
         """Trains the model, which is `ready`, further on other rows, until no network improves.
 
-        Its file is then named after its content: the cache's are for all runs on the same dataset.
+        Its file is then this run's own: the cache's are for all runs on the same dataset. The dataset's rows that the
+        first training kept aside are kept aside again, and the same share of the online rows.
 
         Args:
-            columns: all rows (NumPy arrays, unit actions).
+            columns: all rows (NumPy arrays, unit actions): first the dataset's, then online ones.
+            num_offline: how many are the dataset's.
             number: of the refit, which draws rows of its own.
 
         Returns:
@@ -196,18 +199,31 @@ class DynamicsComponent:
         """
         self.columns = columns
         model = DynamicsEnsemble.load(self.file()).to(self.device)
-        trainer, metrics = self._make_trainer(model, number), {}
+        size, seed, num_online = self.config.holdout_size, self.config.seed or 0, len(columns.obs) - num_offline
+        kept = holdout_rows(num_offline, size, seed)
+        online = holdout_rows(num_online, round(num_online * len(kept) / num_offline), seed + number)
+        trainer, metrics = self._make_trainer(model, number, torch.cat((kept, num_offline + online))), {}
         while not trainer.done:
             metrics = trainer.train_epoch()
         with tempfile.TemporaryDirectory(prefix="rllib_damo_") as folder:
             content = Path(trainer.finish().save(Path(folder) / "dynamics.pt")).read_bytes()
-        self.key, self.path = None, cache.write(content, self.config.dynamics_cache_dir)
+        self.key, self.path = None, self._write_own(content)
         self._finish()
-        if self.path not in self._refits:
-            self._refits.append(self.path)
-        if len(self._refits) > 2:
-            self._refits.pop(0).unlink(missing_ok=True)
         return metrics
+
+    def _write_own(self, content: bytes) -> Path:
+        """Writes a model that belongs to this run, beside the cache's; `close` deletes it.
+
+        The last two are kept: a pending round may name the one before.
+        """
+        if self._own_folder is None:
+            folder = cache.directory(self.config.dynamics_cache_dir)
+            self._own_folder = tempfile.TemporaryDirectory(prefix="run-", dir=folder, ignore_cleanup_errors=True)
+        path = cache.write(content, self._own_folder.name)
+        self._own_files = [file for file in self._own_files if file != path] + [path]
+        if len(self._own_files) > 2:
+            self._own_files.pop(0).unlink(missing_ok=True)
+        return path
 
     def _wait(self) -> None:
         """Waits until no other run trains this model."""
@@ -236,12 +252,15 @@ class DynamicsComponent:
             learn_terminations=self.learn_terminations,
         ).to(self.device)
 
-    def _make_trainer(self, ensemble: DynamicsEnsemble, refit: int = 0) -> DynamicsTrainer:
+    def _make_trainer(
+        self, ensemble: DynamicsEnsemble, refit: int = 0, holdout: torch.Tensor | None = None
+    ) -> DynamicsTrainer:
         """A trainer of the ensemble, in place, on `columns`.
 
         Args:
             ensemble: untrained, or one that is trained further.
             refit: number of the refit that it is for.
+            holdout: the rows that it keeps aside; None: drawn ones.
         """
         c, rows = self.config, self.columns
         assert rows is not None
@@ -263,6 +282,7 @@ class DynamicsComponent:
             seed=(c.seed or 0) + refit,
             device=self.device,
             fit_statistics=self._parent is None and not refit,
+            holdout=holdout,
         )
 
     def _load_parent(self) -> DynamicsEnsemble:
@@ -272,7 +292,7 @@ class DynamicsComponent:
             ValueError: it is of other sizes than the options, or it learned no terminations where they are needed.
         """
         assert self._parent is not None
-        c, ensemble = self.config, DynamicsEnsemble.load(cache.write(self._parent, self.config.dynamics_cache_dir))
+        c, ensemble = self.config, DynamicsEnsemble.load(self._write_own(self._parent))
         sizes = ensemble.hparams
         found = {
             "dynamics_hidden_dims": tuple(sizes["hidden_dims"]), "num_ensemble": sizes["num_ensemble"],
@@ -295,7 +315,7 @@ class DynamicsComponent:
         self.ready = True
         self._content = self.path.read_bytes()  # a cache may be emptied during a run
         self._trainer = self.columns = None
-        self.close()
+        self._release_lock()
 
     @torch.no_grad()
     def _check_predictions(self, model: DynamicsEnsemble) -> None:
@@ -327,14 +347,21 @@ class DynamicsComponent:
             )
 
     def close(self) -> None:
-        """Releases the lock: another process may train this model."""
+        """Releases the lock, and deletes the run's own models."""
+        self._release_lock()
+        if self._own_folder is not None:
+            self._own_folder.cleanup()
+            self._own_folder, self._own_files = None, []
+
+    def _release_lock(self) -> None:
+        """Another process may train this model then."""
         if self._lock is not None and self._lock.is_locked:
             self._lock.release()
 
     def file(self) -> Path:
         """The trained model's file, written again if it is gone."""
         if not self.path.exists():
-            self.path = cache.write(self._content, self.config.dynamics_cache_dir)
+            self.path = self._keep(self._content, self.key)
         return self.path
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
@@ -376,10 +403,11 @@ class DynamicsComponent:
             self._trainer.load_state_dict(state["trainer"])
 
     def _keep(self, content: bytes, key: str | None) -> Path:
-        """Writes a checkpoint's model to the cache, under the key that it was trained for."""
+        """The file of a model: the cache's of the key that it was trained for, or, where that is another, the run's."""
         path = None if key is None else cache.path(key, self.config.dynamics_cache_dir)
-        if path is None or path.exists():
-            return cache.write(content, self.config.dynamics_cache_dir)
-        with atomic_write(path) as file:
-            file.write(content)
+        if path is None or (path.exists() and path.read_bytes() != content):
+            return self._write_own(content)
+        if not path.exists():
+            with atomic_write(path) as file:
+                file.write(content)
         return path

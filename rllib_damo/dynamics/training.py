@@ -27,6 +27,11 @@ MIN_TRANSITIONS = 10
 ArrayLike = np.ndarray | Tensor
 
 
+def holdout_rows(num: int, size: int, seed: int) -> Tensor:
+    """The rows that a `DynamicsTrainer` with this ``seed`` and ``holdout_size`` keeps aside of ``num``."""
+    return torch.randperm(num, generator=torch.Generator().manual_seed(seed))[: min(size, num // 5)]
+
+
 class DynamicsTrainer:
     """Fits each member to its own bootstrap sample of the transitions until its hold-out error stops falling.
 
@@ -53,6 +58,7 @@ class DynamicsTrainer:
         device: where data and networks live.
         fit_statistics: False for networks that are trained already, on other data: the statistics that their weights
             go with stay.
+        holdout: the rows that are kept aside, in the place of ``holdout_size`` drawn ones.
 
     Raises:
         ValueError: sizes that do not fit each other, or fewer than ``MIN_TRANSITIONS`` usable rows.
@@ -78,6 +84,7 @@ class DynamicsTrainer:
         seed: int = 0,
         device: torch.device | str = "cpu",
         fit_statistics: bool = True,
+        holdout: Tensor | None = None,
     ):
         num_layers = len(ensemble.weights)
         if len(weight_decay) != num_layers:
@@ -118,8 +125,10 @@ class DynamicsTrainer:
         self._targets = targets.sub_(ensemble.target_mean).div_(scale)
 
         order = self._randperm(len(inputs))
-        num_holdout = min(holdout_size, len(inputs) // 5)
-        self._holdout, train = order[:num_holdout], order[num_holdout:]
+        if holdout is None:
+            holdout = order[: min(holdout_size, len(inputs) // 5)]  # `holdout_rows`
+        self._holdout = holdout.to(self.device)
+        train = order[~torch.isin(order, self._holdout)]
         draws = torch.randint(len(train), (ensemble.num_ensemble, len(train)), generator=self._generator)
         self._bootstrap = train[draws.to(self.device)]  # (E, N) rows of each member's sample
 
