@@ -125,10 +125,12 @@ class DynamicsTrainer:
         self._targets = targets.sub_(ensemble.target_mean).div_(scale)
 
         order = self._randperm(len(inputs))
-        if holdout is None:
-            holdout = order[: min(holdout_size, len(inputs) // 5)]  # `holdout_rows`
-        self._holdout = holdout.to(self.device)
-        train = order[~torch.isin(order, self._holdout)]
+        if holdout is None:  # `holdout_rows`
+            num_holdout = min(holdout_size, len(inputs) // 5)
+            self._holdout, train = order[:num_holdout], order[num_holdout:]
+        else:
+            self._holdout = holdout.to(self.device)
+            train = order[~torch.isin(order, self._holdout)]
         draws = torch.randint(len(train), (ensemble.num_ensemble, len(train)), generator=self._generator)
         self._bootstrap = train[draws.to(self.device)]  # (E, N) rows of each member's sample
 
