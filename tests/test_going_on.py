@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.fs
@@ -11,9 +12,20 @@ import pytest
 import torch
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from rllib_damo import DAMO, RAMBO, DAMOConfig, OfflineIQL, OfflineIQLConfig, RAMBOConfig, TD3BCConfig, load_policy
+from rllib_damo import (
+    DAMO,
+    RAMBO,
+    DAMOConfig,
+    MOPOConfig,
+    OfflineIQL,
+    OfflineIQLConfig,
+    RAMBOConfig,
+    TD3BCConfig,
+    load_policy,
+)  # fmt: skip
 from rllib_damo.core.algorithm import OfflineAlgorithm
 from rllib_damo.core.going_on import Start
+from rllib_damo.core.policy_checks import NUM_STARTS
 from rllib_damo.dynamics import DynamicsEnsemble
 from rllib_damo.errors import CheckpointError, UserError
 from rllib_damo.evaluation.checkpoints import MANIFEST
@@ -226,3 +238,42 @@ def test_a_checkpoint_of_another_package_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("rllib_damo.core.going_on.read_pickle", lambda *args: {"learner_group": {}})
     with pytest.raises(CheckpointError, match="not a checkpoint of an algorithm of this package"):
         Start.read(str(tmp_path), "offline_training")
+
+
+def test_a_run_checks_at_its_interval_and_goes_on_from_a_checkpoint(dataset: str, tmp_path: Path) -> None:
+    def build() -> Any:
+        config = make_small(MOPOConfig(), dataset, str(tmp_path))
+        return config.training(policy_check_freq=40, policy_tau=1.0).build_algo()
+
+    algo = build()
+    assert "policy_check" not in train_policy(algo, 1)
+    module = algo.learner_group._learner.module["default_policy"]
+    newest = [p.clone() for p in module.averaged_actor.parameters()]
+    assert all(map(torch.equal, module.kept_actor.parameters(), newest))  # no check so far
+    found = train_policy(algo, 1)["policy_check"]
+    assert found["kept_step"] == 40
+    assert -17 * 200 < found["return_lower"] <= found["return_mean"] < 0
+    # a policy that nothing can beat
+    algo.learner_group._learner._checks.kept_return = 1.0
+    kept = [p.clone() for p in module.kept_actor.parameters()]
+    train_policy(algo, 2)
+    assert all(map(torch.equal, module.kept_actor.parameters(), kept))
+    assert not all(map(torch.equal, module.averaged_actor.parameters(), kept))
+    path = algo.save_to_path(tmp_path / "checkpoint")
+    algo.stop()
+
+    other = build()
+    other.restore_from_path(path)
+    state = other.learner_group._learner._checks.get_state()
+    assert (state["kept_return"], state["kept_step"], state["terms"][0].shape) == (1.0, 40, (NUM_STARTS, 3))
+    module = other.learner_group._learner.module["default_policy"]
+    assert all(map(torch.equal, module.kept_actor.parameters(), kept))
+    assert "policy_check" in train_policy(other, 2)
+    assert all(map(torch.equal, module.kept_actor.parameters(), kept))
+    other.stop()
+
+
+def test_without_checks_there_is_no_kept_actor(dataset: str, tmp_path: Path) -> None:
+    algo = make_small(MOPOConfig(), dataset, str(tmp_path)).build_algo()
+    assert not any("kept" in name for name in module_state(algo))
+    algo.stop()

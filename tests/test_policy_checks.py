@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,14 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rllib_damo import DAMOConfig, MOPOConfig
+from rllib_damo import DAMOConfig
 from rllib_damo.core.policy_checks import NUM_STARTS, PolicyChecks
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
 from rllib_damo.dynamics import never_terminates
 from rllib_damo.dynamics.episode_returns import episode_returns
 from rllib_damo.dynamics.known_range import KnownRange
 
-from .small_runs import make_small, module_state, train_policy
 from .test_rollouts import ACT, OBS, counting_model, ends_at_three
 
 
@@ -163,40 +161,6 @@ def test_checks_play_no_longer_than_the_data_nor_for_ever(monkeypatch: pytest.Mo
     assert judged.length == 1000
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_run_checks_at_its_interval_and_goes_on_from_a_checkpoint(dataset: str, tmp_path: Path) -> None:
-    def build() -> Any:
-        config = make_small(MOPOConfig(), dataset, str(tmp_path))
-        return config.training(policy_check_freq=40, policy_tau=1.0).build_algo()
-
-    algo = build()
-    assert "policy_check" not in train_policy(algo, 1)
-    module = algo.learner_group._learner.module["default_policy"]
-    newest = [p.clone() for p in module.averaged_actor.parameters()]
-    assert all(map(torch.equal, module.kept_actor.parameters(), newest))  # no check so far
-    found = train_policy(algo, 1)["policy_check"]
-    assert found["kept_step"] == 40
-    assert -17 * 200 < found["return_lower"] <= found["return_mean"] < 0
-    # a policy that nothing can beat
-    algo.learner_group._learner._checks.kept_return = 1.0
-    kept = [p.clone() for p in module.kept_actor.parameters()]
-    train_policy(algo, 2)
-    assert all(map(torch.equal, module.kept_actor.parameters(), kept))
-    assert not all(map(torch.equal, module.averaged_actor.parameters(), kept))
-    path = algo.save_to_path(tmp_path / "checkpoint")
-    algo.stop()
-
-    other = build()
-    other.restore_from_path(path)
-    state = other.learner_group._learner._checks.get_state()
-    assert (state["kept_return"], state["kept_step"], state["terms"][0].shape) == (1.0, 40, (NUM_STARTS, 3))
-    module = other.learner_group._learner.module["default_policy"]
-    assert all(map(torch.equal, module.kept_actor.parameters(), kept))
-    assert "policy_check" in train_policy(other, 2)
-    assert all(map(torch.equal, module.kept_actor.parameters(), kept))
-    other.stop()
-
-
 def test_checks_may_begin_and_end_at_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     checked = Judged(monkeypatch).module
     plain = DAMOTorchRLModule(
@@ -212,10 +176,3 @@ def test_checks_may_begin_and_end_at_a_checkpoint(monkeypatch: pytest.MonkeyPatc
     assert not torch.equal(checked.mean_actions(obs), checked.averaged_actor(obs)[0].tanh())
     plain.set_state(checked.get_state())
     torch.testing.assert_close(plain.mean_actions(obs), checked.averaged_actor(obs)[0].tanh())
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_without_checks_there_is_no_kept_actor(dataset: str, tmp_path: Path) -> None:
-    algo = make_small(MOPOConfig(), dataset, str(tmp_path)).build_algo()
-    assert not any("kept" in name for name in module_state(algo))
-    algo.stop()
