@@ -12,6 +12,7 @@ from ray.rllib.algorithms.cql import CQLConfig
 
 from rllib_damo import TD3BCConfig
 from rllib_damo.command import room
+from rllib_damo.core import sealed_checkpoints
 from rllib_damo.core.sealed_checkpoints import RESERVED_BYTES
 from rllib_damo.errors import DiskFullError
 
@@ -24,7 +25,7 @@ def test_room_is_measured_by_the_last_checkpoint(tmp_path: Path, monkeypatch: py
         )
     )
     check = room.with_room_check(CQLConfig()).callbacks_on_train_result[-1]
-    monkeypatch.setattr(room, "free_bytes", lambda place: RESERVED_BYTES + 500)
+    monkeypatch.setattr(sealed_checkpoints, "free_bytes", lambda place: RESERVED_BYTES + 500)
     check(algorithm=trial, result={})  # before the first one
     last.mkdir(parents=True)
     (last / "state.pkl").write_bytes(bytes(500))

@@ -6,14 +6,10 @@ taken; the first one is only left the room that results need.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyarrow import fs
-
 from rllib_damo.command.stopping import add_to_results
-from rllib_damo.core.sealed_checkpoints import RESERVED_BYTES, THEN, SealedCheckpoints
-from rllib_damo.utils.disk import disk_full, folder_size, free_bytes
+from rllib_damo.core.sealed_checkpoints import SealedCheckpoints, check_room
 from rllib_damo.utils.ray_internals import trial_places
 
 if TYPE_CHECKING:
@@ -30,9 +26,5 @@ def with_room_check(config: AlgorithmConfig) -> AlgorithmConfig:
 
 def _check_room(*, algorithm: Any, **kwargs: Any) -> None:
     places = trial_places(algorithm)
-    if places is None or not isinstance(places.filesystem, fs.LocalFileSystem):
-        return
-    last = Path(places.checkpoint)
-    needed = RESERVED_BYTES + (folder_size(last) if last.is_dir() else 0)
-    if free_bytes(places.folder) < needed:
-        raise disk_full(f"A checkpoint in {places.folder}", places.folder, THEN, needed)
+    if places is not None:
+        check_room(places, like=places.checkpoint)

@@ -309,8 +309,6 @@ class OfflineAlgorithm(OnlineAlgorithm, SealedCheckpoints, WatchedAlgorithm):
     def cleanup(self) -> None:
         super().cleanup()
         self.offline_data.close()
-        if self._sampler is not None:
-            self._sampler.close()
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -345,7 +345,7 @@ class OfflineTorchLearner(TorchLearner):
         """E[min_i Q_i(s0, π(s0))] over the dataset's episode starts (π's mean action), in the dataset's rewards."""
         module = self.module[DEFAULT_MODULE_ID]
         obs = self._layout.unpack(self._offline[self._rows_of["starts"][:max_states]]).obs  # type: ignore[index]
-        value = module.critics(obs, module.averaged_actor(obs)[0].tanh()).min(0).values.mean()
+        value = module.critics(obs, module.mean_actions(obs, module.averaged_actor)).min(0).values.mean()
         return float(value) / self._facts.reward_scale
 
     # -- checkpoints -----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import EVALUATION_RESULTS
 
 from rllib_damo.core.evaluated_algorithm import EvaluatedAlgorithm
+from rllib_damo.data.offline_data import needs_whole
 from rllib_damo.errors import UserError
 from rllib_damo.nn.standardize import input_scales
 from rllib_damo.selection import rule
@@ -123,10 +124,8 @@ class WatchedAlgorithm(EvaluatedAlgorithm):
         super().setup(config)
         interval, rows = self.config.offline_evaluation_interval, self.config.max_dataset_rows
         if interval and self.offline_data.is_capped:
-            raise UserError(
-                f"offline_evaluation_interval={interval} needs the whole dataset in memory, and it is larger than "
-                f"max_dataset_rows={rows}: raise max_dataset_rows, or set offline_evaluation_interval=None."
-            )
+            option = f"offline_evaluation_interval={interval}"
+            raise UserError(needs_whole(option, rows, "set offline_evaluation_interval=None"))
 
     @classmethod
     @override(Algorithm)

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import TIMERS
 
 from rllib_damo.core.guarded_learners import GuardedLearners
 from rllib_damo.core.online import OnlineBuffer, OnlineSampler
+from rllib_damo.data.offline_data import needs_whole
 from rllib_damo.data.schema import Transitions
 from rllib_damo.errors import UserError
 
@@ -39,11 +41,8 @@ class OnlineAlgorithm(GuardedLearners):
         if not config.online_steps_per_iteration:
             return
         if self.offline_data.is_capped:
-            raise UserError(
-                f"online_steps_per_iteration={config.online_steps_per_iteration} needs the whole dataset in memory, "
-                f"and it is larger than max_dataset_rows={config.max_dataset_rows}: raise max_dataset_rows, or leave "
-                "online_steps_per_iteration 0."
-            )
+            option = f"online_steps_per_iteration={config.online_steps_per_iteration}"
+            raise UserError(needs_whole(option, config.max_dataset_rows, "leave online_steps_per_iteration 0"))
         self._sampler = OnlineSampler(config)
 
     def take_online_steps(self) -> None:
@@ -80,3 +79,9 @@ class OnlineAlgorithm(GuardedLearners):
         self._foreach_learner("forget_online")
         if len(self._online):
             self._hand_out_online(self._online.rows)
+
+    @override(GuardedLearners)
+    def cleanup(self) -> None:
+        super().cleanup()
+        if self._sampler is not None:
+            self._sampler.close()

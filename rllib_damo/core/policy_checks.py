@@ -6,6 +6,7 @@ model often does, even where the critics have not learned of the fall yet.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -101,9 +102,8 @@ class PolicyChecks:
         dynamics = self._dynamics[1]
         rule = rule_of_model(self._config, dynamics, self._module.action_space, self._device)
         noise = torch.Generator(self._device).manual_seed(1)
-        return episode_returns(
-            lambda obs: actor(obs)[0].tanh(), dynamics, rule, terms.starts, terms.length, noise, terms.known
-        )
+        policy = functools.partial(self._module.mean_actions, actor=actor)
+        return episode_returns(policy, dynamics, rule, terms.starts, terms.length, noise, terms.known)
 
     def keep(self) -> None:
         """Keeps the policy as it is now."""

@@ -147,9 +147,14 @@ class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
             for kept, current in zip(self.kept_actor.parameters(), self.averaged_actor.parameters(), strict=True):
                 kept.copy_(current)
 
-    def mean_actions(self, obs: Tensor) -> Tensor:
-        """tanh of the played policy's mean, ``(B, act_dim)`` unit actions: what evaluation and inference play."""
-        return self.played_actor(obs)[0].tanh()
+    def mean_actions(self, obs: Tensor, actor: Any = None) -> Tensor:
+        """tanh of a policy's mean, ``(B, act_dim)`` unit actions.
+
+        Args:
+            obs: ``(B, obs_dim)`` raw observations.
+            actor: one of the policies; None: the one that evaluation and inference play.
+        """
+        return (self.played_actor if actor is None else actor)(obs)[0].tanh()
 
     # RLlib's EnvRunners act through these. Emitting the actions themselves, and not the inputs of an action
     # distribution, keeps RLlib from clipping the raw mean (its deterministic squashed Gaussian does).

@@ -26,7 +26,7 @@ from rllib_damo.utils.paths import place_of
 
 #: Room that a checkpoint leaves for results, in bytes.
 RESERVED_BYTES = 4_000_000
-THEN = "continue: `rllib train --resume`, `Tuner.restore`, or save again"
+_THEN = "continue: `rllib train --resume`, `Tuner.restore`, or save again"
 
 
 class SealedCheckpoints(Checkpointable, Trainable):
@@ -58,7 +58,7 @@ class SealedCheckpoints(Checkpointable, Trainable):
         except OSError as error:
             if is_full(error):
                 place = path or tempfile.gettempdir()
-                raise disk_full(f"The checkpoint {place}", place, THEN) from error
+                raise disk_full(f"The checkpoint {place}", place, _THEN) from error
             raise
         return saved
 
@@ -84,7 +84,7 @@ class SealedCheckpoints(Checkpointable, Trainable):
                 if written != places.checkpoint:  # which is the one before
                     with contextlib.suppress(OSError):  # it is not there, say
                         filesystem.delete_dir(written)
-                raise disk_full(f"The checkpoint {written}", written, THEN, folder_size(checkpoint_dir)) from error
+                raise disk_full(f"The checkpoint {written}", written, _THEN, folder_size(checkpoint_dir)) from error
 
     @override(Trainable)
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -95,11 +95,8 @@ class SealedCheckpoints(Checkpointable, Trainable):
         """
         super().save_checkpoint(checkpoint_dir)
         places = ray_internals.trial_places(self)
-        if places is None or not isinstance(places.filesystem, pyarrow.fs.LocalFileSystem):
-            return
-        needed = folder_size(checkpoint_dir) + RESERVED_BYTES
-        if free_bytes(places.folder) < needed:
-            raise disk_full(f"A checkpoint in {places.folder}", places.folder, THEN, needed)
+        if places is not None:
+            check_room(places, checkpoint_dir)
 
     def readable_files(self) -> dict[str, dict[str, Any]]:
         """JSON files that a checkpoint has beside RLlib's: their names and contents."""
@@ -148,6 +145,23 @@ class SealedCheckpoints(Checkpointable, Trainable):
             if kwargs and "config" not in kwargs:
                 kwargs = {"config": config}
         return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
+
+
+def check_room(places: ray_internals.TrialPlaces, like: str) -> None:
+    """Looks for room for a checkpoint in a trial's folder, where that is on a disk of this machine.
+
+    Args:
+        places: the trial's.
+        like: folder of a checkpoint of that size; one that is not there has none.
+
+    Raises:
+        DiskFullError: there is none, or too little for results beside it.
+    """
+    if not isinstance(places.filesystem, pyarrow.fs.LocalFileSystem):
+        return
+    needed = folder_size(like) + RESERVED_BYTES
+    if free_bytes(places.folder) < needed:
+        raise disk_full(f"A checkpoint in {places.folder}", places.folder, _THEN, needed)
 
 
 def stored_config(path: str, filesystem: pyarrow.fs.FileSystem, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 _ROWS_PER_BLOCK = 1 << 17
 
 
+def needs_whole(option: str, max_rows: int | None, instead: str) -> str:
+    """What an error says of an option that a dataset in windows does not go with, and what to do."""
+    return (
+        f"{option} needs the whole dataset in memory, and it is larger than max_dataset_rows={max_rows}: raise "
+        f"max_dataset_rows, or {instead}."
+    )
+
+
 class BulkOfflineData(OfflineData):
     """The offline dataset of an algorithm. Nothing is read before one of its properties is used.
 
@@ -111,9 +119,12 @@ class BulkOfflineData(OfflineData):
     def _refuse_holdout(self) -> None:
         if self._holdout_episodes:
             raise DataError(
-                f"{without_password(str(self.path))}: holdout_episodes={self._holdout_episodes!r} needs the "
-                f"whole dataset in memory, and it is larger than max_dataset_rows={self.max_rows}: raise "
-                "max_dataset_rows, or keep files of episodes out of input_ yourself."
+                f"{without_password(str(self.path))}: "
+                + needs_whole(
+                    f"holdout_episodes={self._holdout_episodes!r}",
+                    self.max_rows,
+                    "keep files of episodes out of input_ yourself",
+                )
             )
 
     def release(self) -> None:

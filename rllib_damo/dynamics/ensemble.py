@@ -129,12 +129,7 @@ class DynamicsEnsemble(nn.Module):
 
     def sampler(self) -> Sampler:
         """`sample` with the elites' weights collected once, for many calls."""
-        with torch.inference_mode():
-            weights = [w[self.elites] for w in self.weights]
-            biases = [b[self.elites] for b in self.biases]
-            max_logvar, min_logvar = self.max_logvar[self.elites], self.min_logvar[self.elites]
-        num, dim = self.num_elites, self.obs_dim
-        silu_ = functools.partial(F.silu, inplace=True)
+        num, dim, draw = self.num_elites, self.obs_dim, self.elite_sampler()
 
         @torch.inference_mode()
         def sample(obs: Tensor, unit_actions: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -145,15 +140,32 @@ class DynamicsEnsemble(nn.Module):
             slots = torch.randperm(num * group, generator=generator, device=obs.device)
             rows = torch.empty_like(slots)
             rows[slots] = torch.arange(num * group, device=obs.device)
-            x = torch.cat((obs, unit_actions), dim=-1).sub_(self.input_mean).div_(self.input_std)
-            raw = stacked_forward(x[slots % batch].view(num, group, -1), weights, biases, silu_)
-            mean, logvar = bounded_gaussian(raw, max_logvar, min_logvar)
-            noise = torch.randn(mean.shape, generator=generator, device=obs.device)
-            drawn = mean.addcmul(logvar.mul_(0.5).exp_(), noise).mul_(self.target_std).add_(self.target_mean)
-            drawn = drawn.view(num * group, dim + 1)[rows[:batch]]
+            inputs = torch.cat((obs, unit_actions), dim=-1)[slots % batch]
+            drawn = draw(inputs.view(num, group, -1), generator).view(num * group, dim + 1)[rows[:batch]]
             return obs + drawn[:, :dim], drawn[:, dim]
 
         return sample
+
+    def elite_sampler(self) -> Callable[[Tensor, torch.Generator | None], Tensor]:
+        """A function by which each elite draws for rows of its own, with the weights collected once.
+
+        Its arguments are [obs | unit actions], ``(num_elites, B, obs_dim + act_dim)``, which it overwrites, and the
+        generator; it returns [s' - s, r], ``(num_elites, B, obs_dim + 1)``.
+        """
+        with torch.inference_mode():
+            weights = [w[self.elites] for w in self.weights]
+            biases = [b[self.elites] for b in self.biases]
+            max_logvar, min_logvar = self.max_logvar[self.elites], self.min_logvar[self.elites]
+        silu_ = functools.partial(F.silu, inplace=True)
+
+        @torch.inference_mode()
+        def draw(inputs: Tensor, generator: torch.Generator | None) -> Tensor:
+            x = inputs.sub_(self.input_mean).div_(self.input_std)
+            mean, logvar = bounded_gaussian(stacked_forward(x, weights, biases, silu_), max_logvar, min_logvar)
+            noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+            return mean.addcmul(logvar.mul_(0.5).exp_(), noise).mul_(self.target_std).add_(self.target_mean)
+
+        return draw
 
     def elites_only(self) -> DynamicsEnsemble:
         """A frozen copy whose members are the elites; without the termination head."""

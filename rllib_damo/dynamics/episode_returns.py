@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.known_range import KnownRange
 from rllib_damo.dynamics.rollout import as_terminated
 from rllib_damo.dynamics.termination import TerminationFn
-from rllib_damo.nn.gaussian_mlp import bounded_gaussian
-from rllib_damo.nn.stacked_mlp import stacked_forward
 
 
 @torch.inference_mode()
@@ -43,19 +40,13 @@ def episode_returns(
     Returns:
         ``(E, N)`` undiscounted returns, of the model's rewards within the dataset's.
     """
-    elites = dynamics.elites_only()
-    weights, biases = list(elites.weights), list(elites.biases)
-    num, (starts_each, dim) = elites.num_ensemble, starts.shape
+    draw, num, (starts_each, dim) = dynamics.elite_sampler(), dynamics.num_elites, starts.shape
     obs = starts.expand(num, starts_each, dim).reshape(num * starts_each, dim)
     returns, running = obs.new_zeros(len(obs)), torch.ones(len(obs), dtype=torch.bool, device=obs.device)
     for step in range(length):
         actions = policy(obs)
-        x = (torch.cat((obs, actions), dim=-1) - elites.input_mean) / elites.input_std
-        raw = stacked_forward(x.view(num, starts_each, -1), weights, biases, F.silu)
-        mean, logvar = bounded_gaussian(raw, elites.max_logvar, elites.min_logvar)
-        noise = torch.randn(mean.shape, generator=generator, device=obs.device)
-        drawn = mean.addcmul((0.5 * logvar).exp(), noise) * elites.target_std + elites.target_mean
-        drawn = drawn.view(len(obs), dim + 1)
+        inputs = torch.cat((obs, actions), dim=-1).view(num, starts_each, -1)
+        drawn = draw(inputs, generator).view(len(obs), dim + 1)
         next_obs, rewards = obs + drawn[:, :dim], drawn[:, dim]
         terminated = as_terminated(termination_fn(obs, actions, next_obs), next_obs)
         left = known.is_left(next_obs, rewards, terminated)
