@@ -23,6 +23,7 @@ import ray
 import torch
 
 from rllib_damo import ALGORITHMS
+from rllib_damo.command.inputs import apply_config
 from rllib_damo.core.config import ModelBasedConfig
 
 #: For Pendulum: those of these that an algorithm has.
@@ -48,7 +49,7 @@ def train_offline(args: argparse.Namespace, seed: int, folder: str) -> str:
             config.dynamics(
                 dynamics_hidden_dims=(64, 64), dynamics_weight_decay=(2.5e-5, 5e-5, 1e-4), dynamics_max_epochs=10
             )
-    config.training(**args.options).evaluation(**EVALUATION)
+    apply_config(config.evaluation(**EVALUATION), args.options, "--options")
     algo = config.build_algo()
     while algo.train()["num_gradient_steps_lifetime"] < args.offline_steps:
         pass
@@ -103,7 +104,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     for seed in args.seeds:
         found = json.loads(args.out.read_text()) if args.out.exists() else []
         known = [(row["algorithm"], row["name"], row["seed"]) for row in found]
