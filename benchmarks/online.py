@@ -49,7 +49,7 @@ def train_offline(args: argparse.Namespace, seed: int, folder: str) -> str:
             config.dynamics(
                 dynamics_hidden_dims=(64, 64), dynamics_weight_decay=(2.5e-5, 5e-5, 1e-4), dynamics_max_epochs=10
             )
-    apply_config(config.evaluation(**EVALUATION), args.options, "--options")
+    config = apply_config(config.evaluation(**EVALUATION), args.options, "--options")
     algo = config.build_algo()
     while algo.train()["num_gradient_steps_lifetime"] < args.offline_steps:
         pass
