@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,21 @@ def is_finished(trial: Trial) -> bool:
 
 
 def run_trial(job: dict[str, Any]) -> None:
-    """Trains one trial to its end, as a function trainable of Tune: ``job["trial"]`` holds the fields of `Trial`."""
+    """`train` as a function trainable of Tune: ``job["trial"]`` holds the fields of `Trial`."""
+    train(Trial(**job["trial"]), tune.report)
+
+
+def train(
+    trial: Trial, report: Callable[[Row], Any], measure: Callable[[Any, Policy, dict[str, Any]], Row] | None = None
+) -> None:
+    """Trains one trial to its end, from where it was interrupted.
+
+    Args:
+        trial: what to train.
+        report: called with each new evaluation.
+        measure: further columns of an evaluation, from the algorithm, its policy and the result of its iteration.
+    """
     torch.set_num_threads(1)
-    trial = Trial(**job["trial"])
     rows = read_rows(trial)
     trial.folder.mkdir(parents=True, exist_ok=True)
     _write(trial.folder / _IDENTITY, trial.identity())
@@ -128,10 +141,12 @@ def run_trial(job: dict[str, Any]) -> None:
             rows.append(_row(trial.task, steps, rewards, algo.config.gamma, value, seconds))
             if hasattr(policy.module, "critics"):
                 rows[-1] |= along_the_path(policy, environment(trial.task), algo.config.gamma, PATHS, seed=steps)
+            if measure is not None:
+                rows[-1] |= measure(algo, policy, result)
             _write(trial.folder / _ROWS, rows)  # before the checkpoint, which does not repeat the evaluation
             _save(algo, trial, steps, seconds)
             saved = time.monotonic()
-            tune.report(rows[-1])
+            report(rows[-1])
         elif time.monotonic() - saved > CHECKPOINT_SECONDS:
             _save(algo, trial, steps, seconds)
             saved = time.monotonic()

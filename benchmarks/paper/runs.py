@@ -1,0 +1,212 @@
+"""Trains the variants of DAMO that the paper compares, and MOPO beside them: what the other files here are made from.
+
+    python benchmarks/paper/runs.py hopper-medium-expert --steps 100000 --out paper_runs
+
+All variants of a task and a seed have the same dataset, networks, rollouts and dynamics model, and no anchor to the
+data. Each has a folder OUT/TASK/VARIANT/seedN with an evaluation of ten real episodes every ``--every`` gradient steps,
+the last checkpoint and the dynamics model. Variants run one after another in this process, on one thread. The same
+command goes on where it was interrupted, and with more ``--steps`` where it had ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import ray
+import torch
+from score_settings import add_options, environment
+from score_tables import Dataset
+from score_trials import Row, Trial, is_finished, train
+from scores import describe, make_trials
+from torch import Tensor
+
+from rllib_damo.data.offline_data import BulkOfflineData
+from rllib_damo.errors import UsageError
+from rllib_damo.evaluation.policy import Policy
+from rllib_damo.utils.names import near
+from rllib_damo.utils.spaces import to_unit
+
+#: What all variants have in common, MOPO included.
+SHARED: dict[str, Any] = {
+    "hidden_dims": (128, 128), "critic_layer_norm": True, "actor_lr": 3e-4, "alpha_lr": 3e-4, "initial_alpha": 0.1,
+    "max_alpha": 1.0, "data_fraction": 1.0, "real_ratio": 0.5, "dynamics_max_epochs": 20,
+}  # fmt: skip
+#: As many transitions a round in both; see "Without an anchor" in benchmarks/LOG.md.
+LONG: dict[str, Any] = {"rollout_length": 200, "rollout_batch_size": 500, "rollout_margin": 0.1, "tau": 0.02}
+SHORT: dict[str, Any] = {"rollout_length": 5, "rollout_batch_size": 20_000, "rollout_margin": None, "tau": 0.005}
+ROLLOUTS = {"hopper": LONG, "halfcheetah": SHORT, "walker2d": SHORT, "pendulum": SHORT}
+DAMO: dict[str, Any] = {
+    "eta": 1.0, "bc_weight": 0.0, "f_divergence": "power", "actor_f_divergence": "power", "logit_bonus": False,
+}  # fmt: skip
+#: Beside the 1 of "full", where `actor_eta` fixed (1) and free (η) are the same.
+ETAS = (0.1, 0.5, 2.0, 3.0, 5.0)
+#: Variant -> method of `score_settings.py` and options over the common ones. MOPO keeps the penalty of its settings.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "full": ("damo", {}),
+    "no-er": ("damo", {"data_alignment": False}),
+    "no-ir": ("damo", {"behavior_alignment": False}),
+    "inconsistent": ("damo", {"policy_improvement": "inconsistent"}),
+    "mopo": ("mopo", {}),
+    **{f"eta-{eta:g}": ("damo", {"eta": eta}) for eta in ETAS},
+    **{f"eta-{eta:g}-free": ("damo", {"eta": eta, "actor_eta": None}) for eta in ETAS},
+}
+#: What `--variants` may say for several.
+GROUPS = {
+    "ablations": ["full", "no-er", "no-ir", "inconsistent", "mopo"],
+    "eta": [f"eta-{eta:g}" for eta in ETAS],
+    "free": [f"eta-{eta:g}-free" for eta in ETAS],
+}
+#: Of the learner's metrics, those that go into a row where they are.
+LEARNER = (
+    "density_ratio_mean", "classifier_accuracy", "logit_offline_mean", "logit_synthetic_mean", "qf_mean", "alpha_value",
+)  # fmt: skip
+#: States of the dataset whose actions' values are asked for.
+STATES = 5_000
+MODEL, DATASET = "dynamics.pt", "dataset.json"
+
+
+def options(task: str, label: str) -> dict[str, Any]:
+    """A variant's options over those of its method."""
+    method, own = VARIANTS[label]
+    return {**SHARED, **ROLLOUTS[task.split("-")[0]], **(DAMO if method == "damo" else {}), **own}
+
+
+@torch.no_grad()
+def action_values(
+    critics: Callable[[Tensor, Tensor], Tensor], obs: Tensor, actions: Tensor, generator: torch.Generator
+) -> dict[str, float]:
+    """What the critics think of actions that are not in the data (the paper's Fig. 4).
+
+    Args:
+        critics: ``(obs (N, obs), unit actions (N, act)) -> (C, N)``.
+        obs: ``(N, obs)`` states of the dataset.
+        actions: ``(N, act)`` unit actions that the dataset has there.
+        generator: of the others.
+
+    Returns:
+        ``value_data`` and ``value_random``: means over states of the smallest critic, at the dataset's actions and at
+        actions drawn uniformly from [-1, 1].
+    """
+    uniform = 2 * torch.rand(actions.shape, generator=generator).to(actions) - 1
+    return {
+        "value_data": float(critics(obs, actions).amin(0).mean()),
+        "value_random": float(critics(obs, uniform).amin(0).mean()),
+    }
+
+
+class Measure:
+    """The columns of a row that `train` does not have; keeps the dynamics model beside the rows, too."""
+
+    def __init__(self, trial: Trial):
+        self._folder = trial.folder
+        config = trial.config()
+        config.validate()
+        data = BulkOfflineData(config).transitions
+        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:STATES].numpy()
+        self._obs, self._actions = torch.from_numpy(data.observations[rows]), data.actions[rows]
+
+    def __call__(self, algo: Any, policy: Policy, result: dict[str, Any]) -> Row:
+        if not (self._folder / MODEL).exists():
+            shutil.copy(algo.dynamics.file(), self._folder / MODEL)
+        actions = torch.from_numpy(to_unit(self._actions, policy.action_space))
+        generator = torch.Generator().manual_seed(0)  # the same actions at each evaluation
+        obs, actions = self._obs.to(policy.device), actions.to(policy.device)
+        learner = result["learners"]["default_policy"]
+        known = {name: round(float(learner[name]), 4) for name in LEARNER if name in learner}
+        return action_values(policy.module.critics, obs, actions, generator) | known
+
+
+def trials(args: argparse.Namespace, task: str, dataset: Dataset) -> list[Trial]:
+    """Those of one task, seed by seed."""
+    one = argparse.Namespace(**{**vars(args), "tasks": [task], "methods": args.variants, "input": {}})
+    one.variants = {label: (VARIANTS[label][0], {**options(task, label), **args.options}) for label in args.variants}
+    return sorted(make_trials(one, {task: dataset}), key=lambda trial: trial.seed)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; groups of variants are resolved."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("tasks", nargs="+", help="datasets by short name: hopper-medium-expert ...")
+    parser.add_argument(
+        "--variants", nargs="+", default=[*GROUPS], help=f"groups ({', '.join(GROUPS)}) or of {', '.join(VARIANTS)}"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--steps", type=int, default=100_000, help="gradient steps of a variant")
+    parser.add_argument("--every", dest="eval_every", type=int, default=5_000, help="steps between evaluations")
+    parser.add_argument("--episodes", type=int, default=10, help="of an evaluation")
+    parser.add_argument("--out", type=Path, default=Path("paper_runs"))
+    add_options(parser)
+    args = parser.parse_args(arguments)
+    if min(args.steps, args.eval_every, args.episodes) < 1 or args.steps % args.eval_every:
+        parser.error(f"--steps ({args.steps}) must be a multiple of --every ({args.eval_every}), and all at least 1.")
+    known = [*GROUPS, *VARIANTS]
+    for label in args.variants:
+        if label not in known:
+            parser.error(f"--variants: unknown {label!r}.{near(label, known)} Known: {', '.join(known)}.")
+    for task in args.tasks:
+        try:
+            environment(task)
+        except UsageError as error:
+            parser.error(str(error).removeprefix("--tasks: "))
+    args.variants = list(dict.fromkeys(name for label in args.variants for name in GROUPS.get(label, [label])))
+    return args
+
+
+def run(trial: Trial) -> bool:
+    """Trains one variant, with a line for each evaluation; False if it failed."""
+    name = f"{trial.task} {trial.label} seed {trial.seed}"
+
+    def say(row: Row) -> None:
+        print(
+            f"{time.strftime('%T')} {name:45} {row['steps']:>9,} steps  score {row['score']:6.1f}  "
+            f"estimate {row['value_estimate']:7.1f}  real value {row['discounted_return']:7.1f}  "
+            f"of random actions {row['value_random']:7.1f}",
+            flush=True,
+        )
+
+    try:
+        train(trial, say, Measure(trial))
+    except Exception:  # a variant that diverges does not keep the others from running
+        traceback.print_exc()
+        print(f"FAILED: {name}", flush=True)
+        return False
+    return True
+
+
+def main() -> int:
+    """Exit code 0; 1 if a variant failed: the others run all the same. 2 if the command was wrong."""
+    args = parse()
+    for name in ("ray", "ray.rllib", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    waiting = []
+    try:
+        for task in args.tasks:
+            dataset = describe(task, task)
+            (args.out / task).mkdir(parents=True, exist_ok=True)
+            (args.out / task / DATASET).write_text(json.dumps(asdict(dataset), indent=1))
+            waiting += [trial for trial in trials(args, task, dataset) if not is_finished(trial)]
+    except ValueError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    done = [run(trial) for trial in waiting]
+    ray.shutdown()
+    return 0 if all(done) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
