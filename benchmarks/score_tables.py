@@ -223,9 +223,9 @@ def replace_block(document: str, table: str) -> str:
     return f"{head}{BEGIN}\n{table}\n{END}{tail}"
 
 
-def curve(trials: Sequence[Sequence[Row]]) -> list[tuple[int, float, float]]:
-    """(steps, mean, sample standard deviation) of the score, at the steps that all begun trials have reached."""
-    begun = [{row["steps"]: row["score"] for row in rows} for rows in trials if rows]
+def curve(trials: Sequence[Sequence[Row]], key: str = "score") -> list[tuple[int, float, float]]:
+    """(steps, mean, sample standard deviation) of a column, at the steps that all begun trials have reached."""
+    begun = [{row["steps"]: row[key] for row in rows} for rows in trials if rows]
     if not begun:
         return []
     points = []

@@ -3,9 +3,9 @@
     python benchmarks/paper/runs.py hopper-medium-expert --steps 100000 --out paper_runs
 
 All variants of a task and a seed have the same dataset, networks, rollouts and dynamics model, and no anchor to the
-data. Each has a folder OUT/TASK/VARIANT/seedN with an evaluation of ten real episodes every ``--every`` gradient steps,
-the last checkpoint and the dynamics model. Variants run one after another in this process, on one thread. The same
-command goes on where it was interrupted, and with more ``--steps`` where it had ended.
+data. Each has a folder OUT/TASK/VARIANT/seedN with an evaluation of ten real episodes every ``--eval-every`` gradient
+steps, the last checkpoint and the dynamics model. Variants run one after another in this process, on one thread. The
+same command goes on where it was interrupted, and with more ``--steps`` where it had ended.
 """
 
 from __future__ import annotations
@@ -146,13 +146,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=100_000, help="gradient steps of a variant")
-    parser.add_argument("--every", dest="eval_every", type=int, default=5_000, help="steps between evaluations")
+    parser.add_argument("--eval-every", type=int, default=5_000, help="steps between evaluations")
     parser.add_argument("--episodes", type=int, default=10, help="of an evaluation")
     parser.add_argument("--out", type=Path, default=Path("paper_runs"))
     add_options(parser)
     args = parser.parse_args(arguments)
     if min(args.steps, args.eval_every, args.episodes) < 1 or args.steps % args.eval_every:
-        parser.error(f"--steps ({args.steps}) must be a multiple of --every ({args.eval_every}), and all at least 1.")
+        parser.error(
+            f"--steps ({args.steps}) must be a multiple of --eval-every ({args.eval_every}), and all at least 1."
+        )
     known = [*GROUPS, *VARIANTS]
     for label in args.variants:
         if label not in known:
