@@ -24,7 +24,7 @@ SHOWN = {
     "benchmarks/LOG.md": "benchmarks/LOG.md",
     "benchmarks/scores/scores.md": "benchmarks/scores/scores.md",
     "benchmarks/scores/curves.png": "benchmarks/scores/curves.png",
-}
+} | {place: place for path in ROOT.glob("benchmarks/paper/*.png") if (place := str(path.relative_to(ROOT)))}
 _SOURCES = {place: source for source, place in SHOWN.items()}
 
 

@@ -16,7 +16,11 @@ import pytest
 import typer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "paper"))
 
+import distributions
+import figures
+import runs
 import scores
 
 from rllib_damo import ALGORITHMS, DAMOConfig
@@ -33,6 +37,8 @@ PAGES = {
 BLOCK = re.compile(r"(?P<skip><!-- skip-test: .+? -->\n)?```python\n(?P<code>.*?)```", re.S)
 BLOCKS = {name: blocks for name, text in PAGES.items() if (blocks := list(BLOCK.finditer(text)))}
 EXAMPLES = sorted(ROOT.glob("tuned_examples/*.py"))
+BENCHES = {f"benchmarks/paper/{module.__name__}.py": module for module in (distributions, figures, runs)}
+BENCHES["benchmarks/scores.py"] = scores
 APPS = {"rllib": rllib.app, "rllib-damo": data_cli.app}
 
 
@@ -105,8 +111,8 @@ def test_commands_parse_and_name_files_that_exist(command: str) -> None:
     for word in words:
         if word.endswith(".py"):
             assert (ROOT / word).is_file()
-    if words[0] == "benchmarks/scores.py":
-        scores.parse(words[1:])
+    if words[0] in BENCHES:
+        BENCHES[words[0]].parse(words[1:])
         return
     if program == "python":
         assert Path(words[0]).parent.name == "tuned_examples"  # takes the options of `rllib train`

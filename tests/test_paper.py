@@ -20,7 +20,7 @@ import figures
 import runs
 import score_tables
 import score_trials
-from two_sample import Sample, compare, plane
+from two_sample import Sample, compare, outside, plane
 
 from rllib_damo.dynamics.known_range import KnownRange
 
@@ -98,6 +98,13 @@ def test_rows_of_one_episode_are_not_taken_for_independent() -> None:
     assert min(one.p_value for one in found.values()) > 0.1
     assert alone["accuracy"].value > 0.8
     assert found["accuracy"].value < 0.75
+
+
+def test_rows_outside_are_farther_than_nearly_all_of_the_data() -> None:
+    reference, own = normal(0, 500, 2), normal(1, 500, 2)
+    rows = np.concatenate((normal(2, 70, 2), normal(3, 30, 2, shift=9.0)))
+    assert outside(reference, own, rows) == pytest.approx(0.3, abs=0.03)
+    assert outside(reference, own, own) == pytest.approx(0.01, abs=1e-9)
 
 
 def test_the_plane_has_the_directions_of_most_variance() -> None:

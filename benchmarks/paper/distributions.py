@@ -6,8 +6,9 @@ For each variant: (1) states and actions of the dataset against those of the pol
 in training; (2) states of the policy's real episodes against those of its episodes in the model, from the same start
 states. Beside the picture (the two directions in which the dataset varies most) the numbers: a classifier's accuracy on
 rows that it has not seen (0.5: it cannot tell them apart), and MMD², each with the interval that it has where the two
-distributions are the same. In (2), whole episodes are exchanged for that interval. Columns are in standard deviations
-of the dataset.
+distributions are the same. In (2), whole episodes are exchanged for that interval. ``outside`` is the share of a
+sample's rows that are farther from the nearest of the dataset than 99 % of rows of other episodes of it. Columns are in
+standard deviations of the dataset.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from figures import panels, save
 from matplotlib.figure import Figure
 from runs import MODEL
 from torch import Tensor
-from two_sample import Sample, compare, plane
+from two_sample import Sample, compare, outside, plane
 
 from rllib_damo import load_policy
 from rllib_damo.data.offline_data import BulkOfflineData
@@ -44,8 +45,8 @@ from rllib_damo.tasks import TerminationFn
 from rllib_damo.utils.spaces import to_unit
 
 VARIANTS = ("full", "no-er", "no-ir", "mopo")
-#: Rows of each sample, and real episodes.
-ROWS, EPISODES = 1000, 20
+#: Rows of each sample, real episodes, and rows of the dataset to which distances are measured.
+ROWS, EPISODES, REFERENCE = 1000, 20, 20_000
 #: By which share of the data's range an episode in the model may leave it before it ends.
 MARGIN = 0.1
 COMPARISONS = {"offline_synthetic": ("dataset", "rollouts"), "real_model": ("real", "in the model")}
@@ -110,6 +111,11 @@ class Task:
         self._observations, self._rewards, self._seed = data.observations, data.rewards, seed
         self._pairs = np.concatenate((data.observations, to_unit(data.actions, config.action_space)), 1)
         self._mean, self._std = self._pairs.mean(0), self._pairs.std(0).clip(min=1e-6)
+        bounds, rng = data.episode_bounds(), np.random.default_rng(seed)
+        half = np.repeat(rng.permutation(len(bounds)) < len(bounds) / 2, bounds[:, 1] - bounds[:, 0])
+        self._halves = [
+            rng.permutation(np.flatnonzero(part))[:num] for part, num in ((half, REFERENCE), (~half, ROWS))
+        ]  # of the episodes
         self.planes = {
             "offline_synthetic": plane(self._standardised(self._pairs)),
             "real_model": plane(self._standardised(self._observations)),
@@ -118,6 +124,12 @@ class Task:
     def _standardised(self, rows: np.ndarray) -> np.ndarray:
         width = rows.shape[1]
         return (rows - self._mean[:width]) / self._std[:width]
+
+    def outside(self, sample: Sample) -> float:
+        """The share of its rows, states with or without actions, that lie outside of the dataset."""
+        rows = self._standardised(self._pairs[:, : sample.rows.shape[1]])
+        reference, own = (rows[half] for half in self._halves)
+        return outside(reference, own, sample.rows)
 
     def _known(self, margin: float | None) -> KnownRange | None:
         return None if margin is None else KnownRange.of(self._observations, self._rewards, margin)
@@ -183,13 +195,14 @@ def draw(content: dict[str, Any], points: dict[str, dict[str, list[np.ndarray]]]
 
 def table(task: str, content: dict[str, Any]) -> str:
     """In Markdown; in brackets what it would be if the distributions were the same."""
-    lines = ["| task | variant | compared | accuracy | MMD² |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| task | variant | compared | accuracy | MMD² | outside |", "| --- | --- | --- | --- | --- | --- |"]
     for label, numbers in content.items():
         for comparison, names in COMPARISONS.items():
             cells = [
                 f"{one['value']:.{digits}f} ({one['low']:.{digits}f} to {one['high']:.{digits}f})"
                 for one, digits in ((numbers[comparison]["accuracy"], 2), (numbers[comparison]["mmd2"], 4))
             ]
+            cells.append(", ".join(f"{share:.2f}" for share in numbers[comparison]["outside"]))
             lines.append(f"| {task} | {label} | {', '.join(names)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -228,7 +241,8 @@ def main() -> int:
             found = getattr(task, comparison)(policy, model, config)
             x, y = drawn(found[0], found[1], np.random.default_rng(args.seed))
             numbers = {name: one._asdict() for name, one in compare(x, y, args.seed).items()}
-            content[label][comparison] = {"rows": len(x.rows), **numbers}
+            shares = [task.outside(half) for half in (x, y)]
+            content[label][comparison] = {"rows": len(x.rows), **numbers, "outside": shares}
             points[label][comparison] = [half.rows @ task.planes[comparison] for half in (x, y)]
         lengths = [round(len(one.rows) / EPISODES, 1) for one in found]  # of the second comparison
         content[label]["real_model"] |= dict(zip(("steps_real", "steps_model"), lengths, strict=True))

@@ -1,4 +1,4 @@
-"""Are two samples of one distribution? A classifier on rows that it has not seen, the MMD, and a plane to look at.
+"""Are two samples of one distribution? A classifier on rows that it has not seen, the MMD, rows outside, and a plane.
 
 Rows come in groups: the states of one episode, say, are not independent of each other. Group i of the one sample and
 group i of the other are a pair (episodes from one start state). If the distributions are the same, nothing changes
@@ -17,6 +17,8 @@ from torch import Tensor
 
 #: Divisions of the rows into two samples, the real one among them; share of the others within the interval.
 DIVISIONS, INTERVAL = 500, 0.95
+#: Of a distribution, the share of rows that are not outside of it.
+INSIDE = 0.99
 _RIDGE = 1.0
 
 
@@ -103,6 +105,17 @@ def _accuracy(kernel: Tensor, is_second: Tensor, half: Tensor) -> Tensor:
         is_right[~learned] = ((answers > 0) == (is_second[~learned] > 0)).double()
     shares = [(is_right * own).sum(0) / own.sum(0) for own in (1 - is_second, is_second)]
     return (shares[0] + shares[1]) / 2
+
+
+def outside(reference: np.ndarray, own: np.ndarray, rows: np.ndarray) -> float:
+    """The share of ``rows (M, D)`` that lie outside of the reference ``(N, D)``.
+
+    These are farther from its nearest row than `INSIDE` of ``own (K, D)``, which are of the reference's distribution
+    and not among its rows.
+    """
+    points = torch.from_numpy(reference)
+    usual, found = (torch.cdist(torch.from_numpy(some).to(points), points).amin(1) for some in (own, rows))
+    return float((found > torch.quantile(usual, INSIDE)).float().mean())
 
 
 def plane(rows: np.ndarray) -> np.ndarray:
