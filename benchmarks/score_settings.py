@@ -136,7 +136,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def environment(task: str) -> str:
-    """The Gymnasium id of a task, whose name starts with its environment's: "hopper-medium", "hopper-mine".
+    """The Gymnasium id of a task, whose name starts with its environment's: "hopper-medium@1M", "hopper-mine".
 
     Raises:
         UsageError: no such environment.
@@ -148,7 +148,8 @@ def environment(task: str) -> str:
 
 
 def settings(task: str, method: str) -> dict[str, Any]:
-    """The options of a method on a task: those of the task itself, else of its environment, else none."""
+    """The options of a method on a task of any size: those of the task, else of its environment, else none."""
+    task = task.partition("@")[0]
     table = SETTINGS.get(task) or SETTINGS.get(task.split("-")[0]) or {}
     return table.get(method, {})
 

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+# before torch and Ray are imported, and for the commands that tests start: a cluster of each test's own, whatever
+# cluster runs on the machine, and one thread for each of several test processes
+os.environ.setdefault("RAY_ADDRESS", "local")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import ray
 

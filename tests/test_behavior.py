@@ -15,6 +15,7 @@ from rllib_damo.data.formats import minari_files
 from rllib_damo.data.generate import datasets, units
 from rllib_damo.data.generate.policies import PolicyRecord
 from rllib_damo.data.schema import check
+from rllib_damo.data.sources import load
 from rllib_damo.errors import DataError
 
 
@@ -176,6 +177,45 @@ def test_policies_that_are_not_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
         assert spec.is_shipped() == name.endswith(("-random", "-mixed"))
     with pytest.raises(DataError, match=r"hopper-medium-replay: its behaviour policies are not shipped.*hopper-random"):
         datasets.make("hopper-medium-replay")
+
+
+def test_a_name_may_say_its_size() -> None:
+    spec = datasets.get_spec("hopper-medium-expert@2M")
+    assert (spec.default_transitions, spec.dataset_id) == (2_000_000, "rllib_damo/hopper/medium-expert-2M-v0")
+    assert datasets.get_spec("pendulum-mixed@1500k").dataset_id == "rllib_damo/pendulum/mixed-1500k-v0"
+    # equal sizes are one dataset
+    assert datasets.get_spec("hopper-medium@1000k") == datasets.get_spec("hopper-medium@1000000")
+    assert datasets.get_spec("hopper-medium@1000k").name == "hopper-medium@1M"
+
+
+def test_a_dataset_of_a_size_is_beside_that_of_the_plain_name() -> None:
+    plain = datasets.make("pendulum-random", transitions=300, progress=False, workers=0)
+    sized = datasets.make("pendulum-random@400", progress=False, workers=0)
+    assert [len(load(name)) for name in ("pendulum-random", "pendulum-random@400")] == [300, 400]
+    assert plain != sized
+    assert datasets.make("pendulum-random@400", transitions=400, progress=False, workers=0) == sized
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "hopper-medium@big",
+            "hopper-medium@big: after the @ comes a number of transitions, such as hopper-medium@500k",
+        ),
+        ("hopper-medium@", "after the @ comes a number"),
+        ("hopper-medium@0", "after the @ comes a number"),
+        ("hoper-medium@1M", "no dataset 'hoper-medium@1M'. Did you mean hopper-medium@1M"),
+    ],
+)
+def test_wrong_sizes_are_told(name: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        datasets.make(name, workers=0)
+
+
+def test_a_size_that_is_said_twice_is_refused() -> None:
+    with pytest.raises(DataError, match="hopper-medium@1M has 1000000 transitions, not 5: say the size once"):
+        datasets.make("hopper-medium@1M", transitions=5, workers=0)
 
 
 @pytest.mark.slow

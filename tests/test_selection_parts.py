@@ -165,7 +165,7 @@ def test_a_damaged_file_of_the_judges_model_is_replaced(tmp_path, caplog):
     assert torch.equal(first.weights[0], again.weights[0])
     assert len(caplog.records) == 1
     assert "is damaged" in caplog.text
-    assert "the judge's model is trained again" in caplog.text
+    assert "The judge's model is trained again" in caplog.text
     assert torch.equal(DynamicsEnsemble.load(file).weights[0], first.weights[0])
 
 

@@ -107,7 +107,7 @@ def formats_() -> None:
 
 @data.command()
 def make(
-    name: Annotated[str, typer.Argument(help="A name of `rllib-damo data list`, such as hopper-medium.")],
+    name: Annotated[str, typer.Argument(help="A name of `rllib-damo data list`: hopper-medium, or hopper-medium@1M.")],
     transitions: Annotated[
         int | None, typer.Option(min=1, help="Rows; D4RL's sets have up to 1000000. [default: see list]")
     ] = None,
@@ -214,7 +214,7 @@ def _minari_metadata(dataset_id: str) -> dict[str, Any]:
 
 def _refuse_unmade(name: str) -> None:
     """Looking at a dataset must not start to make it."""
-    spec = datasets.NAMES.get(name)
+    spec = datasets.find_spec(name)
     if spec is not None and minari_files.local_path(spec.dataset_id) is None:
         raise DataError(f"{name} is not on this machine yet: `rllib-damo data make {name}` makes it.")
 

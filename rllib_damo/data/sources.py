@@ -101,16 +101,16 @@ def resolve(
 
 
 def short_names() -> list[str]:
-    """The names of the datasets that the package makes."""
+    """The names of the datasets that the package makes, without sizes."""
     return list(datasets.NAMES)
 
 
 def _by_name(name: str, conventions: Conventions, is_short: bool) -> Reader:
     """The reader of a Minari id, or of a short name if it may be one."""
-    if is_short and name in short_names():
+    spec = datasets.find_spec(name) if is_short else None
+    if spec is not None:
         conventions.refuse_unread(name, minari.FORMAT.reads)
-        dataset_id = datasets.NAMES[name].dataset_id
-        name = dataset_id if local_path(dataset_id) else datasets.make(name)
+        name = spec.dataset_id if local_path(spec.dataset_id) else datasets.make(name)
     conventions.refuse_unread(SCHEME + name, minari.FORMAT.reads)
     path = local_path(name) if name and ".." not in name else None
     if path is None:

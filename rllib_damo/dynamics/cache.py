@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +13,15 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from rllib_damo.dynamics.ensemble import FILE_FIX, DynamicsEnsemble
+from rllib_damo.errors import UserError
 from rllib_damo.utils.paths import absolute, atomic_write, cache_root
+
+logger = logging.getLogger(__name__)
 
 #: Part of every key; raise it when training changes so that files of older versions are not used for the same settings.
 _VERSION = 2
-_FIX = "Name a writable one in dynamics_cache_dir or in the environment variable RLLIB_DAMO_CACHE."
+_FIX = "Name a writable cache in dynamics_cache_dir or in the environment variable RLLIB_DAMO_CACHE."
 
 
 def key(fingerprint: str, settings: Mapping[str, Any], seed: int | None) -> str:
@@ -71,6 +76,30 @@ def check_writable(cache_dir: str | os.PathLike[str] | None = None) -> None:
 def path(key: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """The file of a key, there or not. `DynamicsEnsemble.save` writes it whole or not at all."""
     return directory(cache_dir) / f"dynamics-{key}.pt"
+
+
+def read(file: Path, otherwise: str) -> DynamicsEnsemble | None:
+    """The model in a file of the cache, on the CPU; None where there is none, or a damaged one, which is removed.
+
+    Args:
+        file: as of `path`.
+        otherwise: a sentence for the warning of a damaged file: where the model comes from now.
+
+    Raises:
+        UserError: the damaged file cannot be removed.
+    """
+    if not file.exists():
+        return None
+    try:
+        return DynamicsEnsemble.load(file, "cpu")
+    except ValueError as error:
+        what = str(error).removesuffix(FILE_FIX)
+        logger.warning(f"{what}It is removed from the cache. {otherwise}")
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as denied:
+            raise UserError(f"{what}It can't be removed ({denied.strerror}): delete it. {_FIX}") from denied
+        return None
 
 
 def lock(key: str, cache_dir: str | os.PathLike[str] | None = None) -> FileLock:

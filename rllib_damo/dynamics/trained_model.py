@@ -133,24 +133,8 @@ class DynamicsComponent:
 
     def _is_cached(self) -> bool:
         """Whether the cache has a file that can be read; one that can't is removed, for the model can be had again."""
-        if not self.path.exists():
-            return False
-        try:
-            DynamicsEnsemble.load(self.path, "cpu")
-        except ValueError as error:
-            what = str(error).removesuffix(FILE_FIX)
-            logger.warning(
-                f"{what}It is removed from the cache. A checkpoint that is restored brings its own copy; otherwise the "
-                "model is trained again."
-            )
-            try:
-                self.path.unlink(missing_ok=True)
-            except OSError as denied:
-                raise ValueError(
-                    f"{error} And it can't be removed ({denied.strerror}): name another dynamics_cache_dir."
-                ) from denied
-            return False
-        return True
+        otherwise = "A checkpoint that is restored brings its own copy; otherwise the model is trained again."
+        return cache.read(self.path, otherwise) is not None
 
     def train_epoch(self) -> dict[str, float]:
         """Trains one epoch; or waits, where another run trains the same model, until that run has finished it.

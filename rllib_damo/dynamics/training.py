@@ -29,7 +29,12 @@ ArrayLike = np.ndarray | Tensor
 
 def holdout_rows(num: int, size: int, seed: int) -> Tensor:
     """The rows that a `DynamicsTrainer` with this ``seed`` and ``holdout_size`` keeps aside of ``num``."""
-    return torch.randperm(num, generator=torch.Generator().manual_seed(seed))[: min(size, num // 5)]
+    return torch.randperm(num, generator=torch.Generator().manual_seed(seed))[: num_holdout_rows(num, size)]
+
+
+def num_holdout_rows(num: int, size: int) -> int:
+    """How many of ``num`` rows are kept aside where ``size`` are asked for."""
+    return min(size, num // 5)
 
 
 class DynamicsTrainer:
@@ -125,8 +130,8 @@ class DynamicsTrainer:
         self._targets = targets.sub_(ensemble.target_mean).div_(scale)
 
         order = self._randperm(len(inputs))
-        if holdout is None:  # `holdout_rows`
-            num_holdout = min(holdout_size, len(inputs) // 5)
+        if holdout is None:  # those of `holdout_rows`
+            num_holdout = num_holdout_rows(len(inputs), holdout_size)
             self._holdout, train = order[:num_holdout], order[num_holdout:]
         else:
             self._holdout = holdout.to(self.device)

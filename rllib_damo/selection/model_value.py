@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -20,10 +19,9 @@ import torch
 from torch import Tensor
 
 from rllib_damo.dynamics import cache
-from rllib_damo.dynamics.ensemble import FILE_FIX, DynamicsEnsemble
+from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.rollout import as_terminated
 from rllib_damo.dynamics.training import DynamicsTrainer
-from rllib_damo.errors import UserError
 from rllib_damo.selection.behavior_density import StateBox
 from rllib_damo.selection.clone import Policy
 from rllib_damo.selection.rows import Rows
@@ -89,7 +87,7 @@ def train_judge(
     key = cache.key(fingerprint, settings, seed + _SEED_OFFSET)
     path = cache.path(key, cache_dir)
     with cache.lock(key, cache_dir):
-        cached = _cached(path)
+        cached = cache.read(path, "The judge's model is trained again.")
         if cached is not None:
             return cached
         with torch.random.fork_rng(devices=[]):
@@ -106,24 +104,6 @@ def train_judge(
             progress(f"judge's model: epoch {found['epoch']:.0f}, hold-out error {found['holdout_mse']:.4f}")
         trainer.finish().save(path)
     return ensemble
-
-
-def _cached(path: Path) -> DynamicsEnsemble | None:
-    """The model in the cache; a file that cannot be read is removed."""
-    if not path.exists():
-        return None
-    try:
-        return DynamicsEnsemble.load(path)
-    except ValueError as error:
-        what = str(error).removesuffix(FILE_FIX)
-        logger.warning(f"{what}It is removed from the cache, and the judge's model is trained again.")
-        try:
-            path.unlink()
-        except OSError as denied:
-            raise UserError(
-                f"{what}It cannot be removed ({denied.strerror}): delete it, or set RLLIB_DAMO_CACHE."
-            ) from denied
-        return None
 
 
 def make_judge(model: DynamicsEnsemble, rule: TerminationFn, rows: Rows, index: Tensor, seed: int = 0) -> Judge:

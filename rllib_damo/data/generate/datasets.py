@@ -3,7 +3,7 @@
 ``make("hopper-medium")`` plays the shipped medium policy and writes the Minari dataset ``rllib_damo/hopper/medium-v0``.
 Levels: ``random`` (uniform actions), ``medium`` (about a third of an expert), ``expert``, ``medium-expert`` (half and
 half), ``medium-replay`` (what a training run met on its way to medium, from snapshots of its policy) and, for the
-pendulum, ``mixed``. Actions are always sampled, as in D4RL.
+pendulum, ``mixed``. Actions are always sampled, as in D4RL. A name may say its size: ``hopper-medium@1M``.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -54,10 +55,11 @@ class DatasetSpec:
     task: str
     level: str
     default_transitions: int
+    size: str = ""  # "1M" of the name "hopper-medium@1M"
 
     @property
     def name(self) -> str:
-        return f"{self.task}-{self.level}"
+        return f"{self.task}-{self.level}" + (f"@{self.size}" if self.size else "")
 
     @property
     def env_id(self) -> str:
@@ -65,7 +67,7 @@ class DatasetSpec:
 
     @property
     def dataset_id(self) -> str:
-        return f"{NAMESPACE}/{self.task}/{self.level}-v0"
+        return f"{NAMESPACE}/{self.task}/{self.level}{self.size and '-'}{self.size}-v0"
 
     @property
     def description(self) -> str:
@@ -142,6 +144,24 @@ def _specs() -> Iterator[DatasetSpec]:
 
 
 NAMES: dict[str, DatasetSpec] = {spec.name: spec for spec in _specs()}
+_UNITS = {"": 1, "k": 1_000, "M": 1_000_000}
+
+
+def find_spec(name: str) -> DatasetSpec | None:
+    """The dataset of a short name, ``hopper-medium`` or ``hopper-medium@1M``; None for other names.
+
+    Raises:
+        DataError: what follows the "@" is no size.
+    """
+    base, at, size = name.partition("@")
+    if base not in NAMES or not at:
+        return NAMES.get(name)
+    found = re.fullmatch(r"([1-9]\d*)([kM]?)", size)
+    if not found:
+        raise DataError(f"{name}: after the @ comes a number of transitions, such as {base}@500k or {base}@1M.")
+    num = int(found[1]) * _UNITS[found[2]]
+    unit = next(unit for unit in ("M", "k", "") if num % _UNITS[unit] == 0)
+    return dataclasses.replace(NAMES[base], default_transitions=num, size=f"{num // _UNITS[unit]}{unit}")
 
 
 def get_spec(name: str) -> DatasetSpec:
@@ -150,10 +170,12 @@ def get_spec(name: str) -> DatasetSpec:
     Raises:
         DataError: naming the near matches.
     """
-    if name not in NAMES:
-        near = difflib.get_close_matches(name.lower().replace("_", "-"), NAMES, n=3, cutoff=0.5)
-        raise DataError(f"There is no dataset {name!r}. " + _near_or_all(near))
-    return NAMES[name]
+    spec = find_spec(name)
+    if spec is None:
+        base, at, size = name.partition("@")
+        near = difflib.get_close_matches(base.lower().replace("_", "-"), NAMES, n=3, cutoff=0.5)
+        raise DataError(f"There is no dataset {name!r}. " + _near_or_all([one + at + size for one in near]))
+    return spec
 
 
 def _near_or_all(near: list[str]) -> str:
@@ -190,7 +212,7 @@ def make(
     and so play otherwise. What was played before an interruption is used by the next call.
 
     Args:
-        name: one of ``NAMES``, e.g. ``hopper-medium``.
+        name: one of ``NAMES``, e.g. ``hopper-medium``, or with its size, ``hopper-medium@1M``.
         transitions: rows; by default the set's ``default_transitions`` (or whatever size is there already).
         seed: of the episodes' seeds, at least 0.
         progress: show a progress bar.
@@ -235,6 +257,8 @@ def make(
 
 def _size(spec: DatasetSpec, transitions: int | None) -> int:
     size = spec.default_transitions if transitions is None else transitions
+    if spec.size and size != spec.default_transitions:
+        raise DataError(f"{spec.name} has {spec.default_transitions} transitions, not {size}: say the size once.")
     if size < 1:
         raise DataError(f"transitions must be at least 1, but is {size}")
     return size
@@ -278,7 +302,7 @@ def _work_folder(spec: DatasetSpec, seed: int) -> Iterator[pathlib.Path]:
     if seed < 0:
         raise DataError(f"seed must be at least 0, but is {seed}")
     root = cache_root() / "behavior"
-    folder = root / f"{spec.name}-{_recipe(spec, seed)}"
+    folder = root / f"{spec.task}-{spec.level}-{_recipe(spec, seed)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
