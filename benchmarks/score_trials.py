@@ -28,7 +28,7 @@ from rllib_damo.utils.paths import atomic_write
 
 #: Between checkpoints where no evaluation makes one (dynamics training, long intervals).
 CHECKPOINT_SECONDS = 300.0
-_CHECKPOINT, _ROWS, _IDENTITY, _PROGRESS = "checkpoint", "evaluations.json", "trial.json", "progress.json"
+_CHECKPOINT, _ROWS, _IDENTITY, PROGRESS = "checkpoint", "evaluations.json", "trial.json", "progress.json"
 
 #: Episodes in which the critics are asked along the policy's path.
 PATHS = 2
@@ -97,9 +97,10 @@ def read_rows(trial: Trial) -> list[Row]:
 
 
 def is_finished(trial: Trial) -> bool:
-    """Whether its last evaluation, at ``trial.steps``, has been made."""
-    rows = read_rows(trial)
-    return bool(rows) and rows[-1]["steps"] == trial.steps
+    """Whether its last evaluation, at ``trial.steps``, has been made. A checkpoint, if there is one, must be of then."""
+    rows, checkpoint = read_rows(trial), _existing_checkpoint(trial)
+    is_older = checkpoint is not None and json.loads((checkpoint / PROGRESS).read_text())["steps"] < trial.steps
+    return bool(rows) and rows[-1]["steps"] == trial.steps and not is_older
 
 
 def run_trial(job: dict[str, Any]) -> None:
@@ -126,7 +127,7 @@ def train(
     checkpoint = _existing_checkpoint(trial)
     if checkpoint is not None:
         algo.restore_from_path(str(checkpoint))
-        progress = json.loads((checkpoint / _PROGRESS).read_text())
+        progress = json.loads((checkpoint / PROGRESS).read_text())
         steps, before = progress["steps"], progress["seconds"]
     rows = [row for row in rows if row["steps"] <= steps]
     start = saved = time.monotonic()
@@ -193,7 +194,7 @@ def _row(task: str, steps: int, rewards: list[np.ndarray], gamma: float, value: 
 def _existing_checkpoint(trial: Trial) -> Path | None:
     """The last whole checkpoint. An interruption between the two renames of `_save` leaves it under the old name."""
     names = (_CHECKPOINT, f"{_CHECKPOINT}.old")
-    return next((path for path in (trial.folder / n for n in names) if (path / _PROGRESS).is_file()), None)
+    return next((path for path in (trial.folder / n for n in names) if (path / PROGRESS).is_file()), None)
 
 
 def _save(algo: Any, trial: Trial, steps: int, seconds: float) -> None:
@@ -201,7 +202,7 @@ def _save(algo: Any, trial: Trial, steps: int, seconds: float) -> None:
     new, current, old = (trial.folder / f"{_CHECKPOINT}{suffix}" for suffix in (".new", "", ".old"))
     shutil.rmtree(new, ignore_errors=True)
     algo.save_to_path(str(new))
-    _write(new / _PROGRESS, {"steps": steps, "seconds": seconds})
+    _write(new / PROGRESS, {"steps": steps, "seconds": seconds})
     shutil.rmtree(old, ignore_errors=True)
     if current.exists():
         current.rename(old)

@@ -27,10 +27,11 @@ from score_trials import gradient_steps
 
 from rllib_damo import ALGORITHMS
 from rllib_damo.core.config import ModelBasedConfig, OfflineConfig
+from rllib_damo.evaluation.checkpoints import MANIFEST
 
 NETWORKS = {"hidden_dims": (128, 128)}
-#: The paper's settings; model and rollouts as the others'.
-PAPER: dict[str, Any] = {
+#: No anchor, and rates near the paper's.
+NO_ANCHOR: dict[str, Any] = {
     "bc_weight": 0.0, "data_fraction": 1.0, "tau": 0.005, "initial_alpha": 0.1, "max_alpha": 1.0,
 }  # fmt: skip
 AGENTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -38,7 +39,7 @@ AGENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "damo-eta3": ("DAMO", {"eta": 3.0}),
     "damo-all-rows": ("DAMO", {"data_fraction": 1.0}),
     "damo-weak-anchor": ("DAMO", {"bc_weight": 0.5}),
-    "damo-no-anchor": ("DAMO", PAPER),
+    "damo-no-anchor": ("DAMO", NO_ANCHOR),
     "td3bc": ("TD3BC", {}),
     "td3bc-alpha10": ("TD3BC", {"bc_alpha": 10.0}),
     "mopo-0.5": ("MOPO", {"penalty_coef": 0.5}),
@@ -62,7 +63,7 @@ def make_config(task: str, algorithm: str, options: dict[str, Any]) -> OfflineCo
 def wanted(folder: Path, steps: list[int]) -> Iterator[tuple[str, Path]]:
     """The agents that are not there yet."""
     for name in AGENTS:
-        if not (folder / name / str(steps[-1])).exists():
+        if not (folder / name / str(steps[-1]) / MANIFEST).exists():  # the last file of a checkpoint
             yield name, folder / name
 
 

@@ -188,6 +188,29 @@ def test_a_name_may_say_its_size() -> None:
     assert datasets.get_spec("hopper-medium@1000k").name == "hopper-medium@1M"
 
 
+@pytest.mark.parametrize("name", datasets.NAMES)
+def test_a_size_changes_nothing_but_the_number_of_rows(name: str) -> None:
+    plain, sized = datasets.get_spec(name), datasets.get_spec(f"{name}@2M")
+    assert sized.is_shipped() == plain.is_shipped()
+    if plain.is_shipped():
+        assert sized.parts() == plain.parts()
+        assert sized.recorded_return() == plain.recorded_return()
+        assert sized.streams(1000) == plain.streams(1000)
+
+
+def test_the_work_of_another_size_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "_generate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            datasets.make("pendulum-random@1k", workers=0)
+    (left,) = tmp_path.glob("cache/behavior/*/")
+    datasets.generate("pendulum-random", 300, workers=0)
+    assert left.is_dir()
+
+
 def test_a_dataset_of_a_size_is_beside_that_of_the_plain_name() -> None:
     plain = datasets.make("pendulum-random", transitions=300, progress=False, workers=0)
     sized = datasets.make("pendulum-random@400", progress=False, workers=0)

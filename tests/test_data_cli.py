@@ -32,13 +32,21 @@ def made() -> str:
 def test_list_tells_what_is_shipped_and_made(
     made: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    datasets.make("pendulum-mixed@500", progress=False, workers=0)
     monkeypatch.setattr(datasets, "load_index", dict)
     assert invoke(["data", "list"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert set(datasets.NAMES) <= set(lines)
     assert "made: 400 transitions" in lines[made]
+    assert "made: 500 transitions" in lines["pendulum-mixed@500"]
     assert "not made" in lines["hopper-random"]
     assert "not shipped" in lines["walker2d-expert"]
+
+
+def test_a_file_may_have_the_name_of_a_dataset_with_a_size(capsys: pytest.CaptureFixture[str]) -> None:
+    write_d4rl(make_transitions(), "hopper-medium@old.hdf5")
+    assert invoke(["data", "info", "hopper-medium@old.hdf5"]) == 0
+    assert "transitions" in capsys.readouterr().out
 
 
 def test_make(capsys: pytest.CaptureFixture[str]) -> None:

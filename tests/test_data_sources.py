@@ -455,3 +455,8 @@ def test_a_name_that_would_change_nothing_is_refused(schema: dict[str, str], mes
     with pytest.raises(DataError, match=message):
         Conventions(input_read_schema=schema)
     assert Conventions(input_read_schema={"obs": "a", "infos": "i"}).input_read_schema["infos"] == "i"
+
+
+def test_near_matches_keep_the_size() -> None:
+    with pytest.raises(DataError, match=r"Did you mean hopper-medium@1M"):
+        load("hoper-medium@1M")

@@ -191,6 +191,8 @@ def test_runs_are_in_the_order_of_seeds_and_named_by_groups() -> None:
     assert found[1].folder == Path("there").absolute() / "walker2d-medium" / "full" / "seed0"
     own = trials("hopper-medium", "--variants", "full", "--options", '{"eta": 0.3}')
     assert own["full"].config()["eta"] == 0.3
+    own = trials("hopper-medium", "--variants", "eta-3", "--options", '{"eta": 0.3, "gamma": 0.9}')
+    assert (own["eta-3"].config()["eta"], own["eta-3"].config()["gamma"]) == (3, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,9 @@ def test_ablations_are_compared_at_the_same_steps(
     write_run(tmp_path, "full", 60, value=80, steps=40)
     write_run(tmp_path, "no-er", 40, value=200, steps=20)
     found = drawn("ablations", tmp_path, monkeypatch)
-    assert "| hopper-medium | no-er | -430.0 | 190.0 | 210.0 |" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "| hopper-medium | no-er | 40.0 | 190.0 | 210.0 |" in text
+    assert "- hopper-medium: 20 steps, means of the last 1 evaluations; seeds: full, no-er: 1." in text
     assert {label: one["steps"] for label, one in found.items()} == {"full": 20, "no-er": 20}
     assert found["full"]["curve"] == {
         "steps": [10, 20], "score": [-900, 60], "value_random": [70, 70], "value_data": [90, 90],
@@ -274,6 +278,26 @@ def test_eta_fixed_and_free(
         "| hopper-medium | 1 | 60.0 | 60.0 | 0.60 | 0.60 |",
         "| hopper-medium | 3 | 40.0 | 30.0 | 0.40 | 0.30 |",
     ]
+
+
+@pytest.mark.parametrize(("num", "kept"), [(1, 1), (2, 1), (3, 2), (15, 8), (20, 10), (50, 10)])
+def test_a_result_is_of_the_last_ten_evaluations_or_of_the_later_half(num: int, kept: int) -> None:
+    assert figures.last([{"steps": i} for i in range(num)]) == [{"steps": i} for i in range(num - kept, num)]
+
+
+def test_checkpoints_of_different_steps_are_not_compared(tmp_path: Path) -> None:
+    folders = {label: tmp_path / label for label in ("full", "no-er")}
+    for steps, folder in zip((100, 200), folders.values(), strict=True):
+        (folder / "checkpoint").mkdir(parents=True)
+        (folder / "checkpoint" / "progress.json").write_text(json.dumps({"steps": steps}))
+    with pytest.raises(ValueError, match=f"no checkpoint in {folders['full']}, {folders['no-er']}: run runs.py"):
+        distributions.same_steps(folders)
+    for folder in folders.values():
+        (folder / runs.MODEL).touch()
+    with pytest.raises(ValueError, match=r"different gradient steps, \{'full': 100, 'no-er': 200\}"):
+        distributions.same_steps(folders)
+    del folders["full"]
+    assert distributions.same_steps(folders) == 200
 
 
 def test_no_runs_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

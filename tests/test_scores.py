@@ -181,6 +181,11 @@ def test_a_trial_is_finished_by_the_evaluation_at_its_last_step(trial: score_tri
     assert score_trials.is_finished(trial)
     assert [row["steps"] for row in score_trials.read_rows(trial)] == [10, 20, 30]
     assert not score_trials.is_finished(dataclasses.replace(trial, steps=50))
+    checkpoint = trial.folder / "checkpoint"
+    checkpoint.mkdir()
+    for steps, is_finished in ((20, False), (30, True)):  # killed before the last checkpoint was written, or not
+        (checkpoint / "progress.json").write_text(json.dumps({"steps": steps}))
+        assert score_trials.is_finished(trial) == is_finished
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ standard deviations of the dataset.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from along_the_path import walk
 from figures import panels, save
 from matplotlib.figure import Figure
 from runs import MODEL
+from runs import VARIANTS as RUNS
+from score_trials import PROGRESS
 from torch import Tensor
 from two_sample import Sample, compare, outside, plane
 
@@ -207,11 +210,28 @@ def table(task: str, content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def same_steps(folders: Mapping[str, Path]) -> int:
+    """The gradient steps of all variants' checkpoints.
+
+    Raises:
+        ValueError: one has no checkpoint, or they are of different steps.
+    """
+    missing = [str(folder) for folder in folders.values() if not (folder / MODEL).exists()]
+    if missing:
+        raise ValueError(f"there is no checkpoint in {', '.join(missing)}: run runs.py first, or give --variants.")
+    steps = {
+        label: json.loads((folder / "checkpoint" / PROGRESS).read_text())["steps"] for label, folder in folders.items()
+    }
+    if len(set(steps.values())) > 1:
+        raise ValueError(f"the checkpoints are of different gradient steps, {steps}: runs.py goes on with them.")
+    return next(iter(steps.values()))
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("task")
-    parser.add_argument("--variants", nargs="+", default=[*VARIANTS])
+    parser.add_argument("--variants", nargs="+", default=[*VARIANTS], choices=[*RUNS])
     parser.add_argument("--seed", type=int, default=0, help="of the runs, and of what is drawn")
     parser.add_argument("--runs", type=Path, default=Path("paper_runs"), help="folder of runs.py")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
@@ -223,11 +243,10 @@ def main() -> int:
     args = parse()
     torch.set_num_threads(1)
     folders = {label: args.runs / args.task / label / f"seed{args.seed}" for label in args.variants}
-    folders = {label: folder for label, folder in folders.items() if (folder / MODEL).exists()}
-    if not folders:
-        print(
-            f"Error: {args.runs / args.task} has no checkpoint of seed {args.seed}: run runs.py first.", file=sys.stderr
-        )
+    try:
+        steps = same_steps(folders)
+    except ValueError as error:
+        print(f"Error: {error}", file=sys.stderr)
         return 2
     task: Task | None = None
     content: dict[str, dict[str, Any]] = {}
@@ -242,12 +261,12 @@ def main() -> int:
             x, y = drawn(found[0], found[1], np.random.default_rng(args.seed))
             numbers = {name: one._asdict() for name, one in compare(x, y, args.seed).items()}
             shares = [task.outside(half) for half in (x, y)]
-            content[label][comparison] = {"rows": len(x.rows), **numbers, "outside": shares}
+            content[label][comparison] = {"steps": steps, "rows": len(x.rows), **numbers, "outside": shares}
             points[label][comparison] = [half.rows @ task.planes[comparison] for half in (x, y)]
         lengths = [round(len(one.rows) / EPISODES, 1) for one in found]  # of the second comparison
         content[label]["real_model"] |= dict(zip(("steps_real", "steps_model"), lengths, strict=True))
     save(args.out / f"distributions-{args.task}", draw(content, points, args.task), content)
-    print(f"\n{table(args.task, content)}")
+    print(f"\n{table(args.task, content)}\n\nCheckpoints of {steps:,} gradient steps.")
     return 0
 
 

@@ -7,8 +7,9 @@
 `table1`: the critics' value at the start states against the real discounted return, with the consistent policy
 improvement and with the other one. `ablations`: score, and the value of actions that are not in the data, over
 training. `eta`: the score for each η, with `actor_eta` fixed at 1 and free (η). A number is the mean over seeds of the
-means of a run's last ten evaluations. All runs of a task are cut to the steps that each of them has reached, or to
-``--steps``, which leaves out those that have not reached them.
+means of a run's last ten evaluations, or of the later half of fewer than twenty. All runs of a task are cut to the
+steps that each of them has reached, or to ``--steps``, which leaves out those that have not reached them; a line below
+the table says which.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from matplotlib.figure import Figure
 from runs import DATASET, ETAS, GROUPS
 from score_tables import Row, curve
 
-#: Evaluations at the end of a run, whose mean is its result.
+#: Evaluations at the end of a run, whose mean is its result; of a run of fewer than twice as many, its later half.
 LAST = 10
 #: Variant -> the evaluations of each seed.
 Trials = dict[str, list[list[Row]]]
@@ -70,12 +71,18 @@ def load(runs: Path, task: str, labels: Sequence[str], steps: int | None = None)
     return found
 
 
+def last(rows: Sequence[Row]) -> Sequence[Row]:
+    """The evaluations whose mean is a run's result."""
+    return rows[-min(LAST, (len(rows) + 1) // 2) :]
+
+
 def results(trials: Sequence[Sequence[Row]]) -> dict[str, Any]:
     """Of one variant: steps, seeds, and each column's result, over all seeds and by seed."""
     columns = [key for key in KEYS if all(row.get(key) is not None for rows in trials for row in rows)]
-    by_seed = {key: [fmean(row[key] for row in rows[-LAST:]) for rows in trials] for key in columns}
+    by_seed = {key: [fmean(row[key] for row in last(rows)) for rows in trials] for key in columns}
     means = {key: fmean(values) for key, values in by_seed.items()}
-    return {"steps": trials[0][-1]["steps"], "seeds": len(trials), **means, "by_seed": by_seed}
+    length = {"steps": trials[0][-1]["steps"], "seeds": len(trials), "evaluations": len(last(trials[0]))}
+    return {**length, **means, "by_seed": by_seed}
 
 
 def curves(trials: Sequence[Sequence[Row]], keys: Sequence[str]) -> dict[str, list[float]]:
@@ -89,10 +96,10 @@ def table1(trials: Trials) -> Variants:
     found = {}
     for label, rows in trials.items():
         one = results(rows) | {"curve": curves(rows, ("value_estimate", "discounted_return"))}
-        last = [row for seed in rows for row in seed[-LAST:]]
+        ends = [row for seed in rows for row in last(seed)]
         one["is_conservative"] = one["value_estimate"] < one["discounted_return"]
-        one["conservative_evaluations"] = sum(row["value_estimate"] < row["discounted_return"] for row in last)
-        one["last_evaluations"] = len(last)
+        one["conservative_evaluations"] = sum(row["value_estimate"] < row["discounted_return"] for row in ends)
+        one["last_evaluations"] = len(ends)
         found[label] = one
     return found
 
@@ -243,7 +250,17 @@ def table(kind: Kind, content: Content) -> str:
     """In Markdown."""
     lines = [f"| task | {kind.columns} |", "| --- |" + " --- |" * (kind.columns.count("|") + 1)]
     lines += [f"| {task} | {row} |" for task, facts in content.items() for row in kind.rows(facts["variants"])]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *(f"- {task}: {length(facts['variants'])}." for task, facts in content.items())])
+
+
+def length(found: Variants) -> str:
+    """Up to which step, of how many seeds, and of how many evaluations the numbers are."""
+    some = next(iter(found.values()))
+    by_seeds: dict[int, list[str]] = {}
+    for label, one in found.items():
+        by_seeds.setdefault(one["seeds"], []).append(label)
+    seeds = "; ".join(f"{', '.join(labels)}: {num}" for num, labels in by_seeds.items())
+    return f"{some['steps']:,} steps, means of the last {some['evaluations']} evaluations; seeds: {seeds}"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

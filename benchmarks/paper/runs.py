@@ -14,7 +14,6 @@ import argparse
 import json
 import logging
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -38,6 +37,7 @@ from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation.policy import Policy
 from rllib_damo.utils.names import near
+from rllib_damo.utils.paths import atomic_write
 from rllib_damo.utils.spaces import to_unit
 
 #: What all variants have in common, MOPO included.
@@ -121,7 +121,8 @@ class Measure:
 
     def __call__(self, algo: Any, policy: Policy, result: dict[str, Any]) -> Row:
         if not (self._folder / MODEL).exists():
-            shutil.copy(algo.dynamics.file(), self._folder / MODEL)
+            with atomic_write(self._folder / MODEL) as file:
+                file.write(algo.dynamics.file().read_bytes())
         actions = torch.from_numpy(to_unit(self._actions, policy.action_space))
         generator = torch.Generator().manual_seed(0)  # the same actions at each evaluation
         obs, actions = self._obs.to(policy.device), actions.to(policy.device)
@@ -131,9 +132,12 @@ class Measure:
 
 
 def trials(args: argparse.Namespace, task: str, dataset: Dataset) -> list[Trial]:
-    """Those of one task, seed by seed."""
+    """Those of one task, seed by seed. What a variant is keeps its option, whatever ``--options`` says."""
     one = argparse.Namespace(**{**vars(args), "tasks": [task], "methods": args.variants, "input": {}})
-    one.variants = {label: (VARIANTS[label][0], {**options(task, label), **args.options}) for label in args.variants}
+    one.variants = {
+        label: (VARIANTS[label][0], {**options(task, label), **args.options, **VARIANTS[label][1]})
+        for label in args.variants
+    }
     return sorted(make_trials(one, {task: dataset}), key=lambda trial: trial.seed)
 
 
@@ -198,9 +202,9 @@ def main() -> int:
     try:
         for task in args.tasks:
             dataset = describe(task, task)
+            waiting += [trial for trial in trials(args, task, dataset) if not is_finished(trial)]
             (args.out / task).mkdir(parents=True, exist_ok=True)
             (args.out / task / DATASET).write_text(json.dumps(asdict(dataset), indent=1))
-            waiting += [trial for trial in trials(args, task, dataset) if not is_finished(trial)]
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

@@ -80,7 +80,9 @@ def list_() -> None:
     """The datasets that can be made, with the mean return to expect, and those on this machine."""
     there = set(minari_files.local_ids())
     rows = [("NAME", "ENVIRONMENT", "RETURN", "DEFAULT SIZE", "STATE")]
-    for name, spec in datasets.NAMES.items():
+    sized = filter(None, map(datasets.of_dataset_id, sorted(there)))
+    specs = [*datasets.NAMES.values(), *sized]
+    for spec in specs:
         shipped = spec.is_shipped()
         expected = spec.recorded_return() if shipped else None
         state = "not made" if shipped else "its policies are not shipped yet"
@@ -88,9 +90,9 @@ def list_() -> None:
             steps = _minari_metadata(spec.dataset_id)["total_steps"]
             state = f"made: {steps:,} transitions, {spec.dataset_id}"
         text = "" if expected is None else f"{expected:.0f}"
-        rows.append((name, spec.env_id, text, f"{spec.default_transitions:,}", state))
+        rows.append((spec.name, spec.env_id, text, f"{spec.default_transitions:,}", state))
     _table(rows)
-    others = sorted(there - {spec.dataset_id for spec in datasets.NAMES.values()})
+    others = sorted(there - {spec.dataset_id for spec in specs})
     if others:
         typer.echo("\nOther Minari datasets here: " + ", ".join(others))
 
@@ -214,6 +216,8 @@ def _minari_metadata(dataset_id: str) -> dict[str, Any]:
 
 def _refuse_unmade(name: str) -> None:
     """Looking at a dataset must not start to make it."""
+    if Path(name).expanduser().exists():
+        return
     spec = datasets.find_spec(name)
     if spec is not None and minari_files.local_path(spec.dataset_id) is None:
         raise DataError(f"{name} is not on this machine yet: `rllib-damo data make {name}` makes it.")

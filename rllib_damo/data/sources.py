@@ -128,6 +128,9 @@ def _near(name: str) -> str:
     files = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     candidates = {item: str(folder / item) for item in files if item.endswith(registry.suffixes())}
     candidates |= {item: item for item in (*short_names(), *local_ids())}
+    base, at, size = name.partition("@")
+    if at and "/" not in name:  # a short name with a size
+        candidates |= {item + at + size: item + at + size for item in difflib.get_close_matches(base, short_names())}
     near = difflib.get_close_matches(name, candidates, n=4, cutoff=0.6)
     near += [
         item for item in difflib.get_close_matches(Path(name).name, candidates, n=4, cutoff=0.6) if item not in near

@@ -58,8 +58,13 @@ class DatasetSpec:
     size: str = ""  # "1M" of the name "hopper-medium@1M"
 
     @property
+    def base(self) -> str:
+        """The name without a size."""
+        return f"{self.task}-{self.level}"
+
+    @property
     def name(self) -> str:
-        return f"{self.task}-{self.level}" + (f"@{self.size}" if self.size else "")
+        return self.base + (f"@{self.size}" if self.size else "")
 
     @property
     def env_id(self) -> str:
@@ -93,7 +98,7 @@ class DatasetSpec:
 
     def _shipped_parts(self) -> dict[str, float]:
         if self.level in ("random", "mixed"):
-            return {self.name: 1.0}
+            return {self.base: 1.0}
         index = load_index()
         if self.level == "medium-replay":
             replay = {n: r.share for n, r in index.items() if r.env_id == self.env_id and r.share > 0}
@@ -162,6 +167,12 @@ def find_spec(name: str) -> DatasetSpec | None:
     num = int(found[1]) * _UNITS[found[2]]
     unit = next(unit for unit in ("M", "k", "") if num % _UNITS[unit] == 0)
     return dataclasses.replace(NAMES[base], default_transitions=num, size=f"{num // _UNITS[unit]}{unit}")
+
+
+def of_dataset_id(dataset_id: str) -> DatasetSpec | None:
+    """The dataset with a size that has this Minari id; None for others."""
+    found = re.fullmatch(rf"{NAMESPACE}/(\w+)/([\w-]+)-(\d+[kM]?)-v0", dataset_id)
+    return find_spec(f"{found[1]}-{found[2]}@{found[3]}") if found else None
 
 
 def get_spec(name: str) -> DatasetSpec:
@@ -302,7 +313,7 @@ def _work_folder(spec: DatasetSpec, seed: int) -> Iterator[pathlib.Path]:
     if seed < 0:
         raise DataError(f"seed must be at least 0, but is {seed}")
     root = cache_root() / "behavior"
-    folder = root / f"{spec.task}-{spec.level}-{_recipe(spec, seed)}"
+    folder = root / f"{spec.name}-{_recipe(spec, seed)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
