@@ -97,7 +97,7 @@ def read_rows(trial: Trial) -> list[Row]:
 
 
 def is_finished(trial: Trial) -> bool:
-    """Whether its last evaluation, at ``trial.steps``, has been made. A checkpoint, if there is one, must be of then."""
+    """Whether its last evaluation, at ``trial.steps``, has been made. A checkpoint that is there must be of then."""
     rows, checkpoint = read_rows(trial), _existing_checkpoint(trial)
     is_older = checkpoint is not None and json.loads((checkpoint / PROGRESS).read_text())["steps"] < trial.steps
     return bool(rows) and rows[-1]["steps"] == trial.steps and not is_older
