@@ -181,7 +181,7 @@ def main() -> None:
         acts = policies
     else:
         loaded = [one for place in args.places for one in load([place])]
-        names = ["/".join(Path(one.path).parts[-3:-1]) for one in loaded]
+        names = ["/".join(Path(one.path).parts[-3:]) for one in loaded]
         policies = {name: one.path for name, one in zip(names, loaded, strict=True)}
         acts, data = {name: one.act for name, one in zip(names, loaded, strict=True)}, args.input
     found = select(

@@ -13,6 +13,7 @@ import pytest
 
 from rllib_damo import BehaviorCloningConfig, DAMOConfig
 from rllib_damo.command.data import invoke
+from rllib_damo.command.select import _play as play
 from rllib_damo.data.formats.parquet import write_parquet
 from rllib_damo.data.generate import datasets
 from rllib_damo.data.generate.controllers import PendulumMixed
@@ -20,8 +21,9 @@ from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.splits import split_episodes
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.errors import CheckpointError, DataError, UsageError, UserError
+from rllib_damo.nn.stacked_mlp import FastMLP
 from rllib_damo.selection import Selection, estimates, select
-from rllib_damo.selection.budget import by_hand, posterior, sequential_halving
+from rllib_damo.selection.budget import by_hand, in_environment, posterior, sequential_halving
 from rllib_damo.selection.candidates import Candidate, find, load
 from rllib_damo.selection.problem import Data, make_task, played_env, read
 from rllib_damo.version import versions
@@ -73,6 +75,10 @@ def test_functions_are_compared(tmp_path):
     assert any("steps/s" in line for line in lines)
     text = "\n".join(found.lines())
     assert "against clone" in text
+    assert f"{next(one.score for one in found.table if one.name == 'good'):+.4g}" in text  # what the rule goes by
+    assert any(line.startswith("the confidence will be low at most: in sample") for line in lines)
+    if found.choice is None:
+        assert "rllib train --algo BehaviorCloning --env Pendulum-v1 --input" in text
     assert "in sample" in text
     assert "did not settle" in text
     content = json.loads(found.to_json())
@@ -216,7 +222,7 @@ def test_checkpoints_as_the_command(cache_dir, tmp_path, capsys, model):
         algo.stop()
     out, common = tmp_path / "out", ["--steps", "12", "--judge-model", model]
     policies = load([paths["damo"], paths["bc"]])
-    assert [one.name for one in policies] == ["DAMO, 20", "BehaviorCloning, 20"]
+    assert [one.name for one in policies] == ["DAMO at 20", "BehaviorCloning at 20"]
     assert policies[0].own_model is not None
     assert invoke(["select", paths["damo"], paths["bc"], *common, "--out", str(out), "--require-choice"]) in (0, 1)
     text = capsys.readouterr().out
@@ -235,6 +241,28 @@ def test_checkpoints_as_the_command(cache_dir, tmp_path, capsys, model):
     answers = ["select", paths["damo"], "--budget", "4", *common]
     assert invoke(answers) == 0
     assert "Best: " in capsys.readouterr().out
+
+
+def test_real_episodes_are_shown_as_they_were_played():
+    """A budget that is too small for all goes to the reference and the first ones of the table."""
+    found = quick({"good": good, "bad": bad})
+    lines = play(found, 2, False, "Pendulum-v1", None)
+    assert lines[0].startswith("\nReal episodes: 2.")
+    shown = {line.split(":")[0].strip(): float(line.split()[1]) for line in lines[1:3]}
+    kept = [one.name for one in found.table if not one.vetoes and one.name != "clone"]
+    assert [*shown.keys() - {"clone"}] == kept[:1]
+    own = in_environment([found.policies[name] for name in shown], "Pendulum-v1")
+    assert [*shown.values()] == pytest.approx([own(i, 0) for i in range(2)], rel=1e-3)
+    assert "may be chance" in lines[-1]
+
+
+def test_clones_are_kept_for_a_selection_that_goes_on(tmp_path, monkeypatch):
+    first = quick({"good": good}, out=tmp_path)
+    monkeypatch.setattr(FastMLP, "backward", None)  # nothing is trained again
+    again = quick({"good": good}, out=tmp_path)
+    observations = np.ones((3, 3), np.float32)
+    np.testing.assert_array_equal(first.policies["clone"](observations), again.policies["clone"](observations))
+    assert replace(first.table[0], verdict="") == replace(again.table[0], verdict="")
 
 
 def test_wrong_commands(capsys):

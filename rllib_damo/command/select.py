@@ -22,6 +22,7 @@ from rllib_damo.selection.budget import by_hand, in_environment, sequential_halv
 from rllib_damo.utils.paths import check_new_file, new_file
 
 _PICTURES = (".png", ".svg")
+_FEW_EPISODES = 5
 
 
 def select(
@@ -127,8 +128,12 @@ def _write(found: Selection, out: Path | None, json_: Path | None, plot: Path | 
 
 
 def _play(found: Selection, budget: int, ask: bool, env: str | None, out: Path | None) -> list[str]:
-    """Spends the budget on those that are not ruled out, and the reference; returns lines to print."""
+    """Spends the budget on those that are not ruled out, and the reference; returns lines to print.
+
+    Where it is too small for an episode of each, on the first ones of the table and the reference.
+    """
     rows = [one for one in found.table if not one.vetoes or one.verdict.endswith("reference")]
+    rows = sorted(rows, key=lambda one: not one.verdict.endswith("reference"))[:budget]  # else as in the table
     names, paths = [one.name for one in rows], [one.path for one in rows]
     if ask:
         play = by_hand(names, paths)
@@ -140,7 +145,13 @@ def _play(found: Selection, budget: int, ask: bool, env: str | None, out: Path |
     values = np.array([one.value for one in rows])
     halves = np.array([one.high - one.value for one in rows])
     played = sequential_halving(play, values, halves, budget, names, out / "budget.jsonl" if out else None)
-    lines = [f"\nReal episodes: {sum(map(len, played.returns))}"]
+    lines = [
+        f"\nReal episodes: {sum(map(len, played.returns))}. Their mean returns, best first by these and the values:"
+    ]
     for i in np.argsort(-played.means):
-        lines.append(f"  {names[i]}: {played.means[i]:.4g} ± {played.errors[i]:.2g}, {len(played.returns[i])} episodes")
-    return [*lines, f"Best: {names[played.best]}. {paths[played.best]}".rstrip()]
+        own = played.returns[i]
+        lines.append(f"  {names[i]}: {np.mean(own):.4g} in {len(own)} episode{'s' * (len(own) != 1)}")
+    lines.append(f"Best: {names[played.best]}. {paths[played.best]}".rstrip())
+    if len(played.returns[played.best]) < _FEW_EPISODES:
+        lines.append("That is of few episodes, and may be chance: a larger --budget tells more.")
+    return lines

@@ -207,7 +207,7 @@ def _give_names(candidates: Sequence[Candidate]) -> None:
         parts = [str(own["algorithm"])] if "algorithm" in keys or not keys else []
         parts += [f"{key}={own[key]}" for key in keys if key != "algorithm" and key in own][:_SHOWN_SETTINGS]
         steps = (candidate.record or {}).get("num_gradient_steps_lifetime")
-        candidate.name = " ".join(parts) + (f", {steps}" if steps else "")
+        candidate.name = " ".join(parts) + (f" at {steps}" if steps is not None else "")
     names = [candidate.name for candidate in candidates]
     for candidate in candidates:  # the same settings: by their places
         if names.count(candidate.name) > 1:

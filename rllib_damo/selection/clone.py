@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,11 +13,13 @@ from rllib_damo.nn.adam import FusedAdam
 from rllib_damo.nn.flat_parameters import flatten
 from rllib_damo.nn.stacked_mlp import FastMLP, StackedMLP
 from rllib_damo.nn.standardize import input_scales
+from rllib_damo.selection import state_files
 from rllib_damo.selection.rows import Rows
 
 #: ``obs (B, obs) -> unit actions (B, act)``
 Policy = Callable[[Tensor], Tensor]
 _HIDDEN, _BATCH, _LR = (128, 128), 256, 1e-3
+_FORMAT = "rllib_damo.clones/1"
 
 
 def default_steps(num_rows: int) -> int:
@@ -25,7 +28,9 @@ def default_steps(num_rows: int) -> int:
 
 
 @torch.no_grad()
-def clone(rows: Rows, parts: Sequence[Tensor], *, steps: int, seed: int) -> list[Policy]:
+def clone(
+    rows: Rows, parts: Sequence[Tensor], *, steps: int, seed: int, state_file: Path | None = None, key: str = ""
+) -> list[Policy]:
     """Trains a clone of each part of the data, side by side; the learning rate falls linearly to 0.
 
     Args:
@@ -33,9 +38,14 @@ def clone(rows: Rows, parts: Sequence[Tensor], *, steps: int, seed: int) -> list
         parts: indices of the rows that each clone learns from.
         steps: gradient steps.
         seed: of the first weights, which all clones share, and of the batches.
+        state_file: where the clones are kept; if it is there, they are taken from it.
+        key: of the rows and the parts.
 
     Returns:
         The clones, as functions of raw observations.
+
+    Raises:
+        UsageError: ``state_file`` is of other rows or settings, or damaged.
     """
     scales = input_scales(rows.obs)
     dims = (rows.obs.shape[1], *_HIDDEN, rows.actions.shape[1])
@@ -46,6 +56,11 @@ def clone(rows: Rows, parts: Sequence[Tensor], *, steps: int, seed: int) -> list
     for own, source in zip(net.parameters(), first.parameters(), strict=True):
         own.copy_(source.expand_as(own))
     params = flatten(list(net.parameters()))
+    key = f"{key} {len(parts)} {steps} {seed}"
+    known = state_files.load(state_file, _FORMAT, key)
+    if known is not None:
+        params.copy_(known["params"])
+        return [_policy(net, i, scales) for i in range(len(parts))]
     optimizer, fast, rng = FusedAdam([params], lr=_LR), FastMLP(net), np.random.default_rng((seed, 3))
     for step in range(steps):
         share = rng.random(_BATCH)
@@ -56,6 +71,8 @@ def clone(rows: Rows, parts: Sequence[Tensor], *, steps: int, seed: int) -> list
         fast.parameter_gradients(delta)
         optimizer.param_groups[0]["lr"] = _LR * (1 - step / steps)
         optimizer.step()
+    if state_file is not None:
+        state_files.save(state_file, _FORMAT, key, {"params": params.detach()})
     return [_policy(net, i, scales) for i in range(len(parts))]
 
 

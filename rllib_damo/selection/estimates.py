@@ -31,7 +31,7 @@ from rllib_damo.utils.spaces import from_unit
 _FEW_ROWS, _FEW_INPUTS = 50_000, 4  # with which the learning rate is the higher one
 _STATES_TRIED = 5_000
 CLONE = "clone"
-STATE_FILE = "fqe.pt"
+STATE_FILE, CLONES_FILE = "fqe.pt", "clones.pt"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,10 @@ class Estimates:
         reference = self.clone if default is None else default
         self.progress("clones of the data's behaviour")
         parts = self_tests.thirds(rows) or []
-        clones = clone(rows, [torch.arange(len(rows)), *parts], steps=default_steps(len(rows)), seed=seed)
+        clones = clone(
+            rows, [torch.arange(len(rows)), *parts], steps=default_steps(len(rows)), seed=seed,
+            state_file=self.out / CLONES_FILE if self.out else None, key=self.data.training_fingerprint,
+        )  # fmt: skip
         policies = [candidate.unit_policy(self.task.action_space) for candidate in self.own] + clones[:1]
         some = self._some(held_out)
         parts_differ = bool(parts) and self_tests.differing(clones[1:], held_out.obs[some])

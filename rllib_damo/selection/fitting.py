@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rllib_damo.errors import UsageError
+from rllib_damo.selection import state_files
 from rllib_damo.selection.fqe import FQE, settling_steps
 from rllib_damo.selection.rule import has_settled
-from rllib_damo.utils.checksums import sealed, unsealed
-from rllib_damo.utils.paths import atomic_write
 
 TAU, LAST_TAU = 0.02, 0.005  # of the first two thirds, and of the last
 _FORMAT = "rllib_damo.fqe/1"
@@ -62,7 +59,12 @@ def fit(
         UsageError: ``state_file`` is of other policies, data or settings, or damaged.
     """
     every = max(1, min(2_500, -(-steps // _CHECKS)))
-    history, at = _resume(fqe, state_file, key)
+    history: list[np.ndarray] = []
+    at: list[int] = []
+    state = state_files.load(state_file, _FORMAT, key)
+    if state is not None:
+        fqe.set_state(state["fqe"])
+        history, at = [part.numpy() for part in state["history"]], list(state["at"])
     start, first = time.perf_counter(), fqe.step_number
 
     def settled() -> bool:
@@ -76,12 +78,13 @@ def fit(
         history.append(values)
         at.append(fqe.step_number)
         if state_file is not None:
-            _save(fqe, state_file, key, history, at)
+            content = {"fqe": fqe.state(), "at": at, "history": torch.from_numpy(np.stack(history))}
+            state_files.save(state_file, _FORMAT, key, content)
         rate = (fqe.step_number - first) / (time.perf_counter() - start)
         best = [names[i] for i in np.argsort(-values[..., 0].mean(-1)) if counted[i]][:3]
         progress(
             f"step {fqe.step_number:,} of {steps:,}, {rate:.0f} steps/s, "
-            f"{(steps - fqe.step_number) / rate / 60:.0f} min left; highest: {', '.join(best)}"
+            f"{(steps - fqe.step_number) / rate / 60:.0f} min left; highest: {'; '.join(best)}"
         )
     return Fit(np.stack(history), at, settled(), fqe.diverged.numpy())
 
@@ -92,41 +95,3 @@ def key_of(facts: Mapping[str, Any], *arrays: torch.Tensor) -> str:
     for array in arrays:
         digest.update(array.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _save(fqe: FQE, file: Path, key: str, history: list[np.ndarray], at: list[int]) -> None:
-    state = {
-        "format": _FORMAT,
-        "key": key,
-        "fqe": fqe.state(),
-        "at": at,
-        "history": torch.from_numpy(np.stack(history)),
-    }
-    archive = io.BytesIO()
-    torch.save(state, archive)
-    with atomic_write(file) as stream:
-        stream.write(sealed(archive.getvalue()))
-
-
-def _resume(fqe: FQE, file: Path | None, key: str) -> tuple[list[np.ndarray], list[int]]:
-    if file is None or not file.exists():
-        return [], []
-    try:
-        content = file.read_bytes()
-        archive = unsealed(content)
-        if archive is None or archive is content:  # without a checksum it is cut off
-            raise ValueError("its content does not fit its checksum")
-        state = torch.load(io.BytesIO(archive), weights_only=True)
-        if state["format"] != _FORMAT:
-            raise ValueError(f"its format is {state['format']!r}")
-    except Exception as error:  # a damaged file may raise any
-        raise UsageError(
-            f"{file} is damaged or of something else ({error}): delete it, or name another --out."
-        ) from error
-    if state["key"] != key:
-        raise UsageError(
-            f"{file} is of another selection (other policies, data or settings): name another --out, or empty "
-            "that folder."
-        )
-    fqe.set_state(state["fqe"])
-    return [part.numpy() for part in state["history"]], list(state["at"])

@@ -19,8 +19,6 @@ from rllib_damo.utils.paths import new_file
 from rllib_damo.version import versions
 
 FORMAT = "rllib_damo.selection/1"
-#: What to do where a clone of the data's behaviour is the answer.
-CLONE_ADVICE = "train it by `rllib train --algo BehaviorCloning`"
 
 
 @dataclass(frozen=True)
@@ -128,12 +126,14 @@ class Selection:
         words = {True: "passed", False: "failed", None: "not possible"}
         found += [f"self-test, {test.name}: {words[test.passed]} ({test.text})" for test in self.self_tests]
         reference = next((one.name for one in self.table if one.verdict.endswith("reference")), "reference")
-        rows = [["candidate", "value (spread)", f"against {reference}", "model", "survives", "off data", "verdict"]]
+        rows = [[
+            "candidate", "value (spread)", "model", f"against {reference}", "at least", "survives", "off data", "verdict",
+        ]]  # fmt: skip
         for one in self.table:
-            against = f"{one.difference:+.4g} ({one.difference_low:+.3g} to {one.difference_high:+.3g})"
+            is_reference = one.verdict.endswith("reference")
             rows.append([
-                one.name, f"{one.value:.4g} ({one.low:.4g} to {one.high:.4g})",
-                "" if one.verdict.endswith("reference") else against, _show(one.value_model),
+                one.name, f"{one.value:.4g} ({one.low:.4g} to {one.high:.4g})", _show(one.value_model),
+                "" if is_reference else f"{one.difference:+.4g}", "" if is_reference else f"{one.score:+.4g}",
                 "-" if one.survival is None else f"{one.survival:.0%}",
                 "-" if one.off_data is None else f"{one.off_data:.0%}", one.verdict,
             ])  # fmt: skip
@@ -147,10 +147,14 @@ class Selection:
                     "choice of options carries over, that of a checkpoint does not."
                 )
         else:
-            place = self.answer.path or (CLONE_ADVICE if self.answer.name == "clone" else "")
-            found.append(f"No choice: nothing is credibly better than {self.answer.name}; take that. {place}".rstrip())
+            found.append(f"No choice: nothing is credibly better than {self.answer.name}; take that.")
+            if self.answer.path:
+                found.append(self.answer.path)
+            elif self.answer.name == "clone":
+                env = f"--env {facts['env']} " if facts["env"] else ""
+                found.append(f"Train it by: rllib train --algo BehaviorCloning {env}--input {facts['dataset']}")
         found += [f"  - {reason}" for reason in self.reasons]
-        found.append(f"Short list, for a test with real episodes: {', '.join(one.name for one in self.short_list)}")
+        found.append(f"Short list, for a test with real episodes: {'; '.join(one.name for one in self.short_list)}")
         found.append(
             "Values are discounted and without a time limit. The spread holds the chance of the episodes, not the "
             "error of the estimate where actions leave the data."

@@ -80,6 +80,8 @@ def select(
     data = Data.of(whole, own, task.action_space)
     del whole  # the parts are copies
     progress(f"{len(own)} candidates; {data.describe()}")
+    for warning in data.warnings:
+        progress(f"the confidence will be low at most: {warning}")
     work = Estimates(own, data, task, chosen, Path(out) if out is not None else None, progress)
     evidence, fitted, tests, columns = work.evaluate(reference)
     against = rule.vetoes(evidence)
