@@ -126,9 +126,8 @@ class Selection:
         words = {True: "passed", False: "failed", None: "not possible"}
         found += [f"self-test, {test.name}: {words[test.passed]} ({test.text})" for test in self.self_tests]
         reference = next((one.name for one in self.table if one.verdict.endswith("reference")), "reference")
-        rows = [[
-            "candidate", "value (spread)", "model", f"against {reference}", "at least", "survives", "off data", "verdict",
-        ]]  # fmt: skip
+        compared = f"against {reference}"
+        rows = [["candidate", "value (spread)", "model", compared, "at least", "survives", "off data", "verdict"]]
         for one in self.table:
             is_reference = one.verdict.endswith("reference")
             rows.append([
