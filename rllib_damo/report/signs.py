@@ -40,8 +40,8 @@ def _runaway_values(trial: Trial) -> str | None:
     if value is None or data is None or value[1] <= data + 0.1 * abs(data) or value[1] <= value[0]:
         return None
     return (
-        f"`initial_value_mean` rises and is {number(value[1])}; the discounted return of the episodes that it learns from "
-        f"is {number(data)}"
+        f"`initial_value_mean` rises and is {number(value[1])}; the discounted return of the episodes that it learns "
+        f"from is {number(data)}"
     )
 
 
