@@ -35,6 +35,14 @@ def test_apply_config_knows_settings_that_rllib_has_as_properties() -> None:
     assert apply_config(PPOConfig(), {"train_batch_size_per_learner": 128}).train_batch_size_per_learner == 128
 
 
+def test_a_misspelt_file_is_suggested_with_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "damo_hopper.py").touch()
+    with pytest.raises(UsageError, match=f"no file .*Did you mean '{tmp_path}/damo_hopper.py'"):
+        run_file(tmp_path / "damo_hoper.py")
+    with pytest.raises(UsageError, match=r"damo_hoper\.py'\.$"):
+        run_file(tmp_path / "no_folder" / "damo_hoper.py")
+
+
 def test_an_environment_may_be_named_with_the_module_that_registers_it(tmp_path, monkeypatch) -> None:
     text = 'import gymnasium as gym\ngym.register("OfAModule-v0", "gymnasium.envs.classic_control:PendulumEnv")\n'
     (tmp_path / "registers_an_env.py").write_text(text)

@@ -22,3 +22,16 @@ def test_progress_columns_join_when_their_numbers_do() -> None:
     assert len(table.lines("t", {"training_iteration": 3, "time_total_s": 3671.0})) == 2  # the column of the time joins
     (row,) = table.lines("t", {"training_iteration": 4, "time_total_s": 3671.0})
     assert "1:01:11" in row
+
+
+def test_real_steps_and_the_return_of_online_episodes_have_columns() -> None:
+    table = ProgressTable()
+    (header, _) = table.lines("t", {"num_gradient_steps_lifetime": 200})
+    assert "real steps" not in header
+    online = {"num_gradient_steps_lifetime": 300, "num_online_steps_lifetime": 100}
+    header, row = table.lines("t", online | {"online": {"episode_return_mean": -1234.56}})
+    assert header.split() == ["steps", "real", "steps", "online", "return"]
+    assert row.split() == ["300", "100", "-1234.6"]
+    assert len(header) == len(row)
+    (row,) = table.lines("t", online | {"online": {"episode_return_mean": float("nan")}})  # no episode has ended
+    assert row.split() == ["300", "100", "-"]

@@ -51,8 +51,12 @@ def test_a_file_may_have_the_name_of_a_dataset_with_a_size(capsys: pytest.Captur
 
 def test_make(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["data", "make", "pendulum-random", "--transitions", "250", "--seed", "3", "--workers", "0"]) == 0
-    assert "rllib_damo/pendulum/random-v0: 250 transitions, 2 episodes, return -" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "rllib_damo/pendulum/random-v0: 250 transitions, 2 episodes, return -" in out
+    assert "only episode" not in out
     assert len(sources.load("pendulum-random")) == 250
+    assert invoke(["data", "make", "pendulum-random@20", "--workers", "0"]) == 0
+    assert "only episode may be cut" in capsys.readouterr().out
 
 
 def test_info(made: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,6 +148,15 @@ def test_odd_data_passes_with_warnings(capsys: pytest.CaptureFixture[str]) -> No
     assert [line.split(",")[0] for line in lines if line.startswith("warn")] == [
         "warn  there are 10 transitions", "warn  every reward is 0",
     ]  # fmt: skip
+
+
+def test_rows_that_do_not_follow_each_other_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_transitions((600, 600))
+    write_parquet(replace(data, next_observations=data.observations + np.float32(0.1)), "apart.parquet")
+    assert invoke(["data", "check", "apart.parquet"]) == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warn")]
+    assert [line[:52] for line in warnings] == ["warn  1199 of 1200 rows are episodes of one row: the"]
+    assert "write the rows in the order of time" in warnings[0]
 
 
 def test_a_place_that_cannot_be_written_is_told_before_reading(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,14 @@ def test_rewards_that_say_nothing() -> None:
     assert dataset_warnings(never)[0].startswith("every reward is 1")
 
 
+def test_episodes_of_one_row() -> None:
+    for every, has_warning in ((30, True), (3, False)):  # episodes of one row, and one of two in each `every` rows
+        cut = np.arange(1200) % every != 0
+        found = dataset_warnings(many(terminations=np.zeros(1200, bool), truncations=cut))
+        assert [text[:31] for text in found] == ["1120 of 1200 rows are episodes "] * has_warning
+    assert dataset_warnings(many(terminations=np.ones(1200, bool))) == []  # tasks of one step
+
+
 def test_states_that_never_change() -> None:
     data = many()
     assert "every next observation equals" in dataset_warnings(replace(data, next_observations=data.observations))[0]

@@ -270,7 +270,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_extra_is_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(UsageError, match=r"needs the package onnx .*pip install 'rllib-damo\[onnx\]'"):
+    with pytest.raises(UsageError, match=r"needs the package onnx .*pip install -e '\.\[onnx\]'"):
         export_policy(checkpoint, tmp_path / "policy.onnx")
     assert not list(tmp_path.iterdir())
 

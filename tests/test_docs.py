@@ -27,6 +27,7 @@ from rllib_damo import ALGORITHMS, DAMOConfig
 from rllib_damo.command import data as data_cli
 from rllib_damo.command import rllib
 from rllib_damo.command.inputs import parse_json
+from rllib_damo.data import sources
 from rllib_damo.data.formats import registry
 
 ROOT = Path(__file__).parent.parent
@@ -173,6 +174,12 @@ def test_metrics_of_the_tables_are_those_of_a_result(session: None) -> None:
             for part in name.split("/") if not name.startswith("dynamics/") else ():  # the model was in the cache
                 assert part in found, name
                 found = found[part]
+
+
+def test_arrays_become_a_file_with_their_episodes(session: None) -> None:
+    run_page("docs/data.md")
+    data = sources.load("mine.parquet")
+    assert (len(data), len(data.episode_bounds())) == (3000, 30)
 
 
 def test_options_of_the_table_exist_and_have_these_defaults() -> None:

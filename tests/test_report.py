@@ -244,6 +244,36 @@ def test_a_search_is_sorted_by_its_last_three_evaluations(tmp_path: Path) -> Non
     assert one_colour == {f"line c{i}" for i in range(1, 7)}
 
 
+def test_the_page_says_how_many_evaluations_a_score_has(single: Path, tmp_path: Path) -> None:
+    assert "Score, last 3 evaluations" in report(single, tmp_path).text
+    one = write_trial(tmp_path / "one" / "DAMO_a", [result(1), result(2, score=5.0)], seed=1).parent
+    text = report(one, tmp_path).text
+    assert "Score, one evaluation" in text
+    assert "Policies: one evaluation." in text
+    write_trial(one / "DAMO_b", [result(i, score=4.0) for i in (1, 2)], seed=2)
+    text = report(one, tmp_path).text
+    assert "Score of the best trial, one evaluation" in text
+    assert "By the mean of each trial's last 1 to 2 evaluations." in text
+
+
+def test_the_data_is_what_the_policy_learns_from(tmp_path: Path) -> None:
+    page = report(write_trial(tmp_path / "DAMO_a", [result(1, score=1.0)], data_fraction=0.5), tmp_path)
+    assert "Mean return of the episodes it learns from" in page.text
+    assert "Mean return of the data" not in page.text
+    assert ["share of its rows that the policy learns from (data_fraction)", "0.5"] in page.tables[-3]
+    assert "the return is −990, and that of the episodes that it learns from −800" in page.text
+
+
+def test_a_trial_without_a_score_yet_is_in_the_heat_map(tmp_path: Path) -> None:
+    for eta, length, score in ((1.0, 1, 5.0), (2.0, 1, None), (2.0, 3, 7.0)):
+        write_trial(tmp_path / "s" / f"DAMO_{eta}{length}", [result(1, score=score)], eta=eta, rollout_length=length)
+    found = [word for word in report(tmp_path / "s", tmp_path).words if word.startswith("rollout_length ")]
+    assert found == [
+        "rollout_length 3, eta 1: no trial", "rollout_length 3, eta 2: 7",
+        "rollout_length 1, eta 1: 5", "rollout_length 1, eta 2: no score yet",
+    ]  # fmt: skip
+
+
 def test_the_best_single_evaluation_does_not_decide(tmp_path: Path) -> None:
     write_trial(tmp_path / "s" / "DAMO_lucky", [result(i, score=s) for i, s in enumerate((99, 1, 1, 1), 1)], seed=1)
     write_trial(tmp_path / "s" / "DAMO_good", [result(i, score=50) for i in range(1, 5)], seed=2)

@@ -270,8 +270,10 @@ def test_wrong_commands(capsys):
     assert "--ask needs --budget" in capsys.readouterr().err
     assert invoke(["select", "tests", "--termination", "nothing"]) == 2
     assert "write module:function" in capsys.readouterr().err
-    assert invoke(["select", "nowhere"]) == 2
-    assert "nowhere" in capsys.readouterr().err
+    for place, found in (("nowhere", "there is no such folder"), (__file__, "it is no folder")):
+        assert invoke(["select", place]) == 2
+        error = f"Error: no checkpoint at {place}: {found}. Give the folder of a run, or of checkpoints, that "
+        assert capsys.readouterr().err.startswith(error)
 
 
 # -- real episodes -----------------------------------------------------------------------------------------------------

@@ -133,6 +133,8 @@ def make(
         f"{dataset_id}: {metadata['total_steps']:,} transitions, {metadata['total_episodes']:,} episodes, "
         f"return {returns['mean']:.1f} ± {returns['std']:.1f}"
     )
+    if metadata["total_episodes"] == 1:
+        typer.echo("Its only episode may be cut at its end: ask for more transitions.")
 
 
 @data.command()

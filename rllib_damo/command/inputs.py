@@ -86,7 +86,7 @@ def load_file(path: Path) -> tuple[AlgorithmConfig, Any]:
 def run_file(path: Path) -> ModuleType:
     """Runs a Python file as a module; what it registers with Tune stays registered."""
     if not path.is_file():
-        there = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        there = [str(entry) for entry in path.parent.glob("*.py")]
         raise UsageError(f"no file {str(path)!r}.{near(path.name, there)}")
     name = f"rllib_experiment_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)

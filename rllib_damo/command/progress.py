@@ -48,10 +48,12 @@ _LEARNER = "learners/default_policy"
 COLUMNS = (
     Column("iter", ("training_iteration",), str, 5),
     Column("steps", ("num_gradient_steps_lifetime", "num_env_steps_sampled_lifetime"), _count, 7),
+    Column("real steps", ("num_online_steps_lifetime",), _count, 10),
     Column("phase", ("phase",), str, 8),
     Column("epoch", ("dynamics/epoch",), _count, 5),
     Column("holdout loss", ("dynamics/holdout_loss",), _number(3), 12),
     Column("return", ("env_runners/episode_return_mean",), _number(1), 9),
+    Column("online return", ("online/episode_return_mean",), _number(1), 13),
     Column("eval return", ("evaluation/env_runners/episode_return_mean",), _number(1), 11),
     Column("score", ("evaluation/env_runners/normalized_score",), _number(1), 6),
     Column("Q", (f"{_LEARNER}/qf_mean",), _number(1), 8),

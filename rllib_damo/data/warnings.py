@@ -11,6 +11,8 @@ _COARSE = 0.01
 # The same for the typical change from an observation to the next; a counter at a million, in steps of 1, has 0.06.
 _COARSE_CHANGE = 0.1
 _FEW = 1000
+# More than this share of the rows are episodes of one row: almost all.
+_ALMOST_ALL = 0.9
 # A value is far off where its distance from the median is this many times that between the 1 % and 99 % quantiles.
 _FAR = 300
 # Rewards of goals and falls may be far off, but are smaller.
@@ -22,12 +24,13 @@ _CLEARLY = 0.1
 def dataset_warnings(transitions: Transitions) -> list[str]:
     """What to look at before training on sound data (`schema.problems` finds none), one sentence each.
 
-    Looks for: a few rows only, rewards that say nothing, states that never change, values far off the rest, and columns
-    whose offset is so large that float32 rounds their variation, or their changes, away.
+    Looks for: a few rows only, episodes of one row, rewards that say nothing, states that never change, values far off
+    the rest, and columns whose offset is so large that float32 rounds their variation, or their changes, away.
     """
     found = []
     if len(transitions) < _FEW:
         found.append(f"there are {len(transitions)} transitions, which are few; record more")
+    found += _episodes_of_one_row(transitions)
     first = transitions.rewards[0]
     if (transitions.rewards == first).all() and (first == 0 or not transitions.terminations.any()):
         found.append(f"every reward is {first:g}, so no behaviour is better than another")
@@ -59,6 +62,19 @@ def selection_warnings(transitions: Transitions, used: np.ndarray) -> list[str]:
         f"the rows that data_fraction chooses have a mean reward of {chosen:.3g}, below the {others:.3g} of those it "
         "leaves out: rewards are costs, and it took episodes that were cut early for good ones; set data_fraction=1, "
         "or leave short episodes out of the dataset"
+    ]
+
+
+def _episodes_of_one_row(transitions: Transitions) -> list[str]:
+    starts, stops = transitions.episode_bounds().T
+    alone = int(((stops - starts == 1) & ~transitions.terminations[starts]).sum())  # one step may end a task
+    if alone <= _ALMOST_ALL * len(transitions):
+        return []
+    return [
+        f"{alone} of {len(transitions)} rows are episodes of one row: their next observation is not the next row's "
+        "observation, or each row is marked as truncated; so returns of episodes, their lengths and first states mean "
+        "nothing; write the rows in the order of time, the next row's observation as next observation, and an end at "
+        "the last row of each episode"
     ]
 
 

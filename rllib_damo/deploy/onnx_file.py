@@ -56,7 +56,8 @@ def _import_onnx() -> ModuleType:
         import onnx
     except ImportError as error:
         raise UsageError(
-            f"the format onnx needs the package onnx ({error}): pip install 'rllib-damo[onnx]', or write .npz."
+            f"the format onnx needs the package onnx ({error}): pip install onnx, or in a checkout "
+            "pip install -e '.[onnx]'; or write .npz."
         ) from error
     return onnx
 

@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from rllib_damo.report import svg
-from rllib_damo.report.runs import Run, shown
+from rllib_damo.report.runs import Run, evaluations, shown
 from rllib_damo.report.svg import Series
 
 LEARNER = "learners/default_policy"
@@ -60,7 +60,7 @@ LEARNING = (
         "Return in the environment",
         [(f"{EVALUATION}/episode_return_mean", "return")],
         [("dataset/episode_return_mean", "data")],
-        "Mean over the episodes of an evaluation.",
+        "Mean over the episodes of an evaluation. Data: the episodes that the policy learns from.",
         f"{EVALUATION}/episode_return_std",
     ),
     Chart(
@@ -76,7 +76,8 @@ VALUES = (
         "Value: estimated and real",
         [(f"{LEARNER}/initial_value_mean", "critics' estimate"), (f"{EVALUATION}/discounted_return_mean", "real")],
         [("dataset/discounted_return_mean", "data")],
-        "Discounted, from the first states. An estimate that passes the data's value and rises on runs away.",
+        "Discounted, from the first states. Data: the episodes that the policy learns from. An estimate that passes "
+        "their value and rises on runs away.",
     ),
     Chart("Q of the batch", [(f"{LEARNER}/qf_mean", "Q(s, a)"), (f"{LEARNER}/qf_initial_mean", "Q at first states")]),
     Chart("Bellman residual", [(f"{LEARNER}/td_error_abs", "mean absolute value")]),
@@ -250,14 +251,19 @@ def returns_chart(run: Run) -> str:
     if data:
         rows.append(("data", "ink", [value for value in data if value is not None]))
     own = colours(run)
-    for rank, trial in enumerate(run.trials[:_RANGES], 1):
-        mean = trial.score(f"{EVALUATION}/episode_return_mean")
+    metric, best = f"{EVALUATION}/episode_return_mean", run.trials[:_RANGES]
+    for rank, trial in enumerate(best, 1):
+        mean = trial.score(metric)
         if mean is not None:
             deviation = trial.score(f"{EVALUATION}/episode_return_std") or 0.0
             rows.append(("policy" if len(run.trials) == 1 else f"trial {rank}", own[trial.name], [mean, deviation]))
     if not rows:
         return ""
-    note = "Mean, standard deviation, and the data's range. Policies: their last three evaluations."
+    note = "Mean and standard deviation."
+    if data:
+        note += " Data: the episodes that the policy learns from, with their range."
+    if any(trial.score(metric) is not None for trial in best):
+        note += f" Policies: {evaluations(best, metric)}."
     return figure("Returns", svg.ranges("Returns", rows, "return of an episode"), note)
 
 
@@ -324,11 +330,16 @@ def _heat_map(run: Run, x: str, y: str) -> str:
     columns, rows, scores = _groups(run, x), _groups(run, y)[::-1], _scores(run)
     cells = []
     for _, in_row in rows:
-        found = [[scores[name] for name in in_row & in_column if name in scores] for _, in_column in columns]
-        cells.append([sum(values) / len(values) if values else None for values in found])
+        cells.append([_cell(in_row & in_column, scores) for _, in_column in columns])
     title = f"Score by {x} and {y}"
     picture = svg.heat_map(title, x, [label for label, _ in columns], y, [label for label, _ in rows], cells)
     return figure(title, picture, "Mean over the trials of a cell.")
+
+
+def _cell(trials: set[str], scores: dict[str, float]) -> float | str:
+    """The mean score of some trials, or why there is none."""
+    values = [scores[name] for name in trials if name in scores]
+    return sum(values) / len(values) if values else "no score yet" if trials else "no trial"
 
 
 def _column(values: Sequence[Any]) -> tuple[list[float], list[str]]:

@@ -15,7 +15,7 @@ from ray.tune.registry import get_trainable_cls
 from rllib_damo.core.changed_options import changed_options, plain
 from rllib_damo.errors import UsageError
 from rllib_damo.report import charts
-from rllib_damo.report.runs import SCORES, Run, Trial, read_run, shown
+from rllib_damo.report.runs import SCORES, Run, Trial, evaluations, read_run, shown
 from rllib_damo.report.signs import SIGNS
 from rllib_damo.report.svg import number
 from rllib_damo.utils.paths import check_new_file, new_file
@@ -110,10 +110,10 @@ def _tiles(run: Run) -> Iterator[tuple[str, str]]:
     for metric, title in zip(SCORES, ("Score", "Return"), strict=True):
         score = best.score(metric)
         if score is not None:
-            yield f"{title}{of_best}, last three evaluations", number(score)
+            yield f"{title}{of_best}, {evaluations([best], metric)}", number(score)
     data = best.last("dataset/episode_return_mean")
     if data is not None:
-        yield "Mean return of the data", number(data)
+        yield "Mean return of the episodes it learns from", number(data)
     yield (
         best.steps.removesuffix("_lifetime").removeprefix("num_").replace("_", " ").capitalize(),
         number(max((trial.last(trial.steps) or 0 for trial in run.trials), default=0)),
@@ -161,8 +161,9 @@ def _search(run: Run) -> str:
         row += [_number(trial.last(steps)), escape(trial.state)]
         rows.append(row)
     note = (
-        "By the mean of the last three evaluations. The best single evaluation is too high: chance chose it."
-        if metrics
+        f"By the mean of each trial's {evaluations(run.trials, run.metric)}. The best single evaluation is too high: "
+        "chance chose it."
+        if run.metric
         else "No result was evaluated in the environment, so there is no score to sort by."
     )
     return f'<p class="note">{note}</p>{_table(head, rows, "numbers")}{_grid(charts.search_charts(run))}'
@@ -206,6 +207,7 @@ def _dataset(run: Run) -> str:
     names = {
         "name": best.fact("dataset/name") or best.config.get("input"),
         "fingerprint": best.fact("dataset/fingerprint"),
+        "share of its rows that the policy learns from (data_fraction)": best.config.get("data_fraction"),
         "episodes that the policy learns from": best.last("dataset/num_episodes"),
         "their mean return": best.last("dataset/episode_return_mean"),
         "standard deviation": best.last("dataset/episode_return_std"),

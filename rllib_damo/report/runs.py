@@ -93,7 +93,7 @@ class Trial:
         return next((row[name] for row in reversed(self.results) if name in row), None)
 
     def score(self, metric: str) -> float | None:
-        """The mean of the last three evaluations."""
+        """The mean of the last three evaluations, or of all where there are fewer."""
         return self.last(metric, _EVALUATIONS)
 
 
@@ -131,6 +131,15 @@ class Run:
     def label(self, trial: Trial) -> str:
         """What tells a trial from the others."""
         return ", ".join(f"{name}={shown(trial.settings.get(name))}" for name in self.varied) or trial.name
+
+
+def evaluations(trials: Sequence[Trial], metric: str) -> str:
+    """How many evaluations are in the trials' scores: "one evaluation", "last 3 evaluations", ..."""
+    found = [trial.points(metric, "training_iteration")[-_EVALUATIONS:] for trial in trials]
+    counts = sorted({len(points) for points in found if points})
+    if counts == [1]:
+        return "one evaluation"
+    return f"last {' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))} evaluations"
 
 
 def shown(value: Any) -> str:

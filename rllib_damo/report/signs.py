@@ -39,7 +39,10 @@ def _runaway_values(trial: Trial) -> str | None:
     data = trial.last("dataset/discounted_return_mean")
     if value is None or data is None or value[1] <= data + 0.1 * abs(data) or value[1] <= value[0]:
         return None
-    return f"`initial_value_mean` rises and is {number(value[1])}; the data's discounted return is {number(data)}"
+    return (
+        f"`initial_value_mean` rises and is {number(value[1])}; the discounted return of the episodes that it learns "
+        f"from is {number(data)}"
+    )
 
 
 def _implausible_value(trial: Trial) -> str | None:
@@ -86,7 +89,7 @@ def _worse_than_the_data(trial: Trial) -> str | None:
     score, data = trial.score("evaluation/env_runners/episode_return_mean"), trial.last("dataset/episode_return_mean")
     if score is None or data is None or score >= data:
         return None
-    return f"the return is {number(score)}, and the data's {number(data)}"
+    return f"the return is {number(score)}, and that of the episodes that it learns from {number(data)}"
 
 
 def _diverged(trial: Trial) -> str | None:

@@ -179,13 +179,13 @@ def _mark(x: float, y: float, radius: float, colour: str, tip: str) -> str:
 
 def heat_map(
     title: str, x_label: str, columns: Sequence[str], y_label: str, rows: Sequence[str],
-    cells: Sequence[Sequence[float | None]],
+    cells: Sequence[Sequence[float | str]],
 ) -> str:  # fmt: skip
-    """A cell for each pair of settings, the darker the higher; empty where there is no trial."""
+    """A cell for each pair of settings, the darker the higher; empty where `cells` has a text, which says why."""
     longest = max(len(_short(name, 11)) for name in columns)
     cell_width, cell_height, left, top = max(60.0, 6.5 * longest + 10), 34, 92, 12
     width, height = left + cell_width * len(columns) + 10, top + cell_height * len(rows) + 44
-    known = [value for row in cells for value in row if value is not None]
+    known = [value for row in cells for value in row if not isinstance(value, str)]
     low, high = min(known), max(known)
     parts = []
     for i, row in enumerate(cells):
@@ -193,13 +193,16 @@ def heat_map(
         parts.append(text(left - 8, y + cell_height / 2 + 4, _short(rows[i], 11), "end", "strong"))
         for j, value in enumerate(row):
             x = left + cell_width * j
-            share = 0.0 if value is None else 0.12 + 0.58 * ((value - low) / (high - low) if high > low else 1.0)
-            tip = f"{y_label} {rows[i]}, {x_label} {columns[j]}: {'no trial' if value is None else number(value)}"
+            if isinstance(value, str):
+                share, shown, meaning = 0.0, "–", value
+            else:
+                share = 0.12 + 0.58 * ((value - low) / (high - low) if high > low else 1.0)
+                shown = meaning = number(value)
+            tip = f"{y_label} {rows[i]}, {x_label} {columns[j]}: {meaning}"
             parts.append(
                 f'<rect class="cell" x="{x + 1}" y="{y + 1}" width="{cell_width - 2}" height="{cell_height - 2}" '
                 f'rx="3" fill-opacity="{share:.2f}"><title>{escape(tip)}</title></rect>'
             )
-            shown = "–" if value is None else number(value)
             parts.append(text(x + cell_width / 2, y + cell_height / 2 + 4, shown, "middle", "strong"))
     bottom = top + cell_height * len(rows)
     parts += [

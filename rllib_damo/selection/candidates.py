@@ -31,6 +31,7 @@ Act = Callable[[np.ndarray], np.ndarray]
 Place: TypeAlias = "str | Path | Act"
 
 _SHOWN_SETTINGS = 3
+_GIVE = "Give the folder of a run, or of checkpoints, that `rllib train` printed."
 _CHUNK = 16_384  # rows that pass through a policy together
 
 
@@ -125,6 +126,9 @@ def find(place: str, which: str = "last") -> list[str]:
     try:
         filesystem, root = connect(place.rstrip("/") if "://" in place else str(Path(place).expanduser().absolute()))
         infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        found = "there is no such folder" if isinstance(error, FileNotFoundError) else "it is no folder"
+        raise CheckpointError(f"no checkpoint at {shown}: {found}. {_GIVE}") from error
     except Exception as error:
         fix = why(error) if "://" in place else f"{error}."
         raise CheckpointError(f"no checkpoint at {shown}: {fix}") from error
@@ -132,9 +136,7 @@ def find(place: str, which: str = "last") -> list[str]:
     groups = {info.path.rsplit("/", 1)[0] for info in infos if info.base_name == COMPONENT_LEARNER_GROUP}
     folders = sorted(marks & groups, key=_number)
     if not folders:
-        raise CheckpointError(
-            f"{shown} holds no checkpoint. Give the folder of a run, or of checkpoints, that `rllib train` printed."
-        )
+        raise CheckpointError(f"{shown} holds no checkpoint. {_GIVE}")
     trials: dict[str, list[str]] = {}
     for folder in folders:
         trials.setdefault(folder.rsplit("/", 1)[0], []).append(folder)
