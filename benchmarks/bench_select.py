@@ -18,11 +18,11 @@ import torch
 
 import rllib_damo.selection  # noqa: F401  # all that `select` imports
 from rllib_damo.nn.standardize import input_scales
-from rllib_damo.selection.critic import NetworkCritic
+from rllib_damo.selection.critic import BATCH, NetworkCritic
 from rllib_damo.selection.fqe import FQE, Bounds, episode_weights
 from rllib_damo.selection.rows import Rows
 
-OBS_DIM, ACT_DIM, HEADS, BATCH, WIDTH, LENGTH, GAMMA = 17, 6, 4, 256, 128, 1000, 0.997
+OBS_DIM, ACT_DIM, HEADS, WIDTH, LENGTH, GAMMA = 17, 6, 4, 128, 1000, 0.997
 OWN = 5  # policies beside the candidates
 
 

@@ -301,6 +301,29 @@ def trained(rows: Rows, policies, steps=100, **options) -> torch.Tensor:
     return fqe.values()[..., 0]
 
 
+def test_a_heads_rows_are_those_of_its_bootstrap():
+    """Each row as often as its episode was drawn, whatever the lengths; none of an episode that was not."""
+    ends = np.isin(np.arange(12), (0, 4, 11))  # episodes of 1, 4 and 7 rows
+    zeros = np.zeros((12, 1))
+    rows = rows_of(zeros, zeros, zeros[:, 0], zeros, np.zeros(12, bool), ends, torch.float32)
+    weights = torch.tensor([[3.0, 0.0, 1.0], [0.0, 2.0, 1.0]])
+    bounds = Bounds.of(rows, rows.rewards[:, None], 0.9)
+    critic = NetworkCritic(1, 2, (torch.zeros(1), torch.ones(1)), 1, bounds.center, bounds.scale, 1e-3, 0, (4,))
+    actions = torch.zeros(1, 12, 1)
+    fqe = FQE(
+        rows, actions, actions[:, :3], critic, gamma=0.9, signals=rows.rewards[:, None], bounds=bounds, weights=weights,
+        batch_size=500,
+    )  # fmt: skip
+    counts = torch.zeros(2, 12)
+    for fqe.step_number in range(80):
+        index, weight = fqe._batch()
+        assert (weight == 1).all()
+        counts += torch.stack([torch.bincount(own, minlength=12) for own in index])
+    expected = weights[:, rows.episode] / weights[:, rows.episode].sum(-1, keepdim=True)
+    torch.testing.assert_close(counts / counts.sum(-1, keepdim=True), expected, atol=0.006, rtol=0)
+    assert (counts[expected == 0] == 0).all()
+
+
 def test_identical_policies_have_identical_values():
     values = trained(make_rows(), [POLICIES[0], POLICIES[1], POLICIES[0]])
     assert torch.equal(values[0], values[2])

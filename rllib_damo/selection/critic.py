@@ -13,7 +13,7 @@ from rllib_damo.nn.flat_parameters import flatten, gradient_of
 from rllib_damo.nn.stacked_mlp import FastMLP, Layers, StackedMLP, layers_of
 
 _GROUP = 5  # policies
-_CHUNK = 256  # rows that go through the networks together, beside those of a batch
+BATCH = 128  # rows of a batch, by default, and of others that go through the networks together
 
 
 class Critic(Protocol):
@@ -23,12 +23,18 @@ class Critic(Protocol):
         """Of the targets' moving average, ``(K, E, B, M)``.
 
         Args:
-            obs: ``(B, obs)``, or ``(K, B, obs)``.
-            actions: unit actions of each policy, ``(K, B, act)``.
+            obs: ``(B, obs)``, or ``(K, B, obs)``; of each head's own rows ``(E, B, obs)``.
+            actions: unit actions of each policy, ``(K, B, act)``; of each head's own rows ``(K, E, B, act)``.
         """
 
     def update(self, obs: Tensor, actions: Tensor, targets: Tensor, weights: Tensor) -> None:
-        """A step towards targets ``(K, E, B, M)`` at ``(B, obs)`` and ``(B, act)``, with weights ``(E, B)``."""
+        """A step towards targets ``(K, E, B, M)`` with weights ``(E, B)``.
+
+        Args:
+            obs: ``(B, obs)``, or each head's own ``(E, B, obs)``.
+            actions: ``(B, act)``, or ``(E, B, act)``.
+            targets, weights: see above.
+        """
 
     def follow(self, tau: float) -> None:
         """Moves the targets' average by ``tau`` towards the present functions."""
@@ -86,13 +92,15 @@ class NetworkCritic:
 
     @torch.no_grad()
     def values(self, obs: Tensor, actions: Tensor) -> Tensor:
-        inputs = self._inputs(obs.expand(self._shape[0], *obs.shape[-2:]), actions)
+        inputs = self._inputs(obs.expand(*actions.shape[:-1], obs.shape[-1]), actions)
+        if inputs.ndim == 3:  # the same rows for all heads
+            inputs = inputs[:, None].expand(-1, self._shape[1], -1, -1)
         parts = []
-        for part in inputs.split(_CHUNK, dim=1):
-            rows = part.shape[1]
-            padded = torch.nn.functional.pad(part, (0, 0, 0, _CHUNK - rows))  # one set of buffers for all sizes
+        for part in inputs.split(BATCH, dim=2):
+            rows = part.shape[2]
+            padded = torch.nn.functional.pad(part, (0, 0, 0, BATCH - rows))  # one set of buffers for all sizes
             outputs = [
-                net.forward(padded[group].repeat_interleave(self._shape[1], 0))[:, :rows]
+                net.forward(padded[group].flatten(0, 1))[:, :rows]
                 for group, net in zip(self._groups, self._targets, strict=True)
             ]
             parts.append(torch.cat(outputs))
@@ -104,7 +112,8 @@ class NetworkCritic:
         share = (2 * weights / weights.sum(-1, keepdim=True).clamp_min(1))[..., None]  # (E, B, 1)
         for group, net in zip(self._groups, self._nets, strict=True):
             own = scaled[group]
-            delta = (net.forward(inputs).view_as(own) - own).mul_(share).flatten(0, 1)
+            x = inputs if inputs.ndim == 2 else inputs.repeat(len(own), 1, 1)
+            delta = (net.forward(x).view_as(own) - own).mul_(share).flatten(0, 1)
             net.backward(delta)
             net.parameter_gradients(delta)
         self._optimizer.step()

@@ -4,8 +4,10 @@ For policy i, head e and a row (s, a, r, s') of episode k:
 
     y = r + γ (1 - terminated) Q̄_{i,e}(s', π_i(s')),    loss = w_{e,k} (Q_{i,e}(s, a) - y)²
 
-w_{e,k} is how often a bootstrap of the episodes drew episode k. All policies have the same weights, batches and first
-networks, so their differences have a much smaller error than their values.
+w_{e,k} is how often a bootstrap of the episodes drew episode k. A batch holds rows of each head's own bootstrap, drawn
+so often: with weights instead, a third of the rows of a batch would count nothing, and a batch of n rows would say as
+much as one of n/2. All policies have the same bootstraps, batches and first networks, so their differences have a much
+smaller error than their values.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rllib_damo.selection.critic import Critic
+from rllib_damo.selection.critic import BATCH, Critic
 from rllib_damo.selection.rows import Rows
 
 #: Share of a policy's targets beyond the bounds from which its critic counts as diverged.
@@ -64,9 +66,11 @@ def episode_weights(num_heads: int, num_episodes: int, seed: int) -> Tensor:
 def bellman_targets(signals: Tensor, terminated: Tensor, next_values: Tensor, gamma: float) -> Tensor:
     """y ``(K, E, B, M)`` from signals ``(B, M)``, terminated ``(B,)`` bool and values ``(K, E, B, M)`` at s'.
 
+    Signals and terminated may be of each head's own rows, ``(E, B, M)`` and ``(E, B)``.
+
     A terminal row's s' is never read: it may be anything, NaN included.
     """
-    return signals + gamma * next_values.masked_fill(terminated[:, None], 0.0)
+    return signals + gamma * next_values.masked_fill(terminated[..., None], 0.0)
 
 
 class FQE:
@@ -82,17 +86,18 @@ class FQE:
         bounds: of what is possible.
         weights: ``(E, episodes)``, as of `episode_weights`.
         seed: of the batches: the batch of a step depends on it and on the step's number alone.
-        batch_size: rows of a step; None: all, in order.
+        batch_size: rows of a step and head, drawn from the head's bootstrap; None: all, in order and with weights.
     """
 
     def __init__(
         self, rows: Rows, next_actions: Tensor, start_actions: Tensor, critic: Critic, *, gamma: float, signals: Tensor,
-        bounds: Bounds, weights: Tensor, seed: int = 0, batch_size: int | None = 256,
+        bounds: Bounds, weights: Tensor, seed: int = 0, batch_size: int | None = BATCH,
     ):  # fmt: skip
         self.rows, self.critic, self.gamma, self.step_number = rows, critic, gamma, 0
         self._next_actions, self._start_actions, self._signals = next_actions, start_actions, signals
         self._low, self._high = bounds.low.to(signals.dtype), bounds.high.to(signals.dtype)
         self._weights, self._seed, self._batch_size = weights, seed, batch_size
+        self._drawn = (weights.double() * (rows.stops - rows.starts)).cumsum(-1)  # (E, episodes), rows up to each
         self._clipped = torch.zeros(len(next_actions), dtype=torch.float64)
         self._targets = 0
         self.diverged = torch.zeros(len(next_actions), dtype=torch.bool)
@@ -112,26 +117,31 @@ class FQE:
 
     @torch.no_grad()
     def step(self, tau: float) -> None:
-        """One batch for all networks."""
-        rows, index = self.rows, self._batch()
+        """One batch of each head, the same for all policies."""
+        rows, (index, weights) = self.rows, self._batch()
         terminated = rows.terminated[index]
-        next_obs = rows.next_obs[index].masked_fill(terminated[:, None], 0.0)
+        next_obs = rows.next_obs[index].masked_fill(terminated[..., None], 0.0)
         next_values = self.critic.values(next_obs, self._next_actions[:, index])
         targets = bellman_targets(self._signals[index], terminated, next_values, self.gamma)
         clipped = targets.clamp(self._low, self._high)
         self._clipped += (clipped[..., 0] != targets[..., 0]).double().mean((1, 2))  # NaN counts as beyond
         self._targets += 1
         clipped = torch.where(clipped.isfinite(), clipped, self._low)
-        self.critic.update(rows.obs[index], rows.actions[index], clipped, self._weights[:, rows.episode[index]])
+        self.critic.update(rows.obs[index], rows.actions[index], clipped, weights)
         self.critic.follow(tau)
         self.step_number += 1
 
-    def _batch(self) -> Tensor:
-        num = len(self.rows)
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """Rows ``(E, B)``, or ``(B,)`` of all heads, and the weights ``(E, B)`` of their losses."""
         if self._batch_size is None:
-            return torch.arange(num)
+            return torch.arange(len(self.rows)), self._weights[:, self.rows.episode]
         rng = np.random.default_rng((self._seed, 2, self.step_number))
-        return torch.from_numpy(rng.integers(num, size=self._batch_size))
+        share = torch.from_numpy(rng.random((len(self._weights), self._batch_size)))
+        place = (share * self._drawn[:, -1:]).floor()  # among the rows of the bootstrap
+        episode = torch.searchsorted(self._drawn, place, right=True)
+        length = (self.rows.stops - self.rows.starts)[episode]
+        before = self._drawn.gather(1, episode) - self._weights.double().gather(1, episode) * length
+        return self.rows.starts[episode] + ((place - before).long() % length), torch.ones(place.shape)
 
     def values(self) -> Tensor:
         """V ``(K, E, M)``: the mean of Q̄(s_0, π(s_0)) over each head's bootstrap of the episodes.
