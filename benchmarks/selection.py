@@ -171,8 +171,9 @@ def main() -> None:
     parser.add_argument("--judge-model", default="train")
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=1, help="of the selection")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     say: Callable[[str], None] = lambda text: print(text, flush=True)  # noqa: E731
     policies: dict[str, Any]
     if args.what != "checkpoints":
@@ -198,7 +199,7 @@ def main() -> None:
     discounted_clone = float(played(found.policies["clone"], args.env, args.episodes, gamma, steps).mean())
     row = {
         "benchmark": "selection", "what": args.what, "env": args.env, "input": args.input or f"{args.transitions} rows",
-        "candidates": len(real), "gamma": gamma, "steps": found.steps[-1], "heads": args.heads, "seed": args.seed,
+        "candidates": len(real), "gamma": gamma, "steps": found.steps[-1], "heads": args.heads, "seed": args.seed, "threads": args.threads,
         "choice": found.choice.name if found.choice else None, "answer": found.answer.name,
         "confidence": found.confidence, "reasons": found.reasons, "range": round(float(np.ptp(real)), 1),
         "best": round(float(real.max()), 1), "clone": round(float(clone.mean()), 1),
