@@ -199,7 +199,8 @@ def main() -> None:
     discounted_clone = float(played(found.policies["clone"], args.env, args.episodes, gamma, steps).mean())
     row = {
         "benchmark": "selection", "what": args.what, "env": args.env, "input": args.input or f"{args.transitions} rows",
-        "candidates": len(real), "gamma": gamma, "steps": found.steps[-1], "heads": args.heads, "seed": args.seed, "threads": args.threads,
+        "candidates": len(real), "gamma": gamma, "steps": found.steps[-1], "heads": args.heads,
+        "seed": args.seed, "threads": args.threads,
         "choice": found.choice.name if found.choice else None, "answer": found.answer.name,
         "confidence": found.confidence, "reasons": found.reasons, "range": round(float(np.ptp(real)), 1),
         "best": round(float(real.max()), 1), "clone": round(float(clone.mean()), 1),
