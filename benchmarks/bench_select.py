@@ -74,14 +74,19 @@ def main() -> None:
     weights_of_one = (OBS_DIM + ACT_DIM) * WIDTH + WIDTH * WIDTH + WIDTH
     flop = num * HEADS * BATCH * 2 * weights_of_one * 4  # forward twice, and backward for inputs and for weights
     fqe.train(2, lambda step: 0.02)
-    steps, shares = [], []
+    steps, shares, wall = [], [], []
     for _ in range(args.steps):
-        start = time.process_time()
+        start, clock = time.process_time(), time.perf_counter()
         fqe.train(1, lambda step: 0.02)
         steps.append(time.process_time() - start)
+        wall.append(time.perf_counter() - clock)
         shares.append(sgemm_seconds(flop) / steps[-1])
     memory["at most"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
-    result = {"cpu_seconds": round(statistics.median(steps), 4), "gflop": round(flop / 1e9, 2)}
+    result = {
+        "seconds": round(statistics.median(wall), 4),
+        "cpu_seconds": round(statistics.median(steps), 4),
+        "gflop": round(flop / 1e9, 2),
+    }
     result["share_of_sgemm"] = round(statistics.median(shares), 2)
     print(json.dumps({"benchmark": "select", "policies": num, "rows": len(rows), **result, "memory": memory}))
 
