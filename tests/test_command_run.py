@@ -121,7 +121,7 @@ def test_an_environment_that_a_file_registers(
     assert rllib.invoke([*arguments, "--file", str(file)]) == OK
     assert "episodes          1" in capfd.readouterr().out
     assert rllib.invoke([*arguments, "--file", str(tmp_path / "mien.py")]) == USAGE
-    assert "Did you mean 'mine.py'" in capfd.readouterr().err
+    assert f"Did you mean '{file}'" in capfd.readouterr().err
 
 
 def test_lost_stop_key_ends_the_run(
