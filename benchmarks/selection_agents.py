@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import ray
 import torch
-from score_settings import environment
+from score_settings import NO_ANCHOR, environment
 from score_trials import gradient_steps
 
 from rllib_damo import ALGORITHMS
@@ -30,10 +30,6 @@ from rllib_damo.core.config import ModelBasedConfig, OfflineConfig
 from rllib_damo.evaluation.checkpoints import MANIFEST
 
 NETWORKS = {"hidden_dims": (128, 128)}
-#: No anchor, and rates near the paper's.
-NO_ANCHOR: dict[str, Any] = {
-    "bc_weight": 0.0, "data_fraction": 1.0, "tau": 0.005, "initial_alpha": 0.1, "max_alpha": 1.0,
-}  # fmt: skip
 AGENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "damo": ("DAMO", {}),
     "damo-eta3": ("DAMO", {"eta": 3.0}),

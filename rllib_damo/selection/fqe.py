@@ -139,9 +139,9 @@ class FQE:
         share = torch.from_numpy(rng.random((len(self._weights), self._batch_size)))
         place = (share * self._drawn[:, -1:]).floor()  # among the rows of the bootstrap
         episode = torch.searchsorted(self._drawn, place, right=True)
-        length = (self.rows.stops - self.rows.starts)[episode]
-        before = self._drawn.gather(1, episode) - self._weights.double().gather(1, episode) * length
-        return self.rows.starts[episode] + ((place - before).long() % length), torch.ones(place.shape)
+        last = self.rows.stops[episode] - 1
+        following = (self._drawn.gather(1, episode) - 1 - place).long() % (last + 1 - self.rows.starts[episode])
+        return last - following, torch.ones(place.shape)
 
     def values(self) -> Tensor:
         """V ``(K, E, M)``: the mean of Q̄(s_0, π(s_0)) over each head's bootstrap of the episodes.

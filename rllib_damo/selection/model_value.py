@@ -8,7 +8,6 @@ length h is the largest at which its open-loop error along logged actions is sma
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ from rllib_damo.selection.behavior_density import StateBox
 from rllib_damo.selection.clone import Policy
 from rllib_damo.selection.rows import Rows
 from rllib_damo.tasks import TerminationFn
-
-logger = logging.getLogger(__name__)
 
 LENGTHS = (50, 20, 10, 5)
 _LARGEST_ERROR = 0.25  # of h steps, in standard deviations of the states
