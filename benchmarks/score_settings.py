@@ -12,7 +12,7 @@ from ray.rllib.algorithms.cql import CQLConfig
 from ray.rllib.algorithms.iql import IQLConfig
 from ray.rllib.algorithms.marwil import MARWILConfig
 
-from rllib_damo import ALGORITHMS, DAMOConfig
+from rllib_damo import ALGORITHMS
 from rllib_damo.command.inputs import apply_config, parse_json
 from rllib_damo.core.config import OfflineConfig
 from rllib_damo.data.generate.datasets import ENVS
@@ -20,15 +20,18 @@ from rllib_damo.data.rllib_input import with_package_readers
 from rllib_damo.errors import UsageError
 from rllib_damo.utils.names import near
 
-#: What the settings of a method start from. "damo-paper" has the paper's; networks, rounds and model are the others'.
-METHODS: dict[str, Callable[[], AlgorithmConfig]] = {
-    "damo": DAMOConfig,
-    "damo-paper": DAMOConfig.paper,
+_OWN: dict[str, Callable[[], AlgorithmConfig]] = {
     "bc": ALGORITHMS["BehaviorCloning"].get_default_config,
     "iql": ALGORITHMS["OfflineIQL"].get_default_config,
 } | {
     name.lower(): ALGORITHMS[name].get_default_config
-    for name in ("MOPO", "MOBILE", "COMBO", "RAMBO", "TD3BC", "ReBRAC", "ODICE", "AlgaeDICE", "OptiDICE")
+    for name in ("DAMO", "MOPO", "MOBILE", "COMBO", "RAMBO", "TD3BC", "ReBRAC", "ODICE", "AlgaeDICE", "OptiDICE")
+}  # fmt: skip
+_PAPER = "-paper"
+#: What the settings of a method start from. "iql-paper" has the published ones; networks, rounds and model are as in
+#: "iql".
+METHODS: dict[str, Callable[[], AlgorithmConfig]] = _OWN | {
+    f"{name}{_PAPER}": paper for name, default in _OWN.items() if (paper := getattr(default(), "paper", None))
 } | {
     # RLlib's own, with RLlib's networks and settings
     "rllib-bc": BCConfig, "rllib-marwil": MARWILConfig, "rllib-cql": CQLConfig, "rllib-iql": IQLConfig,
@@ -151,7 +154,7 @@ def settings(task: str, method: str) -> dict[str, Any]:
     """The options of a method on a task of any size: those of the task, else of its environment, else none."""
     task = task.partition("@")[0]
     table = SETTINGS.get(task) or SETTINGS.get(task.split("-")[0]) or {}
-    return table.get(method, {})
+    return table.get(method) or table.get(method.removesuffix(_PAPER), {})
 
 
 def steps_per_iteration(config: AlgorithmConfig) -> int:

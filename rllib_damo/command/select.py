@@ -132,8 +132,8 @@ def _play(found: Selection, budget: int, ask: bool, env: str | None, out: Path |
 
     Where it is too small for an episode of each, on the first ones of the table and the reference.
     """
-    rows = [one for one in found.table if not one.vetoes or one.verdict.endswith("reference")]
-    rows = sorted(rows, key=lambda one: not one.verdict.endswith("reference"))[:budget]  # else as in the table
+    rows = [one for one in found.table if not one.vetoes or one.is_reference]
+    rows = sorted(rows, key=lambda one: not one.is_reference)[:budget]  # else as in the table
     names, paths = [one.name for one in rows], [one.path for one in rows]
     if ask:
         play = by_hand(names, paths)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rllib_damo.dynamics.termination_head import LearnedTermination
 from rllib_damo.nn.gaussian_mlp import bounded_gaussian
 from rllib_damo.nn.stacked_mlp import stacked_forward
-from rllib_damo.utils.checksums import sealed, unsealed
+from rllib_damo.utils.checksums import seal, unsealed
 from rllib_damo.utils.paths import atomic_write
 
 _FORMAT = "rllib_damo.dynamics/1"
@@ -199,7 +199,8 @@ class DynamicsEnsemble(nn.Module):
         archive = io.BytesIO()
         torch.save({"format": _FORMAT, "hparams": self.hparams, "state": state}, archive)
         with atomic_write(target) as file:
-            file.write(sealed(archive.getvalue()))
+            file.write(archive.getbuffer())
+            file.write(seal(archive.getbuffer()))
         return str(target)
 
     @classmethod

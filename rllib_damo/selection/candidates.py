@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tempfile
@@ -22,7 +23,7 @@ from rllib_damo.errors import CheckpointError, UsageError
 from rllib_damo.evaluation.checkpoints import CONSTRUCTOR, SPLIT_FILE, STATES, load_config, read_pickle, verify
 from rllib_damo.evaluation.policy import load_policy
 from rllib_damo.evaluation.storage import local_copy
-from rllib_damo.selection.clone import Policy
+from rllib_damo.selection.clone import CHUNK, Policy
 from rllib_damo.utils.spaces import to_unit
 from rllib_damo.utils.uris import address, connect, why, without_password
 
@@ -32,7 +33,6 @@ Place: TypeAlias = "str | Path | Act"
 
 _SHOWN_SETTINGS = 3
 _GIVE = "Give the folder of a run, or of checkpoints, that `rllib train` printed."
-_CHUNK = 16_384  # rows that pass through a policy together
 
 
 @dataclass
@@ -64,8 +64,8 @@ class Candidate:
 
         def act(obs: Tensor) -> Tensor:
             parts = []
-            for start in range(0, len(obs), _CHUNK):
-                part = obs[start : start + _CHUNK].numpy()
+            for start in range(0, len(obs), CHUNK):
+                part = obs[start : start + CHUNK].numpy()
                 actions = np.asarray(self.act(part), np.float32)
                 if actions.shape != (len(part), space.shape[0]):  # type: ignore[index]
                     raise CheckpointError(
@@ -98,12 +98,13 @@ def load(given: Sequence[Place] | Mapping[str, Place], which: str = "last") -> l
     places = list(given.values()) if isinstance(given, Mapping) else list(given)
     names = list(given) if isinstance(given, Mapping) else [""] * len(places)
     found: list[Candidate] = []
+    models: dict[str, DynamicsEnsemble] = {}
     for name, place in zip(names, places, strict=True):
         if callable(place):
             found.append(Candidate(name or getattr(place, "__name__", "function"), "", place))
         else:
             paths = find(str(place), which)
-            own = [_from_checkpoint(path) for path in paths]
+            own = [_from_checkpoint(path, models) for path in paths]
             for number, candidate in enumerate(own):
                 if name:
                     candidate.name = name if len(own) == 1 else f"{name}/{number}"
@@ -157,7 +158,7 @@ def _number(path: str) -> tuple[int, str]:
     return int(match[1]) if match else 0, path
 
 
-def _from_checkpoint(path: str) -> Candidate:
+def _from_checkpoint(path: str, models: dict[str, DynamicsEnsemble]) -> Candidate:
     with local_copy(path) as folder:
         try:
             verify(folder.absolute())
@@ -168,20 +169,23 @@ def _from_checkpoint(path: str) -> Candidate:
             raise CheckpointError(f"{path} cannot be a candidate: {error}") from error
         file = Path(folder) / SPLIT_FILE
         record = json.loads(file.read_text()) if file.is_file() else None
-        return Candidate("", path, policy, record, config, _own_model(Path(folder)))
+        return Candidate("", path, policy, record, config, _own_model(Path(folder), models))
 
 
-def _own_model(folder: Path) -> DynamicsEnsemble | None:
-    """The dynamics model in the state of a checkpoint."""
+def _own_model(folder: Path, models: dict[str, DynamicsEnsemble]) -> DynamicsEnsemble | None:
+    """The dynamics model in the state of a checkpoint; those of one content are kept once, in ``models``."""
     file = folder / STATES[0]
     state = read_pickle(file) if file.is_file() else {}
     content = state.get("offline_training", {}).get("dynamics", {}).get("file")
     if content is None:
         return None
-    with tempfile.NamedTemporaryFile(suffix=".pt") as copy:
-        copy.write(content)
-        copy.flush()
-        return DynamicsEnsemble.load(copy.name)
+    key = hashlib.sha256(content).hexdigest()
+    if key not in models:
+        with tempfile.NamedTemporaryFile(suffix=".pt") as copy:
+            copy.write(content)
+            copy.flush()
+            models[key] = DynamicsEnsemble.load(copy.name)
+    return models[key]
 
 
 def settings(config: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rllib_damo.selection.rows import Rows
 
 #: ``obs (B, obs) -> unit actions (B, act)``
 Policy = Callable[[Tensor], Tensor]
+CHUNK = 16_384  # rows that pass through a policy together: all of a dataset's would need much memory
 _HIDDEN, _BATCH, _LR = (128, 128), 256, 1e-3
 _FORMAT = "rllib_damo.clones/1"
 
@@ -83,6 +84,6 @@ def _policy(net: StackedMLP, i: int, scales: tuple[Tensor, Tensor]) -> Policy:
 
     @torch.no_grad()
     def act(obs: Tensor) -> Tensor:
-        return single((obs - scales[0]) / scales[1])[0].tanh()
+        return torch.cat([single((part - scales[0]) / scales[1])[0].tanh() for part in obs.split(CHUNK)])
 
     return act

@@ -147,7 +147,11 @@ class Estimates:
 
     def _stacked(self, policies: list[Policy], own_clone: Policy, others: list[Policy], obs: Tensor) -> Tensor:
         """Actions of all policies of the evaluation, ``(K, B, act)``; the behaviour's place has the clone's."""
-        return torch.stack([*(policy(obs) for policy in policies), own_clone(obs), *(other(obs) for other in others)])
+        every = [*policies, own_clone, *others]
+        found = torch.empty(len(every), len(obs), self.data.rows.actions.shape[1])
+        for own, policy in zip(found, every, strict=True):  # not stacked: that holds all of it twice
+            own.copy_(policy(obs))
+        return found
 
     def _fit(self, policies: list[Policy], own_clone: Policy, others: list[Policy], reference: int) -> tuple[FQE, Fit]:
         rows, settings = self.data.rows, self.settings

@@ -93,5 +93,5 @@ def key_of(facts: Mapping[str, Any], *arrays: torch.Tensor) -> str:
     """A hash of plain values and of tensors' contents."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     for array in arrays:
-        digest.update(array.contiguous().numpy().tobytes())
+        digest.update(array.contiguous().numpy().data)
     return digest.hexdigest()

@@ -37,8 +37,9 @@ class Judged:
         off_data, off_states: shares of actions and of rollouts' states outside the data.
         trend: how far the difference to the reference moved in the last third of the training.
         vetoes: reasons against it.
+        is_reference: whether the others are compared with it.
         verdict: "chosen, medium", "within reach", "reference", "out: ..." or "".
-        steps, values: the value at each check of the training.
+        values: the value at each check of the training.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Judged:
     off_states: float | None
     trend: float
     vetoes: tuple[str, ...]
+    is_reference: bool
     verdict: str
     values: tuple[float, ...]
 
@@ -125,14 +127,13 @@ class Selection:
         ]
         words = {True: "passed", False: "failed", None: "not possible"}
         found += [f"self-test, {test.name}: {words[test.passed]} ({test.text})" for test in self.self_tests]
-        reference = next((one.name for one in self.table if one.verdict.endswith("reference")), "reference")
+        reference = next((one.name for one in self.table if one.is_reference), "reference")
         compared = f"against {reference}"
         rows = [["candidate", "value (spread)", "model", compared, "at least", "survives", "off data", "verdict"]]
         for one in self.table:
-            is_reference = one.verdict.endswith("reference")
             rows.append([
                 one.name, f"{one.value:.4g} ({one.low:.4g} to {one.high:.4g})", _show(one.value_model),
-                "" if is_reference else f"{one.difference:+.4g}", "" if is_reference else f"{one.score:+.4g}",
+                "" if one.is_reference else f"{one.difference:+.4g}", "" if one.is_reference else f"{one.score:+.4g}",
                 "-" if one.survival is None else f"{one.survival:.0%}",
                 "-" if one.off_data is None else f"{one.off_data:.0%}", one.verdict,
             ])  # fmt: skip
@@ -229,6 +230,7 @@ def make_selection(
                 off_states=_known(evidence.off_states[i]),
                 trend=float(evidence.moved[i]),
                 vetoes=tuple(against[i]),
+                is_reference=i == evidence.reference,
                 verdict=verdict,
                 values=tuple(fitted.history[:, i, :, 0].mean(-1).tolist()),
             )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rllib_damo.errors import UsageError
-from rllib_damo.utils.checksums import sealed, unsealed
+from rllib_damo.utils.checksums import seal, unsealed
 from rllib_damo.utils.paths import atomic_write
 
 
@@ -26,7 +26,8 @@ def save(file: Path, form: str, key: str, content: Mapping[str, Any]) -> None:
     archive = io.BytesIO()
     torch.save({"format": form, "key": key, **content}, archive)
     with atomic_write(file) as stream:
-        stream.write(sealed(archive.getvalue()))
+        stream.write(archive.getbuffer())
+        stream.write(seal(archive.getbuffer()))
 
 
 def load(file: Path | None, form: str, key: str) -> dict[str, Any] | None:

@@ -8,14 +8,14 @@ _MARK = b"\nsha256:"
 _SIZE = len(_MARK) + 64  # with the hexadecimal digits
 
 
-def sealed(content: bytes) -> bytes:
-    """``content`` with its checksum behind it."""
-    return content + _MARK + hashlib.sha256(content).hexdigest().encode()
+def seal(content: bytes | memoryview) -> bytes:
+    """The checksum to be written behind ``content``."""
+    return _MARK + hashlib.sha256(content).hexdigest().encode()
 
 
 def unsealed(content: bytes) -> bytes | None:
-    """What was given to `sealed`; ``content`` itself if it has no checksum; None if it was changed since."""
-    body, seal = content[:-_SIZE], content[-_SIZE:]
-    if not seal.startswith(_MARK):
+    """What stands before the checksum; ``content`` itself if there is none; None if it was changed since."""
+    body, found = content[:-_SIZE], content[-_SIZE:]
+    if not found.startswith(_MARK):
         return content
-    return body if sealed(body)[-_SIZE:] == seal else None
+    return body if seal(body) == found else None
