@@ -110,9 +110,9 @@ def _score(summary: Summary) -> str:
 
 
 def _at_a_glance(summaries: Sequence[Summary], datasets: Mapping[str, Dataset]) -> list[str]:
-    """A line for each task, of those methods that have all of their seeds on all tasks; none if there are none."""
+    """A line for each task, of those methods that have a seed on all tasks; none if there are none."""
     methods = dict.fromkeys(s.method for s in summaries)
-    complete = [m for m in methods if all(s.seeds and not s.missing for s in summaries if s.method == m)]
+    complete = [m for m in methods if all(s.seeds for s in summaries if s.method == m)]
     if not complete:
         return []
     cells = {(s.task, s.method): _score(s) for s in summaries}
@@ -168,7 +168,8 @@ def markdown(
         "```",
         "",
         f"Normalised scores x 100 after {steps:,} gradient steps. A seed's score is the mean of its",
-        f"last {LAST} evaluations of {episodes} episodes. A score is mean ± sample standard deviation over the seeds.",
+        f"last {LAST} evaluations of {episodes} episodes. A score is mean ± sample standard deviation over the seeds;",
+        "without ± it is of one seed.",
     ]
     explained = [
         "`worst seed` is their minimum.",
