@@ -81,7 +81,8 @@ def test_table_names_steps_dataset_and_behaviour() -> None:
     assert "| hopper-medium | damo | 55.0 ± 7.1 | 50.0 | 48.8 | 5.0 | 5.5 | 2 | 60.0 |" in table
     assert "| hopper-medium | bc | 20.0 | 20.0 | 48.8 | - | 2.0 | 1 (1 missing) | 20.0 |" in table
     assert "| mopo |" not in table
-    assert "| score | behaviour | damo |\n| --- | --- | --- |\n| hopper-medium | 48.8 | 55.0 ± 7.1 |\n\n" in table
+    assert "| score | behaviour | damo | bc |" in table
+    assert "\n| hopper-medium | 48.8 | 55.0 ± 7.1 | 20.0 |\n\n" in table
     assert "Without a finished seed: mopo on hopper-medium." in table
 
 
