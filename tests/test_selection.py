@@ -14,6 +14,7 @@ import pytest
 from rllib_damo import BehaviorCloningConfig, DAMOConfig
 from rllib_damo.command.data import invoke
 from rllib_damo.command.select import _play as play
+from rllib_damo.command.select import _told as told
 from rllib_damo.data.formats.parquet import write_parquet
 from rllib_damo.data.generate import datasets
 from rllib_damo.data.generate.controllers import PendulumMixed
@@ -88,7 +89,7 @@ def test_functions_are_compared(tmp_path):
     assert content["versions"] == versions()
     chosen = replace(found, choice=found.table[0], confidence="low")
     assert "train its options anew" not in "\n".join(chosen.lines())
-    chosen = replace(chosen, facts=found.facts | {"held_out": 3})
+    chosen = replace(chosen, choice=replace(found.table[0], path="a"), facts=found.facts | {"held_out": 3})
     assert "train its options anew without holdout_episodes" in "\n".join(chosen.lines())
     found.plot(tmp_path / "picture.svg")
     assert (tmp_path / "picture.svg").read_text().lstrip().startswith("<?xml")
@@ -224,11 +225,16 @@ def test_checkpoints_as_the_command(cache_dir, tmp_path, capsys, model):
     policies = load([paths["damo"], paths["bc"]])
     assert [one.name for one in policies] == ["DAMO at 20", "BehaviorCloning at 20"]
     assert policies[0].own_model is not None
-    assert invoke(["select", paths["damo"], paths["bc"], *common, "--out", str(out), "--require-choice"]) in (0, 1)
+    code = invoke(["select", paths["damo"], paths["bc"], *common, "--out", str(out), "--require-choice"])
     text = capsys.readouterr().out
     assert "12 episodes to fit, 3 held out" in text
     content = json.loads((out / "selection.json").read_text())
+    assert code == int(content["choice"] is None)
     assert content["facts"]["split"]["episodes"] == 3
+    changed = {one["name"]: one["settings"] for one in content["table"]}
+    assert changed["DAMO at 20"]["data_fraction"] == 1.0
+    assert "gamma" not in changed["DAMO at 20"]
+    assert changed["clone"] == {}
     assert (out / "selection.png").stat().st_size > 1000
     assert (out / "fqe.pt").exists()
     assert invoke(["select", paths["bc"], *common, "--out", str(out)]) == 2
@@ -238,15 +244,18 @@ def test_checkpoints_as_the_command(cache_dir, tmp_path, capsys, model):
     other = datasets.generate("pendulum-mixed", 2400, seed=5)
     with pytest.raises(DataError, match="is other data"):
         select([paths["damo"]], other)
-    answers = ["select", paths["damo"], "--budget", "4", *common]
-    assert invoke(answers) == 0
+    answers = ["select", paths["damo"], "--budget", "4", *common, "--json", str(tmp_path / "found.json")]
+    assert invoke([*answers, "--require-choice"]) == 0
     assert "Best: " in capsys.readouterr().out
+    episodes = json.loads((tmp_path / "found.json").read_text())["facts"]["real_episodes"]
+    assert sum(len(one["returns"]) for one in episodes["candidates"]) <= 4
+    assert episodes["best"] == episodes["candidates"][0]["name"]
 
 
 def test_real_episodes_are_shown_as_they_were_played():
     """A budget that is too small for all goes to the reference and the first ones of the table."""
     found = quick({"good": good, "bad": bad})
-    lines = play(found, 2, False, "Pendulum-v1", None)
+    lines = told(play(found, 2, False, "Pendulum-v1", None))
     assert lines[0].startswith("\nReal episodes: 2.")
     shown = {line.split(":")[0].strip(): float(line.split()[1]) for line in lines[1:3]}
     kept = [one.name for one in found.table if not one.vetoes and one.name != "clone"]
@@ -254,6 +263,41 @@ def test_real_episodes_are_shown_as_they_were_played():
     own = in_environment([found.policies[name] for name in shown], "Pendulum-v1")
     assert [*shown.values()] == pytest.approx([own(i, 0) for i in range(2)], rel=1e-3)
     assert "may be chance" in lines[-1]
+    with pytest.raises(UsageError, match="no candidate that is left has a checkpoint"):
+        play(found, 2, True, None, None)
+
+
+def test_what_is_printed_of_an_answer():
+    """The clone has a command in which every name is one word; a failed self-test is said of the table too."""
+    found = quick({"good": good, "bad": bad})
+    clone = next(one for one in found.table if one.name == "clone")
+    failed = [replace(test, passed=False) for test in found.self_tests]
+    found = replace(found, choice=None, answer=clone, self_tests=failed, facts=found.facts | {"inputs": ["a b.npz"]})
+    text = "\n".join(found.lines())
+    assert "No choice; the answer is clone.\n" in text
+    assert "--algo BehaviorCloning --env Pendulum-v1 --input 'a b.npz'\n" in text
+    assert "the order of the table is no ranking" in text
+    found = replace(found, choice=clone, confidence="low", facts=found.facts | {"inputs": ["a", "b"], "held_out": 3})
+    text = "\n".join(found.lines())
+    assert """--config '{"input_": ["a", "b"]}'\n""" in text
+    assert "train its options anew" not in text
+
+
+def test_passwords_of_addresses_are_not_shown(monkeypatch):
+    monkeypatch.setattr(
+        "rllib_damo.selection.run.candidates_.load",
+        lambda *_: [Candidate("one", "s3://key:secret@bucket/run", good)],
+    )
+    found = quick(["s3://key:secret@bucket/run"])
+    assert "secret" not in found.to_json()
+    assert next(one.path for one in found.table if one.name == "one") == "s3://bucket/run"
+
+
+def test_without_a_second_opinion_the_confidence_is_low(model):
+    reasons = quick({"good": good}).reasons
+    assert any("no second opinion: judge_model (--judge-model) is none" in reason for reason in reasons)
+    reasons = quick({"good": good}, judge_model=model).reasons
+    assert any("the judge's model is too inexact (" in reason for reason in reasons)
 
 
 def test_clones_are_kept_for_a_selection_that_goes_on(tmp_path, monkeypatch):
@@ -267,7 +311,9 @@ def test_clones_are_kept_for_a_selection_that_goes_on(tmp_path, monkeypatch):
 
 def test_wrong_commands(capsys):
     assert invoke(["select", "tests", "--ask"]) == 2
-    assert "--ask needs --budget" in capsys.readouterr().err
+    assert "--ask needs --budget, and --out" in capsys.readouterr().err
+    assert invoke(["select", "tests", "--ask", "--budget", "3"]) == 2
+    assert "--ask needs --budget, and --out" in capsys.readouterr().err
     assert invoke(["select", "tests", "--termination", "nothing"]) == 2
     assert "write module:function" in capsys.readouterr().err
     for place, found in (("nowhere", "there is no such folder"), (__file__, "it is no folder")):

@@ -343,6 +343,23 @@ def test_the_stack_equals_networks_trained_alone():
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
+def test_every_episode_twice_has_the_same_values_and_narrower_heads():
+    once, twice = lqr_rows(episodes=30), lqr_rows(episodes=30)
+    names = ("obs", "actions", "rewards", "next_obs", "terminated")
+    both = {name: getattr(once, name).repeat((2,) + (1,) * (getattr(once, name).ndim - 1)) for name in names}
+    stops = np.concatenate([once.stops, once.stops + len(once)])
+    ends = np.isin(np.arange(2 * len(once)), stops - 1)
+    twice = rows_of(*(both[name] for name in names), ends)
+    policies, heads = [lambda obs: obs @ GAINS[0].T], 200
+    plain = [exact(rows, policies, quadratic, GAMMA).values()[0, 0, 0] for rows in (once, twice)]
+    assert float(plain[0]) == pytest.approx(float(plain[1]), rel=1e-9)
+    spreads = []
+    for rows in (once, twice):
+        weights = episode_weights(heads, rows.num_episodes, 0).double()
+        spreads.append(float(exact(rows, policies, quadratic, GAMMA, heads=heads, weights=weights).values().std()))
+    assert spreads[1] == pytest.approx(spreads[0] / 2**0.5, rel=0.15)
+
+
 def test_ten_times_the_rewards_are_ten_times_the_values():
     rows = make_rows()
     values = trained(rows, POLICIES)

@@ -15,6 +15,7 @@ from rllib_damo.selection.rule import (
     has_settled,
     kendall,
     plausible_value,
+    reference_trend,
     scores,
     sound_reference,
     vetoes,
@@ -189,6 +190,15 @@ def test_settled_when_nothing_moves_any_more():
     together = still + np.arange(4)[:, None, None]  # all alike: the differences stand still
     assert has_settled(together, 2, counted)
     assert has_moved(np.concatenate([moving, moving + 1])[:6], 2)[0] > 0
+
+
+def test_a_reference_that_still_moves_is_told():
+    e = evidence([6.0, 7.0, 5.0])
+    still = np.stack([e.fqe] * 6)
+    assert reference_trend(e, still) is None
+    moving = still + 10.0 * np.arange(6)[:, None, None] * np.array([0.0, 0, 1.0])[:, None]
+    assert reference_trend(e, moving) == pytest.approx(20.0)
+    assert reference_trend(e, still + 10.0 * np.arange(6)[:, None, None] * np.array([1.0, 1, 0])[:, None]) is None
 
 
 def test_kendall():

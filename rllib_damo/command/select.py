@@ -7,6 +7,7 @@ data cannot be used; 130 interrupted.
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +55,7 @@ def select(
         str, typer.Option(help="Second opinion: train a dynamics model, none, or the path of one.")
     ] = "train",
     budget: Annotated[
-        int | None, typer.Option(min=1, help="Then play so many real episodes, and choose by them.")
+        int | None, typer.Option(min=2, help="Then play so many real episodes, and choose by them.")
     ] = None,
     ask: Annotated[bool, typer.Option("--ask", help="Ask for the returns of --budget instead of playing.")] = False,
     out: Annotated[
@@ -67,7 +68,7 @@ def select(
         Path | None, typer.Option("--file", "-f", help="Python file to run first, which registers the environment.")
     ] = None,
     require_choice: Annotated[
-        bool, typer.Option("--require-choice", help="Exit code 1 where nothing is chosen.")
+        bool, typer.Option("--require-choice", help="Exit code 1 where nothing is chosen, by the data or by --budget.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is random.")] = 0,
 ) -> None:
@@ -79,8 +80,8 @@ def select(
     quieten()
     if file is not None:
         inputs.run_file(file)
-    if ask and budget is None:
-        raise UsageError("--ask needs --budget.")
+    if ask and (budget is None or out is None):
+        raise UsageError("--ask needs --budget, and --out, where each return that you enter is kept.")
     if plot is not None and plot.suffix not in _PICTURES:
         raise UsageError(f"--plot {plot}: the name must end in {' or '.join(_PICTURES)}.")
     for place in filter(None, (json_, plot, out / "selection.json" if out else None)):
@@ -91,14 +92,18 @@ def select(
             gamma=gamma, heads=heads, steps=steps, judge_model=judge_model, seed=seed, out=out,
             progress=lambda text: typer.echo(text, err=True),
         )  # fmt: skip
-        _write(found, out, json_, plot)
+        _write(found, out, json_)
+        for place in filter(None, [plot, *([out / "selection.png"] if out else [])]):
+            found.plot(place)
         typer.echo("\n".join(found.lines()))
         if budget is not None:
-            typer.echo("\n".join(_play(found, budget, ask, env, out)))
+            played = _play(found, budget, ask, env, out)
+            _write(replace(found, facts=found.facts | {"real_episodes": played}), out, json_)
+            typer.echo("\n".join(_told(played)))
     except KeyboardInterrupt:
         typer.echo("Stopped." + (" The same command goes on." if out else ""), err=True)
         raise typer.Exit(130) from None
-    if require_choice and found.choice is None:
+    if require_choice and found.choice is None and budget is None:  # the real episodes have chosen
         raise typer.Exit(1)
 
 
@@ -118,21 +123,21 @@ def _function(name: str | None) -> Any:
     return found
 
 
-def _write(found: Selection, out: Path | None, json_: Path | None, plot: Path | None) -> None:
-    files = [json_, *([out / "selection.json"] if out else [])]
-    for place in filter(None, files):
+def _write(found: Selection, out: Path | None, json_: Path | None) -> None:
+    for place in filter(None, [json_, *([out / "selection.json"] if out else [])]):
         with new_file(place) as scratch:
             scratch.write_text(found.to_json() + "\n")
-    for place in filter(None, [plot, *([out / "selection.png"] if out else [])]):
-        found.plot(place)
 
 
-def _play(found: Selection, budget: int, ask: bool, env: str | None, out: Path | None) -> list[str]:
-    """Spends the budget on those that are not ruled out, and the reference; returns lines to print.
+def _play(found: Selection, budget: int, ask: bool, env: str | None, out: Path | None) -> dict[str, Any]:
+    """Spends the budget on those that are not ruled out, and the reference; returns what the episodes say, as JSON.
 
-    Where it is too small for an episode of each, on the first ones of the table and the reference.
+    Where it is too small for an episode of each, on the reference and the first ones of the table. A person is asked
+    about policies that have a file.
     """
-    rows = [one for one in found.table if not one.vetoes or one.is_reference]
+    rows = [one for one in found.table if (not one.vetoes or one.is_reference) and (one.path or not ask)]
+    if not rows:
+        raise UsageError("--ask: no candidate that is left has a checkpoint, so there is nothing to play.")
     rows = sorted(rows, key=lambda one: not one.is_reference)[:budget]  # else as in the table
     names, paths = [one.name for one in rows], [one.path for one in rows]
     if ask:
@@ -145,13 +150,29 @@ def _play(found: Selection, budget: int, ask: bool, env: str | None, out: Path |
     values = np.array([one.value for one in rows])
     halves = np.array([one.high - one.value for one in rows])
     played = sequential_halving(play, values, halves, budget, names, out / "budget.jsonl" if out else None)
-    lines = [
-        f"\nReal episodes: {sum(map(len, played.returns))}. Their mean returns, best first by these and the values:"
-    ]
-    for i in np.argsort(-played.means):
-        own = played.returns[i]
-        lines.append(f"  {names[i]}: {np.mean(own):.4g} in {len(own)} episode{'s' * (len(own) != 1)}")
-    lines.append(f"Best: {names[played.best]}. {paths[played.best]}".rstrip())
-    if len(played.returns[played.best]) < _FEW_EPISODES:
+    return {
+        "best": names[played.best], "path": paths[played.best],
+        "candidates": [
+            {
+                "name": names[i], "returns": played.returns[i], "mean_with_prior": float(played.means[i]),
+                "standard_error": float(played.errors[i]),
+            }
+            for i in np.argsort(-played.means)
+        ],
+    }  # fmt: skip
+
+
+def _told(played: dict[str, Any]) -> list[str]:
+    """Lines on the real episodes."""
+    returns = {one["name"]: one["returns"] for one in played["candidates"]}
+    lines = [f"\nReal episodes: {sum(map(len, returns.values()))}. Mean returns, best first by these and the values:"]
+    for one in played["candidates"]:
+        own = one["returns"]
+        lines.append(
+            f"  {one['name']}: {np.mean(own):.4g} in {len(own)} episode{'s' * (len(own) != 1)}; with the values "
+            f"{one['mean_with_prior']:.4g} ± {one['standard_error']:.3g}"
+        )
+    lines.append(f"Best: {played['best']}. {played['path']}".rstrip())
+    if len(returns[played["best"]]) < _FEW_EPISODES:
         lines.append("That is of few episodes, and may be chance: a larger --budget tells more.")
     return lines

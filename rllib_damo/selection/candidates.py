@@ -75,8 +75,8 @@ class Candidate:
                 if not np.isfinite(actions).all():
                     row = start + int(np.flatnonzero(~np.isfinite(actions).all(-1))[0])
                     raise CheckpointError(
-                        f"the policy {self.name} gives an action that is not finite in row {row} ({self.path or 'a '}"
-                        f"{'' if self.path else 'function'}): leave it out."
+                        f"the policy {self.name} gives an action that is not finite in row {row} "
+                        f"({without_password(self.path) or 'a function'}): leave it out."
                     )
                 parts.append(torch.from_numpy(np.clip(to_unit(actions, space), -1, 1)))
             return torch.cat(parts)
@@ -166,7 +166,7 @@ def _from_checkpoint(path: str, models: dict[str, DynamicsEnsemble]) -> Candidat
         except CheckpointError:
             raise
         except ValueError as error:  # a module that is no function of an observation
-            raise CheckpointError(f"{path} cannot be a candidate: {error}") from error
+            raise CheckpointError(f"{without_password(path)} cannot be a candidate: {error}") from error
         file = Path(folder) / SPLIT_FILE
         record = json.loads(file.read_text()) if file.is_file() else None
         return Candidate("", path, policy, record, config, _own_model(Path(folder), models))
@@ -195,10 +195,16 @@ def settings(config: Any) -> dict[str, Any]:
     return {"algorithm": name, "seed": config.seed} | {key: getattr(config, key) for key in own}
 
 
+def changed_settings(config: Any) -> dict[str, Any]:
+    """Those of the algorithm's own training options that do not have their defaults, as plain values."""
+    own = config.own_options("training") if hasattr(config, "own_options") else {}
+    values = {key: (_plain(getattr(config, key)), _plain(option.default)) for key, option in own.items()}
+    return {key: value for key, (value, default) in values.items() if value != default}
+
+
 def is_default(config: Any) -> bool:
     """Whether all the algorithm's training options have their defaults."""
-    own = config.own_options("training") if hasattr(config, "own_options") else {}
-    return bool(own) and all(_plain(getattr(config, key)) == _plain(option.default) for key, option in own.items())
+    return bool(getattr(config, "own_options", None)) and not changed_settings(config)
 
 
 def _plain(value: Any) -> Any:

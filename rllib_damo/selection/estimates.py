@@ -95,7 +95,11 @@ class Estimates:
         some = self._some(held_out)
         parts_differ = bool(parts) and self_tests.differing(clones[1:], held_out.obs[some])
         others = clones[1:] if parts_differ else []
-        fqe, fitted = self._fit(policies, clones[0], others, reference)
+        self.progress("distance to the data's actions")
+        density = BehaviorDensity(rows, seed=seed)
+        actions = torch.stack([policy(held_out.obs[some]) for policy in policies])
+        off_data = density.shares_off_data(held_out.obs[some], held_out.actions[some], actions)
+        fqe, fitted = self._fit(policies, clones[0], others, reference, off_data)
         num = len(self.names)
         last = fitted.history[-1][..., 0]
         tails = fqe.critic.values(
@@ -113,10 +117,6 @@ class Estimates:
             self_tests.behavior_test(started, behavior_returns, float(high - low), self.data.where),
             self_tests.order_test(last[num + 1 :] if parts_differ else None),
         ]
-        self.progress("distance to the data's actions")
-        density = BehaviorDensity(rows, seed=seed)
-        actions = torch.stack([policy(held_out.obs[some]) for policy in policies])
-        off_data = density.shares_off_data(held_out.obs[some], held_out.actions[some], actions)
         opinion = self._second_opinion(fqe, policies)
         evidence = rule.Evidence(
             fqe=last[:num], model=opinion["model"], clone=self.clone, reference=reference, returns=returns,
@@ -125,12 +125,11 @@ class Estimates:
             own_minus_judge=opinion["own"],
         )  # fmt: skip
         survival = (1 - self.gamma) * fitted.history[-1][:num, :, 1].mean(-1) if fitted.history.shape[-1] > 1 else None
-        return (
-            evidence,
-            fitted,
-            tests,
-            {"survival": survival, "facts": opinion["facts"], "policies": self._acts(clones[0])},
-        )
+        columns = {
+            "survival": survival, "facts": opinion["facts"], "no_model": opinion["missing"],
+            "policies": self._acts(clones[0]),
+        }  # fmt: skip
+        return evidence, fitted, tests, columns
 
     def _acts(self, own_clone: Policy) -> dict[str, Act]:
         space = self.task.action_space
@@ -153,7 +152,9 @@ class Estimates:
             own.copy_(policy(obs))
         return found
 
-    def _fit(self, policies: list[Policy], own_clone: Policy, others: list[Policy], reference: int) -> tuple[FQE, Fit]:
+    def _fit(
+        self, policies: list[Policy], own_clone: Policy, others: list[Policy], reference: int, off_data: np.ndarray
+    ) -> tuple[FQE, Fit]:
         rows, settings = self.data.rows, self.settings
         next_actions = self._stacked(policies, own_clone, others, rows.next_obs)
         start_actions = self._stacked(policies, own_clone, others, rows.obs[rows.starts])
@@ -179,6 +180,7 @@ class Estimates:
         )  # fmt: skip
         facts = asdict(settings) | {"gamma": self.gamma, "data": self.data.training_fingerprint}
         counted = np.arange(len(next_actions)) < len(policies)
+        counted[: len(policies)] &= off_data <= rule.OFF_DATA  # the others are out, wherever they end
         names = [*self.names, "behaviour", "lower third", "middle third", "upper third"]
         counted[reference] = False
         return fqe, fit(
@@ -187,20 +189,20 @@ class Estimates:
         )  # fmt: skip
 
     def _second_opinion(self, fqe: FQE, policies: list[Policy]) -> dict[str, Any]:
-        """Values in the judge's model, and what rollouts in it show."""
+        """Values in the judge's model, and what rollouts in it show; "missing" says why there are none."""
         num, none = len(policies), np.full(len(policies), np.nan)
         result: dict[str, Any] = {
-            "model": None,
-            "outside": none,
-            "stopped": none,
-            "own": none,
-            "facts": {"rollout_length": 0},
-        }
+            "model": None, "outside": none, "stopped": none, "own": none, "facts": {"rollout_length": 0},
+            "missing": "judge_model (--judge-model) is none",
+        }  # fmt: skip
         judge = self._judge()
         if judge is None:
             return result
         result["facts"] = {"rollout_length": judge.length, "model_errors": judge.errors}
         if not judge.length:
+            least = min(model_value.LENGTHS)
+            error = f"{judge.errors[least]:.2g} standard deviations after {least} steps"
+            result["missing"] = f"the judge's model is too inexact ({error})"
             return result
         rows, held_out, seed = self.data.rows, self.data.held_out, self.settings.seed
         self.progress(f"rollouts of {judge.length} steps in the judge's model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from rllib_damo.selection.candidates import Act, Candidate
+from rllib_damo.selection.candidates import Act, Candidate, changed_settings
 from rllib_damo.selection.fitting import Fit
 from rllib_damo.selection.rule import Decision, Evidence, combined, half_interval, plausible_value, scores
 from rllib_damo.selection.self_tests import SelfTest
 from rllib_damo.utils.paths import new_file
+from rllib_damo.utils.uris import without_password
 from rllib_damo.version import versions
 
 FORMAT = "rllib_damo.selection/1"
+_NAME = 40  # characters of a name in the picture
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Judged:
         trend: how far the difference to the reference moved in the last third of the training.
         vetoes: reasons against it.
         is_reference: whether the others are compared with it.
+        settings: those options of its config that are not the algorithm's defaults.
         verdict: "chosen, medium", "within reach", "reference", "out: ..." or "".
         values: the value at each check of the training.
     """
@@ -59,6 +63,7 @@ class Judged:
     trend: float
     vetoes: tuple[str, ...]
     is_reference: bool
+    settings: Mapping[str, Any]
     verdict: str
     values: tuple[float, ...]
 
@@ -141,19 +146,22 @@ class Selection:
         found += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         if self.choice is not None:
             found.append(f"Choice: {self.choice.name}, {self.confidence} confidence. {self.choice.path}".rstrip())
-            if held_out:
+            if held_out and self.choice.path:
                 found.append(
                     "To learn from the held-out episodes too, train its options anew without holdout_episodes: the "
                     "choice of options carries over, that of a checkpoint does not."
                 )
         else:
-            found.append(f"No choice: nothing is credibly better than {self.answer.name}; take that.")
-            if self.answer.path:
-                found.append(self.answer.path)
-            elif self.answer.name == "clone":
-                env = f"--env {facts['env']} " if facts["env"] else ""
-                found.append(f"Train it by: rllib train --algo BehaviorCloning {env}--input {facts['dataset']}")
+            found.append(f"No choice; the answer is {self.answer.name}. {self.answer.path}".rstrip())
+        if self.answer.name == "clone":
+            env = f"--env {shlex.quote(facts['env'])} " if facts["env"] else ""
+            inputs = facts["inputs"]
+            several = f"--config {shlex.quote(json.dumps({'input_': inputs}))}"
+            data = f"--input {shlex.quote(inputs[0])}" if len(inputs) == 1 else several
+            found.append(f"Train a policy like it by: rllib train --algo BehaviorCloning {env}{data}")
         found += [f"  - {reason}" for reason in self.reasons]
+        if any(test.passed is False for test in self.self_tests):
+            found.append("A self-test failed, so the order of the table is no ranking.")
         found.append(f"Short list, for a test with real episodes: {'; '.join(one.name for one in self.short_list)}")
         found.append(
             "Values are discounted and without a time limit. The spread holds the chance of the episodes, not the "
@@ -163,15 +171,17 @@ class Selection:
 
     def plot(self, path: str | Path) -> None:
         """Draws the values with their intervals, and how they settled, into a PNG or SVG file."""
+        from matplotlib import colormaps
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # imports take long, and few ask for a picture
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(10, 1.5 + 0.35 * len(self.table)), layout="constrained")
+        figure = Figure(figsize=(12, 1.8 + 0.35 * len(self.table)), layout="constrained")
         FigureCanvasAgg(figure)
-        left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        colors = colormaps["tab20"].colors  # type: ignore[attr-defined]
         left.axvspan(*self.returns, color="0.9", label="data, 5 to 95 %")
         for place, one in enumerate(reversed(self.table)):
-            color, filled = f"C{place % 10}", "none" if one.vetoes else None
+            color, filled = colors[place % len(colors)], "none" if one.vetoes else None
             error = [[one.value - one.low], [one.high - one.value]]
             known = np.isfinite(error).all() and math.isfinite(one.value)
             left.errorbar(
@@ -182,11 +192,12 @@ class Selection:
             if one.name == "clone":
                 left.axvline(one.value, color="0.5", linewidth=0.8)
             right.plot(self.steps, one.values, color=color, linestyle="--" if one.vetoes else "-")
-        left.set_yticks(range(len(self.table)), [one.name for one in reversed(self.table)])
-        left.set_xlabel("discounted value (o: Q evaluation, x: model; hollow: ruled out; line: clone)")
+        left.set_yticks(range(len(self.table)), [_short(one.name) for one in reversed(self.table)])
+        left.set_xlabel("discounted value\no: Q evaluation, x: model, hollow: ruled out, line: clone")
         left.legend(loc="best", fontsize="small")
         right.set_xlabel("steps")
-        right.set_title("values while training", fontsize="medium")
+        right.locator_params(axis="x", nbins=4)
+        right.set_title("values while training, in the colours of the left", fontsize="medium")
         kind = Path(path).suffix.removeprefix(".") or "png"
         with new_file(path) as scratch:
             figure.savefig(scratch, dpi=120, format=kind)
@@ -215,7 +226,7 @@ def make_selection(
         judged.append(
             Judged(
                 name=name,
-                path=own[i].path if i < len(own) else "",
+                path=without_password(own[i].path) if i < len(own) else "",
                 value=float(values[i]),
                 low=float(values[i] - halves[i]),
                 high=float(values[i] + halves[i]),
@@ -231,6 +242,7 @@ def make_selection(
                 trend=float(evidence.moved[i]),
                 vetoes=tuple(against[i]),
                 is_reference=i == evidence.reference,
+                settings=changed_settings(own[i].config) if i < len(own) else {},
                 verdict=verdict,
                 values=tuple(fitted.history[:, i, :, 0].mean(-1).tolist()),
             )
@@ -251,6 +263,10 @@ def make_selection(
 
 def _known(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
 
 
 def _show(value: float | None) -> str:

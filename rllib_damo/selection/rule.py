@@ -240,5 +240,18 @@ def kendall(a: np.ndarray, b: np.ndarray) -> float:
 
 def has_moved(history: np.ndarray, reference: int) -> np.ndarray:
     """How far each difference to the reference moved in the last third of the checks, (K,)."""
-    means = (history - history[:, reference : reference + 1]).mean(-1)
+    return _trend((history - history[:, reference : reference + 1]).mean(-1))
+
+
+def reference_trend(evidence: Evidence, history: np.ndarray) -> float | None:
+    """How far the reference's own value moved in the last third; None: less than half its interval, or little.
+
+    It moves all differences alike, so that it can be held against none of the candidates.
+    """
+    values = history[:, evidence.reference]
+    moved, half = float(_trend(values.mean(-1))), float(half_interval(values[-1]))
+    return moved if moved > max(half if np.isfinite(half) else 0.0, 0.1 * evidence.spread) else None
+
+
+def _trend(means: np.ndarray) -> np.ndarray:
     return np.abs(means[-1] - means[max(0, (2 * len(means)) // 3 - 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from rllib_damo.selection.result import Selection, make_selection
 from rllib_damo.tasks import TerminationFn
 from rllib_damo.utils.paths import check_new_file
 from rllib_damo.utils.ray_internals import given_connector
+from rllib_damo.utils.uris import without_password
 
 
 def select(
@@ -90,17 +92,32 @@ def select(
     warnings = [*data.warnings, *connected(own)]
     warnings += [f"{test.name} {test.text}" for test in tests if test.passed is None]
     if not fitted.settled:
-        warnings.append(f"the ranking did not settle within {fitted.steps[-1]:,} steps: give more --steps")
+        warnings.append(
+            f"the ranking did not settle within {fitted.steps[-1]:,} steps: give more --steps, and another --out"
+        )
+    if (trend := rule.reference_trend(evidence, fitted.history[..., 0])) is not None:
+        warnings.append(f"the value of the reference still moved, by {trend:.4g}")
+    if evidence.model is None:
+        warnings.append(f"no second opinion: {columns['no_model']}")
     decision = rule.decide(evidence, against, failed=failed, warnings=warnings)
     decision.reasons.extend(notes)
     played, env_config = played_env(config, task)
     facts = {
         "env": played if isinstance(played, str) else None, "env_config": env_config,
-        "dataset": name, "fingerprint": fingerprint, "split": data.record,
+        "dataset": name, "inputs": _inputs(getattr(config, "input_", None) if input_ is None else input_, name),
+        "fingerprint": fingerprint, "split": data.record,
         "episodes": int(data.rows.num_episodes), "held_out": data.num_held_out, "seconds": time.perf_counter() - start,
         "settings": asdict(chosen) | {"gamma": work.gamma},
     } | columns.pop("facts")  # fmt: skip
     return make_selection(work.names, own, evidence, against, decision, tests, fitted, columns, facts)
+
+
+def _inputs(given: Any, name: str) -> list[str]:
+    """The dataset's names, as an option takes them; the data's own name where they are none."""
+    parts = [given] if isinstance(given, (str, os.PathLike)) else given
+    if not isinstance(parts, (list, tuple)):
+        return [name]
+    return [without_password(str(part)) for part in parts]
 
 
 def connected(own: Sequence[Candidate]) -> list[str]:
