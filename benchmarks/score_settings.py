@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,9 +29,9 @@ _OWN: dict[str, Callable[[], AlgorithmConfig]] = {
     for name in ("DAMO", "MOPO", "MOBILE", "COMBO", "RAMBO", "TD3BC", "ReBRAC", "ODICE", "AlgaeDICE", "OptiDICE")
 }  # fmt: skip
 _PAPER = "-paper"
-#: What the settings of a method start from. "iql-paper" has the published ones; networks, rounds and model are as in
-#: "iql".
-METHODS: dict[str, Callable[[], AlgorithmConfig]] = _OWN | {
+#: What the settings of a method start from. "iql-paper" has the published ones, with schedules over the run's length;
+#: networks, rounds and model are as in "iql", and RAMBO clones for as many steps as on a million rows.
+METHODS: dict[str, Callable[..., AlgorithmConfig]] = _OWN | {
     f"{name}{_PAPER}": paper for name, default in _OWN.items() if (paper := getattr(default(), "paper", None))
 } | {
     # RLlib's own, with RLlib's networks and settings
@@ -55,7 +56,8 @@ _PENDULUM_MODEL: dict[str, Any] = {
 }  # fmt: skip
 
 
-#: What public code was tuned to on D4RL's tasks (sources: each algorithm's `paper`); "hopper" stands for hopper-medium.
+#: What public code was tuned to on D4RL's tasks (sources: each algorithm's `paper`; COMBO's random tasks are a guess);
+#: "hopper" stands for hopper-medium.
 #: MOBILE [length, β], COMBO [length, w], RAMBO [length, λ], ReBRAC [β₁, β₂].
 _PUBLISHED: dict[str, tuple[tuple[float, float], ...]] = {
     "halfcheetah": ((5, 0.5), (5, 0.5), (5, 3e-4), (0.001, 0.01)),
@@ -162,8 +164,14 @@ def steps_per_iteration(config: AlgorithmConfig) -> int:
     return config.rollout_freq if isinstance(config, OfflineConfig) else config.dataset_num_iters_per_learner
 
 
+def start(method: str, steps: int) -> AlgorithmConfig:
+    """What the settings of a method start from, for a run of so many gradient steps."""
+    make = METHODS[method]
+    return make(num_steps=steps) if "num_steps" in inspect.signature(make).parameters else make()
+
+
 def make_config(
-    task: str, method: str, seed: int, input_: str, overrides: Mapping[str, Any], episodes: int
+    task: str, method: str, seed: int, input_: str, overrides: Mapping[str, Any], episodes: int, steps: int = 100_000
 ) -> AlgorithmConfig:
     """The config of one trial: one thread, and evaluations that wait to be asked for.
 
@@ -174,13 +182,14 @@ def make_config(
         input_: the dataset.
         overrides: options over those of `settings`.
         episodes: of an evaluation.
+        steps: of the run, over which published schedules fall.
 
     Raises:
         UsageError, ValueError: unknown names or wrong values, the option named.
     """
     if method not in METHODS:
         raise UsageError(f"--methods: unknown {method!r}.{near(method, METHODS)} Known: {', '.join(METHODS)}.")
-    config = METHODS[method]().environment(environment(task)).offline_data(input_=input_).debugging(seed=seed)
+    config = start(method, steps).environment(environment(task)).offline_data(input_=input_).debugging(seed=seed)
     config.resources(num_cpus_for_main_process=1)
     if isinstance(config, OfflineConfig):
         config.evaluation(evaluation_interval=1_000_000_000, evaluation_duration=episodes)

@@ -94,7 +94,7 @@ def make_trials(args: argparse.Namespace, datasets: dict[str, Dataset]) -> list[
         for task in args.tasks for label in args.methods for seed in args.seeds
     ]  # fmt: skip
     for trial in trials:
-        config = make_config(trial.task, trial.method, trial.seed, trial.input_, trial.overrides, trial.episodes)
+        config = trial.config()
         steps = steps_per_iteration(config)
         if args.eval_every % steps:
             raise UsageError(

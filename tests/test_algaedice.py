@@ -161,7 +161,7 @@ def test_minimum_is_the_penalised_return(p: float) -> None:
 def test_rows_are_the_datasets_and_its_starts() -> None:
     groups = make_update(make_module()).row_groups()
     assert {name: (g.num_real, g.num_model, g.of) for name, g in groups.items()} == {
-        "initial": (256, 0, "starts"), "update": (256, 0, "selected"),
+        "initial": (256, 0, "selected_starts"), "update": (256, 0, "selected"),
     }  # fmt: skip
 
 

@@ -25,6 +25,18 @@ from tests.small_runs import make_small, module_state, train_policy
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
+@pytest.mark.parametrize("name", ["OptiDICE", "AlgaeDICE"])
+def test_the_starts_of_a_dual_are_those_of_the_selected_episodes(name: str, dataset: str, cache_dir: str) -> None:
+    config: OfflineConfig = make_small(ALGORITHMS[name].get_default_config(), dataset, cache_dir)
+    config.training(data_fraction=0.5).evaluation(evaluation_interval=None)
+    algo: Any = config.build_algo()
+    rows = algo.learner_group._learner._rows_of
+    drawn, of_all, selected = rows["selected_starts"].tolist(), rows["starts"].tolist(), rows["selected"].tolist()
+    assert drawn == [row for row in of_all if row in set(selected)]
+    assert 0 < len(drawn) < len(of_all)
+    algo.stop()
+
+
 def test_are_registered_beside_rllibs_own() -> None:
     for name, algorithm in ALGORITHMS.items():
         assert get_trainable_cls(name) is algorithm

@@ -334,6 +334,12 @@ def test_only_the_policy_has_weight_decay_and_a_width_of_its_own() -> None:
     decay = {name: learner.get_optimizer("default_policy", name).param_groups[0]["weight_decay"]
              for name in ("actor", "value")}  # fmt: skip
     assert decay == {"actor": 0.3, "value": 0}
+    state = learner.get_state()
+    state["optimizer"] = copy.deepcopy(state["optimizer"])
+    for group in state["optimizer"]["default_policy_actor"]["state"]["param_groups"]:
+        group["weight_decay"] = 0.9
+    learner.set_state(state)  # what a checkpoint of other settings has
+    assert learner.get_optimizer("default_policy", "actor").param_groups[0]["weight_decay"] == 0.3
     module = learner.module["default_policy"]
     assert module.actor.net[0].out_features == 24
     assert module.values.net.weights[0].shape[-1] == 16

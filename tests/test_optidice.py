@@ -321,7 +321,7 @@ def test_the_policy_waits_for_its_warmup_and_no_action_is_sampled(module: Any, b
 def test_rows_are_the_datasets_and_its_starts(module: Any) -> None:
     groups = make_update(module).row_groups()
     assert {name: (g.num_real, g.num_model, g.of) for name, g in groups.items()} == {
-        "initial": (256, 0, "starts"), "update": (256, 0, "selected"),
+        "initial": (256, 0, "selected_starts"), "update": (256, 0, "selected"),
     }  # fmt: skip
 
 
@@ -368,3 +368,4 @@ def test_published_settings_are_valid() -> None:
                  "train_batch_size_per_learner": 512, "actor_warmup_steps": 500_000, "reward_scale": "std",
                  "normalize_observations": True, "policy_tau": 1.0}  # fmt: skip
     assert {name: getattr(config, name) for name in published} == published
+    assert OptiDICEConfig.paper(num_steps=60_000).actor_warmup_steps == 10_000

@@ -40,9 +40,9 @@ class AlgaeDICEUpdate(Update):
         self._actor_metrics = {"policy_loss": zero, "alpha_loss": zero}
 
     def row_groups(self) -> dict[str, RowGroup]:
-        """B transitions, and B first states of episodes."""
+        """B transitions, and B first states of the same episodes: the loss has no bound where Q(s0) stands alone."""
         num = self.config.train_batch_size_per_learner
-        return {"initial": RowGroup(num, of="starts"), "update": RowGroup(num)}
+        return {"initial": RowGroup(num, of="selected_starts"), "update": RowGroup(num)}
 
     def step(self, batch: StepBatch, step: int, measure: bool) -> Metrics:
         o, m, rows, initial = self.config, self.module, batch["update"], batch["initial"]
@@ -164,8 +164,9 @@ class AlgaeDICEConfig(OfflineConfig):
     def paper(cls) -> AlgaeDICEConfig:
         """The settings of the authors' code, for 500 k gradient steps; it was written for training online.
 
-        Left out are its orthogonal first weights and the penalty that keeps the actor's near these. It plays sampled
-        actions, this package the mean.
+        Left out are its orthogonal first weights and the penalty that keeps the actor's near these. There the critics
+        move before the actor, which draws actions of its own, and the actor's log σ is squashed between -5 and 2; here
+        both take one set of actions and the critics before their step, and log σ is clamped.
         """
         return cls().training(
             eta=1e-4, f_power=1.5, actor_lr=1e-3, critic_lr=1e-3, alpha_lr=1e-3, critic_layer_norm=False,
@@ -175,11 +176,6 @@ class AlgaeDICEConfig(OfflineConfig):
     def training(self, **options: Unpack[AlgaeDICETraining]) -> AlgaeDICEConfig:  # type: ignore[override]
         """Sets the options of AlgaeDICE."""
         return super().training(**options)
-
-    def check(self) -> None:
-        super().check()
-        if self.initial_alpha > self.max_alpha:
-            self.refuse(f"`initial_alpha` ({self.initial_alpha}) must not exceed `max_alpha` ({self.max_alpha}).")
 
 
 @register_algorithm

@@ -169,6 +169,8 @@ class OfflineIQLConfig(OfflineConfig):
     def paper(cls, num_steps: int = 1_000_000) -> OfflineIQLConfig:
         """The settings of the authors' code for locomotion: raw observations, and no average of the policy.
 
+        The first weights are PyTorch's, where theirs are orthogonal.
+
         Args:
             num_steps: gradient steps of the run, over which the actor's learning rate falls to 0 as half a cosine.
         """

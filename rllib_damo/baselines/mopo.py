@@ -18,6 +18,7 @@ from rllib_damo.core.options import Option, not_negative, one_of
 from rllib_damo.core.registration import register_algorithm
 from rllib_damo.core.rl_module import SACTorchRLModule
 from rllib_damo.core.sac import NETWORK_OPTIONS, SACUpdate
+from rllib_damo.core.update import cosine
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.rollout import Model
@@ -93,6 +94,28 @@ class MOPOConfig(ModelBasedConfig):
     @classmethod
     def algorithm_class(cls) -> type:
         return MOPO
+
+    @classmethod
+    def paper(cls, num_steps: int = 3_000_000) -> MOPOConfig:
+        """The settings of OfflineRL-Kit, whose scores are the best known reproduction.
+
+        ``rollout_length`` and ``penalty_coef`` are per task and still to be set. On D4RL's v2 data, [length, c] is
+
+        ============= ======== =============== ===============
+        task          medium   medium-replay   medium-expert
+        ============= ======== =============== ===============
+        halfcheetah   [5, 0.5] [5, 0.5]        [5, 2.5]
+        hopper        [5, 5.0] [5, 2.5]        [5, 5.0]
+        walker2d      [5, 0.5] [1, 2.5]        [1, 2.5]
+        ============= ======== =============== ===============
+
+        Args:
+            num_steps: gradient steps of the run, over which the actor's learning rate falls to 0 as half a cosine.
+        """
+        return cls().dynamics(dynamics_lr=1e-3).training(
+            actor_lr=cosine(1e-4, num_steps), initial_alpha=1.0, max_alpha=1.0, real_ratio=0.05,
+            critic_layer_norm=False, normalize_observations=False, policy_tau=1.0,
+        )  # fmt: skip
 
     def training(self, **options: Unpack[MOPOTraining]) -> MOPOConfig:  # type: ignore[override]
         """Sets the options of MOPO."""

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.typing import StateDict
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -147,8 +149,15 @@ class ODICETorchLearner(OfflineTorchLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         super().configure_optimizers_for_module(module_id, config)
-        for group in self.get_optimizer(module_id, "actor").param_groups:
-            group["weight_decay"] = config.actor_weight_decay
+        self._set_weight_decay()
+
+    def set_state(self, state: StateDict) -> None:
+        super().set_state(state)
+        self._set_weight_decay()  # the configuration's, not the checkpoint's
+
+    def _set_weight_decay(self) -> None:
+        for group in self.get_optimizer(DEFAULT_MODULE_ID, "actor").param_groups:
+            group["weight_decay"] = self.config.actor_weight_decay
 
 
 class ODICETraining(OfflineTraining, total=False):
@@ -222,8 +231,7 @@ class ODICEConfig(OfflineConfig):
     def paper(cls) -> ODICEConfig:
         """The settings of the authors' code for locomotion, for 1 M gradient steps; λ and η are per task.
 
-        Two things are this package's: the policy's mean is a tanh, and layer normalisation comes before the ReLU and
-        has no parameters.
+        Two things are this package's: the policy's mean is a tanh, and layer normalisation has no parameters.
         """
         return cls().training(
             actor_hidden_dims=(1024, 1024), actor_lr=2e-4, normalize_observations=False, policy_tau=1.0

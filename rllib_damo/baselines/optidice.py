@@ -92,9 +92,9 @@ class OptiDICEUpdate(Update):
         self.divergence = DIVERGENCES[config.f_divergence]
 
     def row_groups(self) -> dict[str, RowGroup]:
-        """B transitions, and B first states of episodes."""
+        """B transitions, and B first states of the same episodes: the loss has no bound where v(s0) stands alone."""
         num = self.config.train_batch_size_per_learner
-        return {"initial": RowGroup(num, of="starts"), "update": RowGroup(num)}
+        return {"initial": RowGroup(num, of="selected_starts"), "update": RowGroup(num)}
 
     def step(self, batch: StepBatch, step: int, measure: bool) -> Metrics:
         o, m, rows = self.config, self.module, batch["update"]
@@ -230,14 +230,18 @@ class OptiDICEConfig(OfflineConfig):
         return OptiDICE
 
     @classmethod
-    def paper(cls) -> OptiDICEConfig:
-        """The authors' settings, for 3 M gradient steps; α, here their default, is per task.
+    def paper(cls, num_steps: int = 3_000_000) -> OptiDICEConfig:
+        """The authors' settings; α, here their default, is per task.
 
         Theirs with weighted cloning. Left out are the absorbing states after terminal ones and the entropy constraint;
-        the policy here is a Gaussian that is not squashed.
+        the policy here is a Gaussian that is not squashed. Their multiplier of w for the policy follows also how w
+        moves with e; here it follows 1 - E[w] alone, to which theirs comes once e is right.
+
+        Args:
+            num_steps: gradient steps of the run; the policy waits for the first sixth of them.
         """
         return cls().training(
-            divergence_coef=1.0, train_batch_size_per_learner=512, actor_warmup_steps=500_000, policy_tau=1.0
+            divergence_coef=1.0, train_batch_size_per_learner=512, actor_warmup_steps=num_steps // 6, policy_tau=1.0
         )  # fmt: skip
 
     def training(self, **options: Unpack[OptiDICETraining]) -> OptiDICEConfig:  # type: ignore[override]

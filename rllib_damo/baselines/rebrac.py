@@ -135,7 +135,8 @@ class ReBRACConfig(OfflineConfig):
     def paper(cls) -> ReBRACConfig:
         """The published settings, for 1 M gradient steps; β₁ and β₂ are per task and still to be set.
 
-        The critics' layer normalisation is this package's: before the ReLU, and without parameters.
+        This package's are the critics' layer normalisation, before the ReLU and without parameters, and the first
+        weights, which are PyTorch's (theirs: last layers within 1e-3 and 3e-3, hidden biases of 0.1).
         """
         return cls().training(train_batch_size_per_learner=1024, normalize_observations=False, policy_tau=1.0)
 

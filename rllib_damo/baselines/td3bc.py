@@ -58,7 +58,7 @@ class TD3BCTraining(OfflineTraining, CriticTraining, TD3Training, PrecisionTrain
 
 
 class TD3BCConfig(OfflineConfig):
-    """Configuration of TD3+BC, with the paper's settings.
+    """Configuration of TD3+BC, with the paper's settings; but evaluated and delivered is an average of the policy.
 
     .. code-block:: python
 
@@ -75,6 +75,11 @@ class TD3BCConfig(OfflineConfig):
     @classmethod
     def algorithm_class(cls) -> type:
         return TD3BC
+
+    @classmethod
+    def paper(cls) -> TD3BCConfig:
+        """The settings of the authors' code, for 1 M gradient steps: the policy itself is played."""
+        return cls().training(policy_tau=1.0)
 
     def training(self, **options: Unpack[TD3BCTraining]) -> TD3BCConfig:  # type: ignore[override]
         """Sets the options of TD3+BC."""

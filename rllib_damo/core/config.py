@@ -276,6 +276,8 @@ class OfflineConfig(AlgorithmConfig):
         if self.lr is not None:
             rates = ", ".join(f"`{name}`" for name in self.own_options("training") if name.endswith("_lr"))
             self.refuse(f"{self.algorithm_name} has {rates}: leave `lr` None; found {self.lr!r}.")
+        if "max_alpha" in self.own_options("training") and self.initial_alpha > self.max_alpha:
+            self.refuse(f"`initial_alpha` ({self.initial_alpha}) must not exceed `max_alpha` ({self.max_alpha}).")
         if self.grad_clip_by != "global_norm":
             self.refuse(
                 f"`grad_clip_by` must be 'global_norm' (of each network's gradient); found {self.grad_clip_by!r}."

@@ -170,10 +170,12 @@ class OfflineTorchLearner(TorchLearner):
             name: values.new_empty(self._batch.num_real, values.shape[1]) for name, values in self._extra.items()
         }
         chosen = torch.from_numpy(np.array(selected)).to(self._device)
+        firsts = torch.from_numpy(np.array(starts)).to(self._device)
         self._rows_of = {
             "selected": chosen,
             "known": chosen,
-            "starts": torch.from_numpy(np.array(starts)).to(self._device),
+            "starts": firsts,
+            "selected_starts": firsts[torch.isin(firsts, chosen)],
         }
         batch = self._layout.unpack(self._offline)
         unknown = unknown_successors(batch.obs, batch.next_obs, batch.terminated)[chosen]
@@ -298,7 +300,7 @@ class OfflineTorchLearner(TorchLearner):
         Starts of episodes are the dataset's alone.
         """
         rows = self._pick(self._rows_of[group.of], *shape, group.num_real)
-        if not (self._num_online and rows.numel()) or group.of == "starts":
+        if not (self._num_online and rows.numel()) or group.of.endswith("starts"):
             return rows
         online = self._num_offline + self._randint(self._num_online, *rows.shape)
         chance = torch.rand(rows.shape, generator=self._generator, device=self._device)

@@ -23,7 +23,7 @@ class RowGroup:
         num_real: rows drawn from the dataset.
         num_model: rows drawn from the model buffer.
         of: which rows of the dataset: "selected" (by ``data_fraction``), "known" (of these, those whose successor the
-            source recorded), or "starts" (the first ones of all episodes).
+            source recorded), "starts" (the first ones of all episodes), or "selected_starts" (those of the selected).
     """
 
     num_real: int

@@ -259,8 +259,6 @@ class DAMOConfig(ModelBasedConfig):
                 f"{self.bc_weight!r} with initial_states={self.initial_states!r}; set bc_weight=0 or "
                 "initial_states='dataset'."
             )
-        if self.initial_alpha > self.max_alpha:
-            self.refuse(f"`initial_alpha` ({self.initial_alpha}) must not exceed `max_alpha` ({self.max_alpha}).")
         self._check_fast_step()
 
     def _check_fast_step(self) -> None:
