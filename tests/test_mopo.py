@@ -93,8 +93,8 @@ def test_published_settings_are_valid() -> None:
     config = MOPOConfig.paper(num_steps=40_000).environment("Hopper-v5").offline_data(input_="hopper-medium")
     config.validate()
     published = {"real_ratio": 0.05, "critic_lr": 3e-4, "alpha_lr": 1e-4, "tau": 0.005, "gamma": 0.99,
-                 "policy_tau": 1.0, "initial_alpha": 1.0, "max_alpha": 1.0, "dynamics_lr": 1e-3, "critic_layer_norm": False,
-                 "normalize_observations": False, "hidden_dims": (256, 256)}  # fmt: skip
+                 "policy_tau": 1.0, "initial_alpha": 1.0, "max_alpha": 1.0, "dynamics_lr": 1e-3,
+                 "critic_layer_norm": False, "normalize_observations": False, "hidden_dims": (256, 256)}  # fmt: skip
     assert {name: getattr(config, name) for name in published} == published
     assert config.actor_lr[0] == [0, 1e-4]
     assert config.actor_lr[-1] == [40_000, 0.0]
