@@ -13,7 +13,7 @@ from rllib_damo.command.rllib import run_config
 config = (
     DAMOConfig()
     .environment("Hopper-v5")
-    .offline_data(input_="hopper-medium-expert")
+    .offline_data(input_="hopper-medium-expert", holdout_episodes=0.1)  # by which `rllib-damo select` can judge
     .training(eta=tune.grid_search([0.5, 1.0, 2.0, 3.0]), rollout_length=tune.grid_search([1, 3, 5]))
     .training(hidden_dims=(128, 128), rollout_batch_size=20_000)
     .dynamics(dynamics_max_epochs=8)

@@ -166,7 +166,10 @@ def train(
         changes = {**changes, "input_": input_}
     if from_ is not None:
         changes = {**changes, "start_from": from_}
-        typer.echo(f"Goes on from {from_}: networks and optimisers are kept, rollouts start anew.")
+        typer.echo(
+            f"Goes on from {from_}: networks, optimisers and the count of gradient steps are kept, the dynamics model "
+            "is trained further where the data are others, and rollouts, iterations and metrics start anew."
+        )
     if env is not None:
         changes = {**changes, "env": env}
     experiment = inputs.apply_config(experiment, changes)
