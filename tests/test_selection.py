@@ -20,6 +20,7 @@ from rllib_damo.data.generate import datasets
 from rllib_damo.data.generate.controllers import PendulumMixed
 from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.splits import split_episodes
+from rllib_damo.deploy.numpy_policy import NumpyPolicy
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.errors import CheckpointError, DataError, UsageError, UserError
 from rllib_damo.nn.stacked_mlp import FastMLP
@@ -237,6 +238,11 @@ def test_checkpoints_as_the_command(cache_dir, tmp_path, capsys, model):
     assert changed["clone"] == {}
     assert (out / "selection.png").stat().st_size > 1000
     assert (out / "fqe.pt").exists()
+    clone = NumpyPolicy(str(out / "clone.npz"))
+    assert clone.metadata["environment"] == "Pendulum-v1"
+    assert clone.metadata["dataset"]["fingerprint"] == content["facts"]["fingerprint"]
+    judged = select([paths["damo"], paths["bc"]], steps=12, judge_model=model, out=out).policies["clone"]
+    np.testing.assert_allclose(clone(DATA.observations), judged(DATA.observations), atol=2e-6)
     assert invoke(["select", paths["bc"], *common, "--out", str(out)]) == 2
     assert "another selection" in capsys.readouterr().err
     assert invoke(["select", paths["damo"], paths["all"], *common]) == 0

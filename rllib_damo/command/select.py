@@ -16,6 +16,7 @@ import typer
 
 from rllib_damo.command import inputs
 from rllib_damo.command.run import quieten
+from rllib_damo.deploy.export import write_clone
 from rllib_damo.errors import UsageError
 from rllib_damo.selection import Selection
 from rllib_damo.selection import select as select_
@@ -60,7 +61,7 @@ def select(
     ask: Annotated[bool, typer.Option("--ask", help="Ask for the returns of --budget instead of playing.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for selection.json, selection.png and the state; the same command then goes on."),
+        typer.Option(help="Folder for result, picture, clone and state; the same command then goes on."),
     ] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="File for the result as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="File for a picture, .png or .svg.")] = None,
@@ -96,6 +97,9 @@ def select(
         for place in filter(None, [plot, *([out / "selection.png"] if out else [])]):
             found.plot(place)
         typer.echo("\n".join(found.lines()))
+        if out is not None:
+            write_clone(found, out / "clone.npz")
+            typer.echo(f"The clone itself is {out / 'clone.npz'}, for NumpyPolicy.")
         if budget is not None:
             played = _play(found, budget, ask, env, out)
             _write(replace(found, facts=found.facts | {"real_episodes": played}), out, json_)

@@ -15,7 +15,7 @@ from rllib_damo.core.algorithm import ALGORITHM, COMPONENT_TRAINING, FINGERPRINT
 from rllib_damo.core.changed_options import changed_options, plain
 from rllib_damo.data.schema import Transitions
 from rllib_damo.deploy import numpy_policy
-from rllib_damo.deploy.layers import Layer, layers_of
+from rllib_damo.deploy.layers import Layer, layers_of, layers_of_clone
 from rllib_damo.deploy.onnx_file import OPSET, to_onnx
 from rllib_damo.deploy.torchscript_file import to_torchscript
 from rllib_damo.errors import UsageError
@@ -23,6 +23,7 @@ from rllib_damo.evaluation.checkpoints import STATES, load_config, read_pickle, 
 from rllib_damo.evaluation.play import evaluated_env
 from rllib_damo.evaluation.policy import Policy, load_policy
 from rllib_damo.evaluation.storage import local_copy
+from rllib_damo.selection import Selection
 from rllib_damo.utils.names import near
 from rllib_damo.utils.paths import check_new_file, new_file
 from rllib_damo.utils.uris import without_password
@@ -74,6 +75,20 @@ def export_policy(
     return path
 
 
+def write_clone(found: Selection, out: Path) -> None:
+    """Writes the clone that a selection has judged as an .npz file for `NumpyPolicy`; an older file is replaced."""
+    space = found.action_space
+    layers = layers_of_clone(found.clone, space)
+    metadata = _spaces(len(found.clone.mean), space) | {
+        "algorithm": "clone of `rllib-damo select`",
+        "environment": found.facts["env"],
+        "dataset": {"name": found.facts["dataset"], "fingerprint": found.facts["fingerprint"]},
+        "versions": versions(),
+    }
+    with new_file(out, overwrite=True) as scratch:
+        scratch.write_bytes(_to_npz(layers, metadata))
+
+
 def _writer(out: str | Path, format: str | None) -> Callable[[list[Layer], Mapping[str, Any]], bytes]:
     writers = {"onnx": to_onnx, "torchscript": to_torchscript, "npz": _to_npz}
     name = format or SUFFIXES.get(Path(out).suffix)
@@ -98,16 +113,21 @@ def _to_npz(layers: list[Layer], metadata: Mapping[str, Any]) -> bytes:
 
 
 def _metadata(policy: Policy, place: Path) -> dict[str, Any]:
-    observations, actions = policy.observation_space, policy.action_space
     return {
-        "format": "rllib_damo policy 1",
-        "input": {"name": "observations", "shape": ["batch", *observations.shape], "dtype": "float32"},
-        "output": {"name": "actions", "shape": ["batch", *actions.shape], "dtype": str(actions.dtype)},
+        **_spaces(policy.observation_space.shape[0], policy.action_space),
         "onnx_opset": OPSET,
-        "observation_space": _space(observations),
-        "action_space": _space(actions),
+        "observation_space": _space(policy.observation_space),
         **_origin(place),
         "versions": versions(),
+    }
+
+
+def _spaces(obs_dim: int, actions: gym.spaces.Box) -> dict[str, Any]:
+    return {
+        "format": "rllib_damo policy 1",
+        "input": {"name": "observations", "shape": ["batch", obs_dim], "dtype": "float32"},
+        "output": {"name": "actions", "shape": ["batch", *actions.shape], "dtype": str(actions.dtype)},
+        "action_space": _space(actions),
     }
 
 

@@ -15,6 +15,7 @@ from rllib_damo.deploy.numpy_policy import LAYERS
 from rllib_damo.errors import CheckpointError
 from rllib_damo.evaluation.policy import Policy
 from rllib_damo.nn.standardize import Standardize
+from rllib_damo.selection.clone import Clone
 from rllib_damo.utils.spaces import action_bounds, check_spaces
 
 _PROBES = 64
@@ -86,6 +87,14 @@ def layers_of(policy: Policy) -> list[Layer]:
     layers.append(Layer("to_box", _box(policy.action_space)))
     _compare(policy, layers)
     return layers
+
+
+def layers_of_clone(clone: Clone, space: gym.spaces.Box) -> list[Layer]:
+    """The layers of a clone of the data's behaviour."""
+    layers = [Layer("standardize", {"mean": _array(clone.mean), "std": _array(clone.std)})]
+    for weight, bias in zip(clone.net.weights, clone.net.biases, strict=True):
+        layers += [Layer("linear", {"weight": _array(weight)[0], "bias": _array(bias)[0, 0]}), Layer("relu", {})]
+    return [*layers[:-1], Layer("tanh", {}), Layer("to_box", _box(space))]
 
 
 def apply(layers: list[Layer], observations: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ def default_steps(num_rows: int) -> int:
 @torch.no_grad()
 def clone(
     rows: Rows, parts: Sequence[Tensor], *, steps: int, seed: int, state_file: Path | None = None, key: str = ""
-) -> list[Policy]:
+) -> list[Clone]:
     """Trains a clone of each part of the data, side by side; the learning rate falls linearly to 0.
 
     Args:
@@ -43,7 +43,7 @@ def clone(
         key: of the rows and the parts.
 
     Returns:
-        The clones, as functions of raw observations.
+        The clones.
 
     Raises:
         UsageError: ``state_file`` is of other rows or settings, or damaged.
@@ -61,7 +61,7 @@ def clone(
     known = state_files.load(state_file, _FORMAT, key)
     if known is not None:
         params.copy_(known["params"])
-        return [_policy(net, i, scales) for i in range(len(parts))]
+        return [_single(net, i, scales) for i in range(len(parts))]
     optimizer, fast, rng = FusedAdam([params], lr=_LR), FastMLP(net), np.random.default_rng((seed, 3))
     for step in range(steps):
         share = rng.random(_BATCH)
@@ -74,16 +74,27 @@ def clone(
         optimizer.step()
     if state_file is not None:
         state_files.save(state_file, _FORMAT, key, {"params": params.detach()})
-    return [_policy(net, i, scales) for i in range(len(parts))]
+    return [_single(net, i, scales) for i in range(len(parts))]
 
 
-def _policy(net: StackedMLP, i: int, scales: tuple[Tensor, Tensor]) -> Policy:
+class Clone:
+    """A trained clone: ``raw observations (B, obs) -> unit actions (B, act)``.
+
+    Args:
+        net: the network, one of a stack of one; its outputs go through a tanh.
+        mean, std: of the observations, ``(obs,)`` each.
+    """
+
+    def __init__(self, net: StackedMLP, mean: Tensor, std: Tensor):
+        self.net, self.mean, self.std = net, mean, std
+
+    @torch.no_grad()
+    def __call__(self, obs: Tensor) -> Tensor:
+        return torch.cat([self.net((part - self.mean) / self.std)[0].tanh() for part in obs.split(CHUNK)])
+
+
+def _single(net: StackedMLP, i: int, scales: tuple[Tensor, Tensor]) -> Clone:
     single = StackedMLP(1, [net.weights[0].shape[1], *(w.shape[2] for w in net.weights)])
     for own, source in zip(single.parameters(), net.parameters(), strict=True):
         own.data.copy_(source.data[i : i + 1])
-
-    @torch.no_grad()
-    def act(obs: Tensor) -> Tensor:
-        return torch.cat([single((part - scales[0]) / scales[1])[0].tanh() for part in obs.split(CHUNK)])
-
-    return act
+    return Clone(single, *scales)

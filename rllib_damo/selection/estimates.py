@@ -91,10 +91,11 @@ class Estimates:
             rows, [torch.arange(len(rows)), *parts], steps=default_steps(len(rows)), seed=seed,
             state_file=self.out / CLONES_FILE if self.out else None, key=self.data.training_fingerprint,
         )  # fmt: skip
-        policies = [candidate.unit_policy(self.task.action_space) for candidate in self.own] + clones[:1]
+        policies: list[Policy] = [candidate.unit_policy(self.task.action_space) for candidate in self.own]
+        policies.append(clones[0])
         some = self._some(held_out)
         parts_differ = bool(parts) and self_tests.differing(clones[1:], held_out.obs[some])
-        others = clones[1:] if parts_differ else []
+        others: list[Policy] = [*clones[1:]] if parts_differ else []
         self.progress("distance to the data's actions")
         density = BehaviorDensity(rows, seed=seed)
         actions = torch.stack([policy(held_out.obs[some]) for policy in policies])
@@ -127,7 +128,7 @@ class Estimates:
         survival = (1 - self.gamma) * fitted.history[-1][:num, :, 1].mean(-1) if fitted.history.shape[-1] > 1 else None
         columns = {
             "survival": survival, "facts": opinion["facts"], "no_model": opinion["missing"],
-            "policies": self._acts(clones[0]),
+            "policies": self._acts(clones[0]), "clone": clones[0], "action_space": self.task.action_space,
         }  # fmt: skip
         return evidence, fitted, tests, columns
 

@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from rllib_damo.selection.candidates import Act, Candidate, changed_settings
+from rllib_damo.selection.clone import Clone
 from rllib_damo.selection.fitting import Fit
 from rllib_damo.selection.rule import Decision, Evidence, combined, half_interval, plausible_value, scores
 from rllib_damo.selection.self_tests import SelfTest
@@ -85,6 +87,8 @@ class Selection:
         returns: 5 and 95 % quantiles of the data's discounted returns.
         steps: of the training, at each check.
         facts: the dataset, its split, the settings, seconds.
+        clone: of the data's behaviour, which the candidates are judged beside.
+        action_space: the environment's.
         policies: by name, the clone among them: ``observations (B, obs) -> actions (B, act)`` in the environment's
             units.
     """
@@ -101,6 +105,8 @@ class Selection:
     returns: tuple[float, float]
     steps: list[int]
     facts: dict[str, Any]
+    clone: Clone
+    action_space: gym.spaces.Box
     policies: Mapping[str, Act]
 
     def to_json(self) -> str:
@@ -257,7 +263,8 @@ def make_selection(
         short_list=[judged[i] for i in decision.short_list], within_reach=[judged[i] for i in decision.within_reach],
         confidence=decision.confidence, reasons=decision.reasons, table=[judged[i] for i in order],
         self_tests=list(tests), plausible=plausible_value(evidence), returns=(float(low), float(high)),
-        steps=fitted.steps, facts=facts, policies=columns["policies"],
+        steps=fitted.steps, facts=facts, clone=columns["clone"], action_space=columns["action_space"],
+        policies=columns["policies"],
     )  # fmt: skip
 
 
