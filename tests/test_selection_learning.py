@@ -1,4 +1,4 @@
-"""Does a selection rank? `pytest -m slow tests/test_selection_learning.py`; other pools are in benchmarks/RESULTS.md."""
+"""Does a selection rank? `pytest -m slow tests/test_selection_learning.py`. Other pools: benchmarks/RESULTS.md."""
 
 from __future__ import annotations
 
