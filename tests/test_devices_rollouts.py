@@ -173,7 +173,7 @@ def make_learner(**options):
     rows = learner._layout.pack(*columns())
     with Watch(flag=False) as seen:  # as to whether a successor is unknown
         learner.set_dataset(rows, np.arange(0, ROWS, 50), np.arange(ROWS), True)
-    assert seen.moves == ["learner.py:set_dataset"] * 3  # the data
+    assert seen.moves == ["learner.py:set_dataset"] * 4  # the data
     assert set(seen.reads) == {"learner.py:set_dataset", "rl_module.py:fit_standardizers"}
     learner.model_buffer.add(torch.zeros((50, rows.shape[1]), device=DEVICE))
     return learner

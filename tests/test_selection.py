@@ -10,6 +10,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from ray.tune.registry import register_env
 
 from rllib_damo import BehaviorCloningConfig, DAMOConfig
 from rllib_damo.command.data import invoke
@@ -21,6 +22,7 @@ from rllib_damo.data.generate.controllers import PendulumMixed
 from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.splits import split_episodes
 from rllib_damo.deploy.numpy_policy import NumpyPolicy
+from rllib_damo.dynamics import never_terminates
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.errors import CheckpointError, DataError, UsageError, UserError
 from rllib_damo.nn.stacked_mlp import FastMLP
@@ -100,6 +102,31 @@ def test_the_same_again_and_the_order_does_not_matter():
     first, second = quick({"good": good, "bad": bad}), quick({"bad": bad, "good": good})
     values = [{one.name: one.value for one in found.table} for found in (first, second)]
     assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+def test_the_units_of_actions_do_not_matter():
+    """Actions in other units, with a Box of these, are the same selection."""
+    scaled = replace(DATA, actions=10 * DATA.actions)
+    space = gym.spaces.Box(-20.0, 20.0, (1,))
+
+    class Scaled(gym.ActionWrapper):
+        def __init__(self, **options: object) -> None:
+            super().__init__(gym.make("Pendulum-v1"))
+            self.action_space = space
+
+        def action(self, action: np.ndarray) -> np.ndarray:
+            return action / 10
+
+    register_env("pendulum in other units", lambda config: Scaled())
+    plain = quick({"good": good, "bad": bad}, termination_fn=never_terminates)
+    found = quick(
+        {"good": lambda obs: 10 * good(obs), "bad": lambda obs: 10 * bad(obs)}, input_=scaled,
+        env="pendulum in other units", termination_fn=never_terminates,
+    )  # fmt: skip
+    assert [one.name for one in found.table] == [one.name for one in plain.table]
+    for one, other in zip(found.table, plain.table, strict=True):
+        assert one.value == pytest.approx(other.value, rel=1e-4)
+        assert one.score == pytest.approx(other.score, rel=1e-3, abs=1e-3)
 
 
 def test_the_environment_is_never_stepped(monkeypatch, model):

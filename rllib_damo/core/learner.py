@@ -169,14 +169,11 @@ class OfflineTorchLearner(TorchLearner):
         self._batch.extra = {
             name: values.new_empty(self._batch.num_real, values.shape[1]) for name, values in self._extra.items()
         }
-        chosen = torch.from_numpy(np.array(selected)).to(self._device)
-        firsts = torch.from_numpy(np.array(starts)).to(self._device)
-        self._rows_of = {
-            "selected": chosen,
-            "known": chosen,
-            "starts": firsts,
-            "selected_starts": firsts[torch.isin(firsts, chosen)],
-        }
+        chosen, firsts, own_firsts = (
+            torch.from_numpy(np.array(index)).to(self._device)
+            for index in (selected, starts, starts[np.isin(starts, selected)])
+        )
+        self._rows_of = {"selected": chosen, "known": chosen, "starts": firsts, "selected_starts": own_firsts}
         batch = self._layout.unpack(self._offline)
         unknown = unknown_successors(batch.obs, batch.next_obs, batch.terminated)[chosen]
         knows_terminals = True
