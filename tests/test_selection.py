@@ -301,19 +301,19 @@ def test_real_episodes_are_shown_as_they_were_played():
 
 
 def test_what_is_printed_of_an_answer():
-    """The clone has a command in which every name is one word; a failed self-test is said of the table too."""
+    """The clone has a command in which every name is one word; without a choice the table is no ranking."""
     found = quick({"good": good, "bad": bad})
     clone = next(one for one in found.table if one.name == "clone")
-    failed = [replace(test, passed=False) for test in found.self_tests]
-    found = replace(found, choice=None, answer=clone, self_tests=failed, facts=found.facts | {"inputs": ["a b.npz"]})
+    found = replace(found, choice=None, answer=clone, facts=found.facts | {"inputs": ["a b.npz"]})
     text = "\n".join(found.lines())
     assert "No choice; the answer is clone.\n" in text
     assert "--algo BehaviorCloning --env Pendulum-v1 --input 'a b.npz'\n" in text
-    assert "the order of the table is no ranking" in text
+    assert "Without a choice, the order of the table is no ranking." in text
     found = replace(found, choice=clone, confidence="low", facts=found.facts | {"inputs": ["a", "b"], "held_out": 3})
     text = "\n".join(found.lines())
     assert """--config '{"input_": ["a", "b"]}'\n""" in text
     assert "train its options anew" not in text
+    assert "no ranking" not in text
 
 
 def test_passwords_of_addresses_are_not_shown(monkeypatch):

@@ -166,8 +166,8 @@ class Selection:
             data = f"--input {shlex.quote(inputs[0])}" if len(inputs) == 1 else several
             found.append(f"Train a policy like it by: rllib train --algo BehaviorCloning {env}{data}")
         found += [f"  - {reason}" for reason in self.reasons]
-        if any(test.passed is False for test in self.self_tests):
-            found.append("A self-test failed, so the order of the table is no ranking.")
+        if self.choice is None:
+            found.append("Without a choice, the order of the table is no ranking.")
         found.append(f"Short list, for a test with real episodes: {'; '.join(one.name for one in self.short_list)}")
         found.append(
             "Values are discounted and without a time limit. The spread holds the chance of the episodes, not the "
