@@ -133,9 +133,8 @@ def test_noisy_regulators_are_put_in_order():
     rows = lqr_rows(episodes=600, process=process)
     gains = [0.2 * torch.randn(1, 3, generator=rng, dtype=torch.float64) for _ in range(8)]
     starts = rows.obs[rows.starts]
-    exact_values = []
+    exact_values, unit = [], torch.eye(3, dtype=torch.float64)
     for gain in gains:
-        unit = torch.eye(3, dtype=torch.float64)
         trace = -sum(float(lqr_value(gain, unit[i : i + 1])) for i in range(3))  # of P
         constant = GAMMA * process**2 * trace / (1 - GAMMA)
         exact_values.append(float(lqr_value(gain, starts).mean()) - constant)
@@ -365,7 +364,7 @@ def test_the_stack_equals_networks_trained_alone():
 
 
 def test_every_episode_twice_has_the_same_values_and_narrower_heads():
-    once, twice = lqr_rows(episodes=30), lqr_rows(episodes=30)
+    once = lqr_rows(episodes=30)
     names = ("obs", "actions", "rewards", "next_obs", "terminated")
     both = {name: getattr(once, name).repeat((2,) + (1,) * (getattr(once, name).ndim - 1)) for name in names}
     stops = np.concatenate([once.stops, once.stops + len(once)])

@@ -18,7 +18,7 @@ from rllib_damo.data.offline_data import needs_whole
 from rllib_damo.errors import UserError
 from rllib_damo.nn.standardize import input_scales
 from rllib_damo.selection import rule
-from rllib_damo.selection.clone import Policy, clone, default_steps
+from rllib_damo.selection.clone import Policy, clone, default_steps, in_chunks
 from rllib_damo.selection.critic import NetworkCritic
 from rllib_damo.selection.fitting import TAU
 from rllib_damo.selection.fqe import FQE, Bounds, default_gamma, episode_weights
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 OFFLINE_RESULTS = "offline_eval_runners"
 VALUE_WATCH = "value_watch"
-_HEADS, _STEPS, _LR, _CHUNK = 2, 2_000, 3e-4, 16_384
+_HEADS, _STEPS, _LR = 2, 2_000, 3e-4
 
 
 class ValueWatch:
@@ -78,7 +78,7 @@ class ValueWatch:
             value is above what the data make credible, or has diverged.
         """
         start, rows = time.perf_counter(), self._rows
-        self._fqe.replace(0, *(_in_chunks(policy, part) for part in (rows.next_obs, rows.obs[rows.starts])))
+        self._fqe.replace(0, *(in_chunks(policy, part) for part in (rows.next_obs, rows.obs[rows.starts])))
         self._fqe.train(_STEPS, lambda step: TAU)
         values = self._fqe.values()[..., 0].numpy()
         ends = rows.next_obs[rows.stops - 1]
@@ -156,7 +156,3 @@ class WatchedAlgorithm(EvaluatedAlgorithm):
 
     def _set_watch_state(self, state: Mapping[str, Any] | None) -> None:
         self._watch, self._watch_state = None, state
-
-
-def _in_chunks(policy: Policy, obs: torch.Tensor) -> torch.Tensor:
-    return torch.cat([policy(part) for part in obs.split(_CHUNK)])

@@ -90,7 +90,12 @@ class Clone:
 
     @torch.no_grad()
     def __call__(self, obs: Tensor) -> Tensor:
-        return torch.cat([self.net((part - self.mean) / self.std)[0].tanh() for part in obs.split(CHUNK)])
+        return in_chunks(lambda part: self.net((part - self.mean) / self.std)[0].tanh(), obs)
+
+
+def in_chunks(policy: Policy, obs: Tensor) -> Tensor:
+    """The policy's actions at ``obs (B, obs)``, `CHUNK` rows at a time."""
+    return torch.cat([policy(part) for part in obs.split(CHUNK)])
 
 
 def _single(net: StackedMLP, i: int, scales: tuple[Tensor, Tensor]) -> Clone:
