@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
-from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.utils.typing import StateDict
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -146,18 +144,6 @@ class ODICETorchLearner(OfflineTorchLearner):
 
     update_class = ODICEUpdate
     divergence_hint = "smaller learning rates, or smaller lambda_ or eta"
-
-    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        super().configure_optimizers_for_module(module_id, config)
-        self._set_weight_decay()
-
-    def set_state(self, state: StateDict) -> None:
-        super().set_state(state)
-        self._set_weight_decay()  # the configuration's, not the checkpoint's
-
-    def _set_weight_decay(self) -> None:
-        for group in self.get_optimizer(DEFAULT_MODULE_ID, "actor").param_groups:
-            group["weight_decay"] = self.config.actor_weight_decay
 
 
 class ODICETraining(OfflineTraining, total=False):

@@ -82,7 +82,7 @@ class OfflineTorchLearner(TorchLearner):
         )
         self._recorded = RecordedSteps(self._update) if getattr(cfg, "cuda_graphs", False) else None
         self._place_rows()
-        self._schedule_rates()
+        self._set_optimizer_options()
         if cfg.num_learners > 1:
             for tensor in module.state_dict().values():
                 torch.distributed.broadcast(tensor, src=0)
@@ -398,9 +398,13 @@ class OfflineTorchLearner(TorchLearner):
         super().set_state(state)
         if COMPONENT_TRAINING in state:
             self._set_training_state(state[COMPONENT_TRAINING])
-        self._schedule_rates()  # the configuration's, not the checkpoint's
+        self._set_optimizer_options()  # the configuration's, not the checkpoint's
         if self._recorded is not None:  # the optimisers' states are new tensors
             self._recorded = RecordedSteps(self._update)
 
-    def _schedule_rates(self) -> None:
+    def _set_optimizer_options(self) -> None:
+        """The learning rates of this step, and each optimiser's weight decay, the option ``NAME_weight_decay``."""
         ray_internals.schedule_learning_rates(self, self._num_steps)
+        for name, optimizer in self._update.optimizers.items():
+            for group in optimizer.param_groups:
+                group["weight_decay"] = getattr(self.config, f"{name}_weight_decay", 0.0)
