@@ -248,6 +248,13 @@ def test_table_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert found["full"]["by_seed"]["value_estimate"] == [80, 90]
     assert (found["full"]["seeds"], found["full"]["steps"], found["full"]["score"]) == (2, 30, 55)
 
+    (tmp_path / "hopper-medium").rename(tmp_path / "walker2d-medium")  # a later run of another task
+    monkeypatch.setattr(sys, "argv", [*(arg.replace("hopper-m", "walker2d-m") for arg in sys.argv), "--add"])
+    assert figures.main() == 0
+    text = capsys.readouterr().out
+    for task in ("hopper-medium", "walker2d-medium"):
+        assert f"| {task} | consistent | 85.0 | 100.0 | yes | 4 of 4 |" in text
+
 
 def test_ablations_are_compared_at_the_same_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -271,6 +271,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("paper_runs"), help="folder of runs.py")
     parser.add_argument("--steps", type=int, default=None, help="of a run; else those that all have reached")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--add", action="store_true", help="keep the other tasks that the figure's JSON has")
     return parser.parse_args(arguments)
 
 
@@ -279,6 +280,8 @@ def main() -> int:
     args = parse()
     kind, content = FIGURES[args.figure], {}
     try:
+        if args.add:
+            content = json.loads((args.out / f"{args.figure}.json").read_text())
         for task in args.tasks:
             variants = kind.numbers(load(args.runs, task, kind.variants, args.steps))
             dataset = json.loads((args.runs / task / DATASET).read_text())
