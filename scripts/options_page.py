@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rllib_damo import ALGORITHMS, DAMOConfig
+from rllib_damo import ALGORITHMS
 from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.option_groups import (
     CriticTraining,
@@ -93,14 +93,15 @@ def algorithm(config: OfflineConfig) -> str:
         parts.append(wrap(f"Other defaults of shared options: {', '.join(others)}.") + "\n")
     if own:
         parts.append(listed({name: option for name, (_, option) in own.items()}))
-    if isinstance(config, DAMOConfig):
+    if hasattr(kind, "paper"):
         paper = kind.paper()
         differs = [
-            f"`{name}` {value(getattr(paper, name))}"
+            f"`{name}` {published(getattr(paper, name))}"
             for name, option in kind.own_options().items()
             if getattr(paper, name) != option.default
         ]
-        parts.append(wrap(f"`DAMOConfig.paper()` has the paper's settings instead: {', '.join(differs)}.") + "\n")
+        text = f"`{kind.__name__}.paper()` has the published settings instead: {', '.join(differs)}."
+        parts.append(wrap(text) + "\n")
     return "\n".join(parts)
 
 
@@ -113,6 +114,13 @@ def item(name: str, option: Option) -> str:
     expected = re.sub(r", or a schedule: .*", ", or a [schedule](#schedules)", option.check.expected)
     default = "" if name == "input_" else f", by default {value(option.default)}"
     return wrap(f"- **`{name}`**{default}: {markdown(option.meaning)} *Must be {markdown(expected)}.*", "  ")
+
+
+def published(setting: Any) -> str:
+    """A setting of ``paper()``, a schedule by its ends."""
+    if isinstance(setting, list) and isinstance(setting[0], list):
+        return f"a [schedule](#schedules) from {value(setting[0][1])} to {value(setting[-1][1])}"
+    return value(setting)
 
 
 def sentence(group: type) -> str:

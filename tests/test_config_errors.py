@@ -43,6 +43,8 @@ def test_the_papers_configuration_is_valid() -> None:
     config = DAMOConfig.paper().training(eta=3.0, rollout_length=5)
     config.environment(observation_space=OBS, action_space=ACT).offline_data(input_="hopper-medium")
     config.evaluation(evaluation_interval=None).validate()
+    rates = DAMOConfig.paper(num_steps=1000).actor_lr
+    assert (rates[0], rates[10], rates[-1]) == ([0, 1e-4], [500, pytest.approx(5e-5)], [1000, pytest.approx(0)])
 
 
 POSITIVE = (

@@ -35,6 +35,7 @@ from rllib_damo.core.options import (
     schedule_of,
 )
 from rllib_damo.core.registration import register_algorithm
+from rllib_damo.core.update import cosine
 from rllib_damo.damo.divergences import DIVERGENCES
 from rllib_damo.damo.fast_update import fastest_update
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
@@ -213,11 +214,15 @@ class DAMOConfig(ModelBasedConfig):
         return DAMO
 
     @classmethod
-    def paper(cls) -> DAMOConfig:
+    def paper(cls, num_steps: int = 3_000_000) -> DAMOConfig:
         """The paper's settings (its Tables 3 and 4; η and rollout length are per task and still to be set).
 
-        3 M gradient steps; no anchor to the data, one divergence for critic and actor, raw observations. The classifier
-        keeps its regularisation (label smoothing, clipped logit, standardised inputs): without, it saturates.
+        No anchor to the data, one divergence for critic and actor, raw observations. The classifier keeps its
+        regularisation (label smoothing, clipped logit, standardised inputs): without, it saturates.
+
+        Args:
+            num_steps: gradient steps of the run, over which the actor's learning rate falls to 0 as half a cosine, as
+                in OfflineRL-Kit, which the paper's code is built on.
         """
         config = cls().dynamics(dynamics_lr=1e-3)
         return config.training(
@@ -232,7 +237,7 @@ class DAMOConfig(ModelBasedConfig):
             policy_tau=1.0,
             initial_alpha=1.0,
             max_alpha=1.0,
-            actor_lr=1e-4,
+            actor_lr=cosine(1e-4, num_steps),
             alpha_lr=1e-4,
             real_ratio=0.05,
             rollout_batch_size=50_000,
