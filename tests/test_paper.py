@@ -218,6 +218,7 @@ def write_run(folder: Path, label: str, score: float, value: float, steps: int =
         {
             "steps": step, "score": score if step > 10 else -900.0, "value_estimate": value, "discounted_return": 100.0,
             "value_random": value - 10, "value_data": value + 10, "density_ratio_mean": score / 100,
+            "path_falls": 0.5, "path_excess": 3.25 if label == "full" else None,
         }
         for step in range(10, steps + 1, 10)
     ]  # fmt: skip
@@ -263,7 +264,8 @@ def test_ablations_are_compared_at_the_same_steps(
     write_run(tmp_path, "no-er", 40, value=200, steps=20)
     found = drawn("ablations", tmp_path, monkeypatch)
     text = capsys.readouterr().out
-    assert "| hopper-medium | no-er | 40.0 | 190.0 | 210.0 |" in text
+    assert "| hopper-medium | no-er | 40.0 | 190.0 | 210.0 | 0.50 | - |" in text
+    assert "| hopper-medium | full | 60.0 | 70.0 | 90.0 | 0.50 | 3.2 |" in text
     assert "- hopper-medium: 20 steps, means of the last 1 evaluations; seeds: full, no-er: 1." in text
     assert {label: one["steps"] for label, one in found.items()} == {"full": 20, "no-er": 20}
     assert found["full"]["curve"] == {

@@ -30,7 +30,7 @@ import torch
 from along_the_path import walk
 from figures import panels, save
 from matplotlib.figure import Figure
-from runs import MODEL
+from runs import FOLDER, MODEL
 from runs import VARIANTS as RUNS
 from score_trials import PROGRESS
 from torch import Tensor
@@ -233,7 +233,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("task")
     parser.add_argument("--variants", nargs="+", default=[*VARIANTS], choices=[*RUNS])
     parser.add_argument("--seed", type=int, default=0, help="of the runs, and of what is drawn")
-    parser.add_argument("--runs", type=Path, default=Path("paper_runs"), help="folder of runs.py")
+    parser.add_argument("--runs", type=Path, default=FOLDER, help="folder of runs.py")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     return parser.parse_args(arguments)
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from runs import DATASET, ETAS, GROUPS
+from runs import DATASET, ETAS, FOLDER, GROUPS
 from score_tables import Row, curve
 
 #: Evaluations at the end of a run, whose mean is its result; of a run of fewer than twice as many, its later half.
@@ -36,7 +36,12 @@ Trials = dict[str, list[list[Row]]]
 #: Variant -> its numbers; task -> the behaviour's score and the variants.
 Variants = dict[str, dict[str, Any]]
 Content = Mapping[str, Mapping[str, Any]]
-KEYS = ("score", "value_estimate", "discounted_return", "value_random", "value_data", "density_ratio_mean")
+KEYS = (
+    "score", "value_estimate", "discounted_return", "value_random", "value_data", "density_ratio_mean", "path_falls",
+    "path_excess",
+)  # fmt: skip
+#: What is known along the policy's own path (`along_the_path`), and digits of it.
+PATH = {"path_falls": 2, "path_excess": 1}
 #: Variant -> its policy improvement.
 IMPROVEMENTS = {"full": "consistent", "inconsistent": "inconsistent"}
 #: η -> its variants; "full" has η = `actor_eta` = 1.
@@ -95,7 +100,7 @@ def table1(trials: Trials) -> Variants:
     """Whether values are below what the policy really gets; at how many of the last evaluations, too."""
     found = {}
     for label, rows in trials.items():
-        one = results(rows) | {"curve": curves(rows, ("value_estimate", "discounted_return"))}
+        one = results(rows) | {"curve": curves(rows, ("value_estimate", "discounted_return", "score"))}
         ends = [row for seed in rows for row in last(seed)]
         one["is_conservative"] = one["value_estimate"] < one["discounted_return"]
         one["conservative_evaluations"] = sum(row["value_estimate"] < row["discounted_return"] for row in ends)
@@ -122,7 +127,8 @@ def ablations(trials: Trials) -> Variants:
 def ablations_rows(found: Variants) -> list[str]:
     """Cells of the Markdown table."""
     return [
-        f"{label} | {one['score']:.1f} | {one['value_random']:.1f} | {one['value_data']:.1f}"
+        f"{label} | {one['score']:.1f} | {one['value_random']:.1f} | {one['value_data']:.1f} | "
+        + " | ".join(f"{one[key]:.{digits}f}" if key in one else "-" for key, digits in PATH.items())
         for label, one in found.items()
     ]
 
@@ -237,7 +243,7 @@ FIGURES = {
     ),
     "ablations": Kind(
         GROUPS["ablations"], ablations, draw_ablations,
-        "variant | score | Q of random actions | Q of the data's", ablations_rows,
+        "variant | score | Q of random actions | Q of the data's | falls | too high", ablations_rows,
     ),
     "eta": Kind(
         [*FIXED.values(), *FREE.values()], eta, draw_eta,
@@ -268,7 +274,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("figure", choices=[*FIGURES])
     parser.add_argument("tasks", nargs="+")
-    parser.add_argument("--runs", type=Path, default=Path("paper_runs"), help="folder of runs.py")
+    parser.add_argument("--runs", type=Path, default=FOLDER, help="folder of runs.py")
     parser.add_argument("--steps", type=int, default=None, help="of a run; else those that all have reached")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--add", action="store_true", help="keep the other tasks that the figure's JSON has")

@@ -1,11 +1,12 @@
 """Trains the variants of DAMO that the paper compares, and MOPO beside them: what the other files here are made from.
 
-    python benchmarks/paper/runs.py hopper-medium-expert --steps 100000 --out paper_runs
+    python benchmarks/paper/runs.py hopper-medium-expert --steps 100000
 
 All variants of a task and a seed have the same dataset, networks, rollouts and dynamics model, and no anchor to the
 data. Each has a folder OUT/TASK/VARIANT/seedN with an evaluation of ten real episodes every ``--eval-every`` gradient
-steps, the last checkpoint and the dynamics model. Variants run one after another in this process, on one thread. The
-same command goes on where it was interrupted, and with more ``--steps`` where it had ended.
+steps, the last checkpoint and the dynamics model. OUT is benchmarks/paper/runs by default, which keeps the recorded
+evaluations. Variants run one after another in this process, on one thread. The same command goes on where it was
+interrupted, and with more ``--steps`` where it had ended.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ LEARNER = (
 #: States of the dataset whose actions' values are asked for.
 STATES = 5_000
 MODEL, DATASET = "dynamics.pt", "dataset.json"
+FOLDER = Path(__file__).parent / "runs"
 
 
 def options(task: str, label: str) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100_000, help="gradient steps of a variant")
     parser.add_argument("--eval-every", type=int, default=5_000, help="steps between evaluations")
     parser.add_argument("--episodes", type=int, default=10, help="of an evaluation")
-    parser.add_argument("--out", type=Path, default=Path("paper_runs"))
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results and checkpoints")
     add_options(parser)
     args = parser.parse_args(arguments)
     if min(args.steps, args.eval_every, args.episodes) < 1 or args.steps % args.eval_every:
