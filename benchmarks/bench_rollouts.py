@@ -73,6 +73,7 @@ def main() -> None:
         "peak_fraction": round(rate * FLOP / 1e9 / peak, 3),
         "threads": args.threads,
         "device": args.device,
+        "gpu_peak_mb": round(torch.cuda.max_memory_allocated() / 2**20) if torch.cuda.is_available() else None,
     }
     print(json.dumps(result))
 
