@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.stats import ttest_ind
 
 #: Draws of the bootstrap.
 DRAWS = 10_000
@@ -42,3 +43,19 @@ def bootstrap_interval(
     picked = drawn[chosen, np.arange(draws)[:, None], np.arange(len(tasks))]
     low, high = np.quantile(interquartile_mean(picked.reshape(draws, -1)), [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
+
+
+def difference_interval(
+    first: Sequence[float], second: Sequence[float], share: float = 0.95
+) -> tuple[float, float, float]:
+    """The difference of two means over seeds, and Welch's interval of it: variances are not taken to be equal.
+
+    Args:
+        first, second: a score for each seed, of at least two seeds.
+        share: of intervals made so that hold the true difference, if scores are normally distributed.
+
+    Returns:
+        mean(first) - mean(second), and the interval's two ends.
+    """
+    interval = ttest_ind(first, second, equal_var=False).confidence_interval(share)
+    return float(np.mean(first) - np.mean(second)), float(interval.low), float(interval.high)

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from score_statistics import bootstrap_interval, interquartile_mean
+from score_statistics import bootstrap_interval, difference_interval, interquartile_mean
 
 Row = Mapping[str, Any]
 #: The evaluations at the end of a run whose mean is the run's result.
@@ -145,6 +145,30 @@ def _over_all_tasks(summaries: Sequence[Summary], methods: Sequence[str]) -> lis
     ]
 
 
+def _differences(summaries: Sequence[Summary]) -> list[str]:
+    """The first method's score less each other's, where both have several seeds; none if there are none."""
+    of = {(s.task, s.method): s.scores for s in summaries if len(s.scores) > 1}
+    tasks, methods = (dict.fromkeys(getattr(s, key) for s in summaries) for key in ("task", "method"))
+    first = next(iter(methods))
+    others = [m for m in methods if m != first and any((task, m) in of for task in tasks)]
+    if not others or not any((task, first) in of for task in tasks):
+        return []
+    lines = [
+        f"`{first}` less the others, where both have several seeds, with Welch's 95 % interval over the seeds:",
+        "",
+        f"| task | {' | '.join(others)} |",
+        f"| --- |{' --- |' * len(others)}",
+    ]
+    for task in tasks:
+        cells = []
+        for other in others:
+            pair = of.get((task, first)), of.get((task, other))
+            found = difference_interval(*pair) if all(pair) else None  # type: ignore[arg-type]
+            cells.append("-" if found is None else "{:.1f} ({:.1f} to {:.1f})".format(*found))
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def _folded(command: str) -> str:
     """The command line over several lines, as a shell reads it."""
     words = re.findall(r"(?:'[^']*'|\(at [^)]*\)|\S)+", command)
@@ -192,6 +216,7 @@ def markdown(
     if not details:
         return "\n".join([*lines, "Worst seeds, values and unfinished methods: [scores](scores/scores.md)."])
     lines += [
+        *_differences(summaries),
         "| task | method | score | worst seed | behaviour | estimated value | real value | seeds | best so far |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-from score_statistics import bootstrap_interval, interquartile_mean
+from score_statistics import bootstrap_interval, difference_interval, interquartile_mean
 
 
 def test_the_middle_half_counts() -> None:
@@ -35,3 +35,13 @@ def test_tasks_count_in_the_interval() -> None:
     wide = bootstrap_interval({name: [20.0 * i] for i, name in enumerate("abcdef")})
     assert narrow == (50, 50)
     assert wide[1] - wide[0] > 30
+
+
+def test_welchs_interval_of_a_difference() -> None:
+    difference, low, high = difference_interval([1.0, 2.0, 3.0], [11.0, 12.0, 13.0])
+    half = 2.7764 * (1 / 3 + 1 / 3) ** 0.5  # variances of 1, four degrees of freedom
+    assert (difference, low, high) == pytest.approx((-10, -10 - half, -10 + half), abs=1e-3)
+    rng = np.random.default_rng(1)
+    pairs = [(rng.normal(5, 1, 3), rng.normal(3, 20, 3)) for _ in range(500)]
+    bounds = [difference_interval(*pair)[1:] for pair in pairs]
+    assert 0.92 < np.mean([low < 2 < high for low, high in bounds]) < 0.99

@@ -84,6 +84,10 @@ def test_table_names_steps_dataset_and_behaviour() -> None:
     assert "| score | behaviour | damo | bc |" in table
     assert "\n| hopper-medium | 48.8 | 55.0 ± 7.1 | 20.0 |\n\n" in table
     assert "Without a finished seed: mopo on hopper-medium." in table
+    assert "less the others" not in table  # no other method has several seeds
+    summaries[1] = score_tables.summarise("hopper-medium", "bc", [rows(20), rows(30), []], steps=10)
+    table = score_tables.markdown(summaries, {"hopper-medium": DATASET}, 30, 10, "python scores.py")
+    assert "| task | bc |\n| --- | --- |\n| hopper-medium | 30.0 (-0.4 to 60.4) |" in table
 
 
 def test_the_table_goes_between_the_markers() -> None:
