@@ -14,6 +14,7 @@ from ray.tune.registry import get_trainable_cls, register_env
 
 from rllib_damo import DAMO, BehaviorCloningConfig, DAMOConfig
 from rllib_damo.core.cuda_graph import RecordedSteps
+from rllib_damo.core.model_based_algorithm import rollout_starts
 from rllib_damo.core.update import RowGroup
 from rllib_damo.data.generate import datasets
 from rllib_damo.evaluation.policy import load_policy
@@ -243,6 +244,28 @@ def test_batches_and_rollouts_start_from_the_best_share_of_the_data(config):
     assert {tuple(state) for state in drawn.obs.tolist()} <= start_states
     assert algo.learner_group._learner._groups["update"].of == "selected"
     algo.stop()
+
+
+def test_a_share_of_the_rollouts_starts_where_episodes_do(config):
+    config.training(data_fraction=0.5, episode_start_ratio=0.6, rollout_batch_size=2000, rollout_length=1)
+    algo = config.evaluation(evaluation_interval=None).build_algo()
+    transitions = algo.offline_data.transitions
+    best = transitions.best_rows(0.5)
+    firsts = np.intersect1d(transitions.episode_bounds()[:, 0], best)
+    train_policy(algo, 1)
+    states = [tuple(state) for state in from_arrow(algo.env_runner.sample()[0])["obs"].tolist()]
+    assert set(states) <= {tuple(state) for state in transitions.observations[best].tolist()}
+    starting = {tuple(state) for state in transitions.observations[firsts].tolist()}
+    assert np.mean([state in starting for state in states]) == pytest.approx(0.6, abs=0.05)
+    algo.stop()
+
+
+def test_starts_of_rollouts_are_counted_by_rows():
+    selected, firsts = np.arange(2, 12), np.array([0, 4, 8])
+    assert rollout_starts(selected, firsts, 0.0) is selected
+    rows = rollout_starts(selected, firsts, 0.75).tolist()  # 30 more among 10: both starts 15 times each
+    assert (rows[:10], len(rows), rows.count(4), rows.count(8)) == (selected.tolist(), 40, 16, 16)
+    assert rollout_starts(selected, firsts[:1], 0.75) is selected  # no selected row starts an episode
 
 
 def test_dataset_in_memory_and_user_callbacks(config):

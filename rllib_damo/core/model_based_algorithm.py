@@ -36,6 +36,24 @@ MODEL_BUFFERS = "model_buffers"
 REFITS = "dynamics_refits"
 
 
+def rollout_starts(selected: np.ndarray, firsts: np.ndarray, ratio: float) -> np.ndarray:
+    """Rows of the dataset of which one is drawn for each rollout.
+
+    Args:
+        selected: indices of the rows that training draws from ``(N,)``, in order.
+        firsts: indices of the rows that start an episode.
+        ratio: share of the draws that fall on a selected one of these, about; where there is none, none do.
+
+    Returns:
+        ``selected``, with such rows as often as gives them their share.
+    """
+    own = firsts[np.isin(firsts, selected)]
+    if not ratio or not len(own):
+        return selected
+    copies = round(ratio / (1 - ratio) * len(selected) / len(own))
+    return np.concatenate((selected, np.tile(own, copies)))
+
+
 class ModelBasedAlgorithm(OfflineAlgorithm):
     """First the dynamics model, then rollouts, gradient steps and weights in turn.
 
@@ -72,10 +90,12 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         """
         columns = super()._set_dataset(transitions, fit)
         self._longest_episode = int(np.diff(transitions.episode_bounds()).max())
-        selected = self._selected if len(self._selected) < len(columns.obs) else None
-        self._starts: dict[str, Any] = {"start_states": columns.obs, "start_rows": selected}
+        firsts = transitions.episode_bounds()[:, 0]
+        rows = rollout_starts(self._selected, firsts, self.config.episode_start_ratio)
+        is_all = rows is self._selected and len(rows) == len(columns.obs)
+        self._starts: dict[str, Any] = {"start_states": columns.obs, "start_rows": None if is_all else rows}
         if self.config.num_env_runners > 0:
-            states = columns.obs if selected is None else columns.obs[selected]  # the other rows are not sent
+            states = columns.obs if is_all else columns.obs[rows]  # the other rows are not sent
             self._starts = {"start_states": ray.put(states)}
         self._extremes = [np.stack((column.min(0), column.max(0))) for column in (columns.obs, columns.rewards)]
         self._set_online_starts()

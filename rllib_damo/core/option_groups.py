@@ -167,6 +167,15 @@ class RolloutTraining(TypedDict, total=False):
             "if the lowest reward of the dataset followed for ever. For long rollouts: 0.1, say. None: no bound.",
         ),
     ]
+    episode_start_ratio: Annotated[
+        float,
+        Option(
+            0.0,
+            share,
+            "Share of the rollouts that start where an episode of the dataset starts, as the policy's own do; the "
+            "others start in any of its states. For long rollouts: 0.5, say.",
+        ),
+    ]
     real_ratio: Annotated[float, Option(0.05, share, "Share of dataset rows in the batches of critics and actor.")]
     overlap_rollouts: Annotated[
         bool,
