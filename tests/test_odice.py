@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +17,7 @@ from rllib_damo import ODICE, ODICEConfig
 from rllib_damo.baselines.odice import ODICETorchRLModule, ODICEUpdate, conjugate, orthogonal
 from rllib_damo.core.update import DatasetFacts, StepBatch
 from rllib_damo.utils.batch import Batch
+from tests.data_helpers import make_transitions
 
 OBS, ACT, ROWS = 3, 2, 12
 
@@ -294,6 +296,14 @@ def test_both_gradients_together_are_that_of_the_convex_objective() -> None:
 
 
 # -- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_rewards_are_scaled_as_the_option_says() -> None:
+    transitions = make_transitions(lengths=(4, 7))
+    returns = transitions.rewards[:4].sum(), transitions.rewards[4:].sum()
+    for option, scale in (("return_range", 1000 / abs(returns[0] - returns[1])), (0.2, 0.2)):
+        config = ODICEConfig().training(reward_scale=option)
+        assert ODICE.reward_scale(SimpleNamespace(config=config), transitions) == pytest.approx(scale, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -334,6 +335,13 @@ def test_rewards_are_scaled_and_not_shifted() -> None:
     assert (scale * transitions.rewards).std() == pytest.approx(0.1, rel=1e-5)
     shifted = dataclasses.replace(transitions, rewards=transitions.rewards + 5)
     assert reward_std_scale(shifted) == pytest.approx(scale, rel=1e-4)
+
+
+def test_rewards_are_scaled_as_the_option_says() -> None:
+    transitions = make_transitions(lengths=(4, 7))
+    for option, scale in (("std", 0.1 / transitions.rewards.std()), (0.2, 0.2)):
+        config = OptiDICEConfig().training(reward_scale=option)
+        assert OptiDICE.reward_scale(SimpleNamespace(config=config), transitions) == pytest.approx(scale, rel=1e-5)
 
 
 def test_equal_rewards_have_no_deviation() -> None:
