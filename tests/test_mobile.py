@@ -205,7 +205,6 @@ def test_names_what_is_wrong_with_options(tmp_path: Any) -> None:
         return small_run(MOBILEConfig(), "pendulum-mixed", str(tmp_path))
 
     config().validate()
-    small_run(MOBILEConfig.paper(1000), "pendulum-mixed", str(tmp_path)).validate()
     for options, message in (
         ({"penalty_coef": -1.0}, "`penalty_coef` must be a finite number >= 0; found -1.0"),
         ({"num_samples": 0}, "`num_samples` must be a whole number >= 1; found 0"),

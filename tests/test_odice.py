@@ -324,17 +324,6 @@ def test_errors_name_option_and_value(options: dict[str, Any], parts: tuple[str,
     assert all(part in str(info.value) for part in parts), info.value
 
 
-def test_published_settings_are_valid() -> None:
-    config = ODICEConfig.paper().environment("Pendulum-v1").offline_data(input_="pendulum-mixed")
-    config.validate()
-    assert config.algo_class is ODICE
-    published = {"lambda_": 0.6, "eta": 1.0, "policy_weights": "residual", "max_weight": 100.0, "gamma": 0.99,
-                 "actor_lr": 2e-4, "value_lr": 2e-4, "tau": 0.005, "hidden_dims": (256, 256), "policy_tau": 1.0,
-                 "actor_hidden_dims": (1024, 1024), "actor_weight_decay": 1e-4, "value_layer_norm": True,
-                 "train_batch_size_per_learner": 256, "reward_scale": "return_range"}  # fmt: skip
-    assert {name: getattr(config, name) for name in published} == published
-
-
 def test_only_the_policy_has_weight_decay_and_a_width_of_its_own() -> None:
     space = gym.spaces.Box(-1, 1, (OBS,))
     config = ODICEConfig().environment(observation_space=space, action_space=gym.spaces.Box(-1, 1, (ACT,)))

@@ -365,15 +365,3 @@ def test_errors_name_option_and_value(options: dict[str, Any], parts: tuple[str,
     with pytest.raises(ValueError, match="`") as info:
         config.validate()
     assert all(part in str(info.value) for part in parts), info.value
-
-
-def test_published_settings_are_valid() -> None:
-    config = OptiDICEConfig.paper().environment("Pendulum-v1").offline_data(input_="pendulum-mixed")
-    config.validate()
-    assert config.algo_class is OptiDICE
-    published = {"divergence_coef": 1.0, "f_divergence": "soft_chi_squared", "advantage_loss": "minimax",
-                 "actor_lr": 3e-4, "value_lr": 3e-4, "advantage_lr": 3e-4, "gamma": 0.99, "hidden_dims": (256, 256),
-                 "train_batch_size_per_learner": 512, "actor_warmup_steps": 500_000, "reward_scale": "std",
-                 "normalize_observations": True, "policy_tau": 1.0}  # fmt: skip
-    assert {name: getattr(config, name) for name in published} == published
-    assert OptiDICEConfig.paper(num_steps=60_000).actor_warmup_steps == 10_000
