@@ -65,6 +65,7 @@ _PUBLISHED: dict[str, tuple[tuple[float, float], ...]] = {
     "halfcheetah-medium-replay": ((5, 0.1), (5, 0.5), (5, 3e-4), (0.01, 0.001)),
     "halfcheetah-medium-expert": ((5, 2.0), (5, 5.0), (5, 3e-4), (0.01, 0.1)),
     "hopper": ((5, 1.5), (5, 5.0), (5, 3e-4), (0.01, 0.01)),
+    "hopper-random": ((5, 5.0), (5, 0.5), (2, 3e-4), (0.001, 0.01)),
     "hopper-medium-replay": ((5, 0.1), (5, 0.5), (2, 3e-4), (0.05, 0.5)),
     "hopper-medium-expert": ((5, 1.5), (5, 5.0), (5, 3e-4), (0.1, 0.01)),
     "walker2d": ((5, 0.5), (1, 5.0), (5, 0), (0.05, 0.1)),
@@ -99,6 +100,7 @@ def _mujoco(
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     # Its episodes end by a fall after 272 to 1000 steps: the more selected, the better a clone.
     "hopper": _mujoco("hopper", 2.0, 5, (5.0, 5), data_fraction=0.2),
+    "hopper-random": _mujoco("hopper-random", 2.0, 5, (5.0, 5)),
     "hopper-medium-replay": _mujoco("hopper-medium-replay", 3.0, 5, (2.5, 5)),
     "hopper-medium-expert": _mujoco("hopper-medium-expert", 3.0, 5, (5.0, 5)),
     "halfcheetah": _mujoco("halfcheetah", 0.5, 5, (0.5, 5)),
@@ -126,6 +128,10 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     | dict.fromkeys(("mobile", "combo", "rambo"), _PENDULUM_MODEL)
     | dict.fromkeys(("td3bc", "rebrac", "bc", "iql", "odice", "algaedice", "optidice"), _PENDULUM),
 }
+# The published α is fixed there, and on no other task (`MOBILEConfig.paper`).
+SETTINGS["hopper"]["mobile-paper"] = {
+    **SETTINGS["hopper"]["mobile"], "initial_alpha": 0.2, "max_alpha": 0.2, "target_entropy": 100,
+}  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from rllib_damo import AlgaeDICE, AlgaeDICEConfig
+from rllib_damo import AlgaeDICEConfig
 from rllib_damo.baselines.algaedice import AlgaeDICEUpdate
 from rllib_damo.core.update import StepBatch
 from rllib_damo.damo import losses
@@ -223,14 +223,3 @@ def test_errors_name_option_and_value(options: dict[str, Any], parts: tuple[str,
     with pytest.raises(ValueError, match="`") as info:
         config.validate()
     assert all(part in str(info.value) for part in parts), info.value
-
-
-def test_published_settings_are_valid() -> None:
-    config = AlgaeDICEConfig.paper().environment("Pendulum-v1").offline_data(input_="pendulum-mixed")
-    config.validate()
-    assert config.algo_class is AlgaeDICE
-    assert config.eta ** (config.f_power - 1) == pytest.approx(0.01)
-    published = {"f_power": 1.5, "residual_gradient": 0.05, "actor_lr": 1e-3, "critic_lr": 1e-3, "alpha_lr": 1e-3,
-                 "tau": 0.005, "gamma": 0.99, "hidden_dims": (256, 256), "train_batch_size_per_learner": 256,
-                 "policy_delay": 2, "initial_alpha": 1.0, "target_entropy": "auto"}  # fmt: skip
-    assert {name: getattr(config, name) for name in published} == published

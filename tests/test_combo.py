@@ -204,7 +204,6 @@ def test_names_what_is_wrong_with_options(tmp_path: Any) -> None:
         return small_run(COMBOConfig(), "pendulum-mixed", str(tmp_path))
 
     config().validate()
-    small_run(COMBOConfig.paper(1000), "pendulum-mixed", str(tmp_path)).validate()
     for options, message in (
         ({"conservative_weight": -1.0}, "`conservative_weight` must be a finite number >= 0; found -1.0"),
         ({"num_actions": 0}, "`num_actions` must be a whole number >= 1; found 0"),

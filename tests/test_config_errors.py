@@ -39,14 +39,6 @@ def test_the_good_configuration_is_valid() -> None:
     good().environment("Pendulum-v1", observation_space=None, action_space=None).validate()
 
 
-def test_the_papers_configuration_is_valid() -> None:
-    config = DAMOConfig.paper().training(eta=3.0, rollout_length=5)
-    config.environment(observation_space=OBS, action_space=ACT).offline_data(input_="hopper-medium")
-    config.evaluation(evaluation_interval=None).validate()
-    rates = DAMOConfig.paper(num_steps=1000).actor_lr
-    assert (rates[0], rates[10], rates[-1]) == ([0, 1e-4], [500, pytest.approx(5e-5)], [1000, pytest.approx(0)])
-
-
 POSITIVE = (
     "eta", "actor_eta", "actor_lr", "critic_lr", "alpha_lr", "classifier_lr", "tau", "policy_tau", "initial_alpha",
     "max_alpha", "max_logit", "max_actor_weight", "dynamics_lr",

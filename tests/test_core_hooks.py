@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.test_utils import check
 
-from rllib_damo import MOPO, TD3BC, MOPOConfig, TD3BCConfig
+from rllib_damo import ALGORITHMS, MOPO, TD3BC, MOPOConfig, TD3BCConfig
 from rllib_damo.baselines.mopo import MOPOTorchLearner
 from rllib_damo.baselines.td3bc import TD3BCTorchLearner, TD3BCUpdate
 from rllib_damo.core.sac import SACUpdate
 from rllib_damo.core.update import Draw, Metrics, RowGroup, StepBatch
+from rllib_damo.data import sources
 from rllib_damo.data.schema import Transitions
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.utils import ray_internals
@@ -95,6 +97,20 @@ def test_the_learner_sees_scaled_rewards_and_metrics_have_the_datas_unit(dataset
     assert reported == pytest.approx(value / SCALE, rel=1e-4)
     for algo in algos:
         algo.stop()
+
+
+@pytest.mark.parametrize("name", ["OfflineIQL", "ODICE", "OptiDICE"])
+def test_the_learners_rows_have_the_rewards_that_the_option_scales(name: str, dataset: str) -> None:
+    data = sources.load(dataset)
+    data = dataclasses.replace(data, rewards=data.rewards / 4)  # the range of returns is near 1000 without
+    returns = [data.rewards[start:end].sum(dtype=float) for start, end in data.episode_bounds()]
+    scale = 0.1 / data.rewards.std(dtype=float) if name == "OptiDICE" else 1000 / (max(returns) - min(returns))
+    config = make_small(ALGORITHMS[name].get_default_config(), data, "").evaluation(evaluation_interval=None)
+    algo: Any = config.build_algo()
+    learner = learner_of(algo)
+    np.testing.assert_allclose(learner._layout.unpack(learner._offline).rewards, data.rewards * scale, rtol=1e-5)
+    assert learner._facts.reward_scale == pytest.approx(scale, rel=1e-5)
+    algo.stop()
 
 
 class ScaledMOPO(MOPO):

@@ -176,6 +176,15 @@ def test_metrics_of_the_tables_are_those_of_a_result(session: None) -> None:
                 found = found[part]
 
 
+def test_metrics_of_the_baselines_are_named_by_their_learners() -> None:
+    """That their updates return them is a test of each algorithm's run."""
+    rows = table("docs/baselines.md", "## Metrics")
+    assert {row[0] for row in rows} == ALGORITHMS.keys() - {"DAMO", "BehaviorCloning"}
+    for name, metrics, *_ in rows:
+        learner = ALGORITHMS[name].get_default_config().default_learner_class
+        assert set(re.findall(r"`(\w+)`", metrics)) <= set(re.findall(r"``(\w+)``", learner.__doc__ or "")), name
+
+
 def test_arrays_become_a_file_with_their_episodes(session: None) -> None:
     run_page("docs/data.md")
     data = sources.load("mine.parquet")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,15 @@ def test_are_registered_beside_rllibs_own() -> None:
     assert get_trainable_cls("BC").__module__.startswith("ray.")
 
 
+def documented_metrics(name: str) -> set[str]:
+    """Those of the table of docs/baselines.md."""
+    page = (Path(__file__).parent.parent / "docs" / "baselines.md").read_text()
+    cells = re.findall(rf"^\| {name} \| (`.+?`) \|", page, re.M)
+    found = set(re.findall(r"`(\w+)`", " ".join(cells)))
+    assert found or name in ("DAMO", "BehaviorCloning")
+    return found
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_trains_and_goes_on_exactly_from_a_checkpoint(name: str, dataset: str, cache_dir: str, tmp_path: Path) -> None:
     config: OfflineConfig = make_small(ALGORITHMS[name].get_default_config(), dataset, cache_dir)
@@ -57,6 +67,7 @@ def test_trains_and_goes_on_exactly_from_a_checkpoint(name: str, dataset: str, c
     first = train_policy(algo, 1)
     assert ("env_runners" in first) == has_model
     assert hasattr(algo, "dynamics") == has_model
+    assert documented_metrics(name) <= first["learners"][DEFAULT_MODULE_ID].keys()
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     result = train_policy(algo, 1)
     uninterrupted = copy.deepcopy(module_state(algo))

@@ -289,15 +289,3 @@ def test_errors_name_option_and_value(options: dict[str, Any], parts: tuple[str,
     with pytest.raises(ValueError, match="`") as info:
         config.validate()
     assert all(part in str(info.value) for part in parts), info.value
-
-
-def test_published_settings_are_valid() -> None:
-    config = OfflineIQLConfig.paper(200_000).environment("Pendulum-v1").offline_data(input_="pendulum-mixed")
-    config.validate()
-    assert config.algo_class is OfflineIQL
-    assert config.actor_lr[0] == [0, 3e-4]
-    assert config.actor_lr[-1] == [200_000, pytest.approx(0.0, abs=1e-12)]
-    published = {"expectile": 0.7, "beta": 3.0, "max_weight": 100.0, "critic_lr": 3e-4, "value_lr": 3e-4, "tau": 0.005,
-                 "gamma": 0.99, "hidden_dims": (256, 256), "train_batch_size_per_learner": 256, "policy_tau": 1.0,
-                 "reward_scale": "return_range", "normalize_observations": False}  # fmt: skip
-    assert {name: getattr(config, name) for name in published} == published

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +17,7 @@ from rllib_damo import ODICE, ODICEConfig
 from rllib_damo.baselines.odice import ODICETorchRLModule, ODICEUpdate, conjugate, orthogonal
 from rllib_damo.core.update import DatasetFacts, StepBatch
 from rllib_damo.utils.batch import Batch
+from tests.data_helpers import make_transitions
 
 OBS, ACT, ROWS = 3, 2, 12
 
@@ -296,6 +298,14 @@ def test_both_gradients_together_are_that_of_the_convex_objective() -> None:
 # -- options ---------------------------------------------------------------------------------------------------------
 
 
+def test_rewards_are_scaled_as_the_option_says() -> None:
+    transitions = make_transitions(lengths=(4, 7))
+    returns = transitions.rewards[:4].sum(), transitions.rewards[4:].sum()
+    for option, scale in (("return_range", 1000 / abs(returns[0] - returns[1])), (0.2, 0.2)):
+        config = ODICEConfig().training(reward_scale=option)
+        assert ODICE.reward_scale(SimpleNamespace(config=config), transitions) == pytest.approx(scale, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
@@ -312,17 +322,6 @@ def test_errors_name_option_and_value(options: dict[str, Any], parts: tuple[str,
     with pytest.raises(ValueError, match="`") as info:
         config.validate()
     assert all(part in str(info.value) for part in parts), info.value
-
-
-def test_published_settings_are_valid() -> None:
-    config = ODICEConfig.paper().environment("Pendulum-v1").offline_data(input_="pendulum-mixed")
-    config.validate()
-    assert config.algo_class is ODICE
-    published = {"lambda_": 0.6, "eta": 1.0, "policy_weights": "residual", "max_weight": 100.0, "gamma": 0.99,
-                 "actor_lr": 2e-4, "value_lr": 2e-4, "tau": 0.005, "hidden_dims": (256, 256), "policy_tau": 1.0,
-                 "actor_hidden_dims": (1024, 1024), "actor_weight_decay": 1e-4, "value_layer_norm": True,
-                 "train_batch_size_per_learner": 256, "reward_scale": "return_range"}  # fmt: skip
-    assert {name: getattr(config, name) for name in published} == published
 
 
 def test_only_the_policy_has_weight_decay_and_a_width_of_its_own() -> None:

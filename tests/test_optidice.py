@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -336,6 +337,13 @@ def test_rewards_are_scaled_and_not_shifted() -> None:
     assert reward_std_scale(shifted) == pytest.approx(scale, rel=1e-4)
 
 
+def test_rewards_are_scaled_as_the_option_says() -> None:
+    transitions = make_transitions(lengths=(4, 7))
+    for option, scale in (("std", 0.1 / transitions.rewards.std()), (0.2, 0.2)):
+        config = OptiDICEConfig().training(reward_scale=option)
+        assert OptiDICE.reward_scale(SimpleNamespace(config=config), transitions) == pytest.approx(scale, rel=1e-5)
+
+
 def test_equal_rewards_have_no_deviation() -> None:
     transitions = make_transitions(lengths=(5,))
     with pytest.raises(DataError, match=r"made: reward_scale='std' .* all rewards are 2\. Set reward_scale to a num"):
@@ -357,15 +365,3 @@ def test_errors_name_option_and_value(options: dict[str, Any], parts: tuple[str,
     with pytest.raises(ValueError, match="`") as info:
         config.validate()
     assert all(part in str(info.value) for part in parts), info.value
-
-
-def test_published_settings_are_valid() -> None:
-    config = OptiDICEConfig.paper().environment("Pendulum-v1").offline_data(input_="pendulum-mixed")
-    config.validate()
-    assert config.algo_class is OptiDICE
-    published = {"divergence_coef": 1.0, "f_divergence": "soft_chi_squared", "advantage_loss": "minimax",
-                 "actor_lr": 3e-4, "value_lr": 3e-4, "advantage_lr": 3e-4, "gamma": 0.99, "hidden_dims": (256, 256),
-                 "train_batch_size_per_learner": 512, "actor_warmup_steps": 500_000, "reward_scale": "std",
-                 "normalize_observations": True, "policy_tau": 1.0}  # fmt: skip
-    assert {name: getattr(config, name) for name in published} == published
-    assert OptiDICEConfig.paper(num_steps=60_000).actor_warmup_steps == 10_000

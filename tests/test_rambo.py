@@ -397,7 +397,6 @@ def test_names_what_is_wrong_with_options(tmp_path: Any) -> None:
         return small_run(RAMBOConfig(), "pendulum-mixed", str(tmp_path))
 
     config().validate()
-    small_run(RAMBOConfig.paper(1000), "pendulum-mixed", str(tmp_path)).validate()
     for options, message in (
         ({"adversarial_weight": -1.0}, "`adversarial_weight` must be a finite number >= 0; found -1.0"),
         ({"adversarial_steps": 0}, "`adversarial_steps` must be a whole number >= 1; found 0"),

@@ -213,12 +213,3 @@ def test_errors_name_option_and_value(options: dict[str, Any], parts: tuple[str,
     with pytest.raises(ValueError, match="`") as info:
         config.validate()
     assert all(part in str(info.value) for part in parts), info.value
-
-
-def test_published_settings_are_valid() -> None:
-    config = ReBRACConfig.paper().environment("Pendulum-v1").offline_data(input_="pendulum-mixed")
-    config.validate()
-    published = {"hidden_dims": (256, 256, 256), "critic_layer_norm": True, "train_batch_size_per_learner": 1024,
-                 "actor_lr": 1e-3, "critic_lr": 1e-3, "tau": 0.005, "gamma": 0.99, "policy_noise": 0.2,
-                 "noise_clip": 0.5, "policy_delay": 2, "normalize_q": True, "twin_q": True}  # fmt: skip
-    assert {name: getattr(config, name) for name in published} == published

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import score_tables
 import score_trials
 import scores
 
+from rllib_damo import ALGORITHMS
 from rllib_damo.data.generate.datasets import ENVS
 from rllib_damo.errors import UsageError
 from rllib_damo.tasks import REFERENCE_RETURNS
@@ -141,6 +144,50 @@ def test_every_setting_of_the_table_is_valid() -> None:
         score_settings.make_config("hopper-medium", "damo", 0, "hopper-medium", {"etaa": 1}, 10)
     with pytest.raises(UsageError, match="Did you mean 'hopper'"):
         score_settings.environment("hoper-medium")
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [
+        ("MOBILE", "penalty_coef"),
+        ("MOPO", "penalty_coef"),
+        ("COMBO", "conservative_weight"),
+        ("RAMBO", "adversarial_weight"),
+    ],
+)
+def test_published_settings_of_a_task_are_those_of_the_docstring(name: str, weight: str) -> None:
+    table = inspect.getdoc(type(ALGORITHMS[name].get_default_config()).paper)
+    levels = re.search(r"^task +(.+)$", table, re.M)[1].split()
+    rows = re.findall(r"^(halfcheetah|hopper|walker2d) +(\[.+)$", table, re.M)
+    assert len(rows) == 3
+    for environment, cells in rows:
+        for level, pair in zip(levels, re.findall(r"\[(.+?), (.+?)\]", cells), strict=True):
+            found = score_settings.settings(f"{environment}-{level}", f"{name.lower()}-paper")
+            assert (found["rollout_length"], found[weight]) == tuple(map(float, pair)), (environment, level)
+
+
+def test_hopper_random_has_settings_of_its_own() -> None:
+    expected = {
+        "damo-paper": {"eta": 2.0, "rollout_length": 5},
+        "mopo": {"penalty_coef": 5.0, "rollout_length": 5},
+        "mobile": {"penalty_coef": 5.0, "rollout_length": 5},
+        "combo": {"conservative_weight": 0.5, "rollout_length": 5},
+        "rambo": {"adversarial_weight": 3e-4, "rollout_length": 2},
+        "rebrac": {"actor_bc_coef": 0.001, "critic_bc_coef": 0.01},
+    }
+    for method, options in expected.items():
+        assert score_settings.settings("hopper-random@1M", method).items() >= options.items(), method
+
+
+def test_alpha_is_fixed_in_published_mobile_on_hopper_medium_alone() -> None:
+    def alpha(task: str, method: str) -> tuple[Any, ...]:
+        config = score_settings.make_config(task, method, 0, task, {}, 10)
+        return config.initial_alpha, config.max_alpha, config.target_entropy
+
+    assert alpha("hopper-medium@1M", "mobile-paper") == (0.2, 0.2, 100)
+    assert alpha("hopper-medium", "mobile") == (0.1, 1.0, "auto")
+    for task in ("hopper-random", "hopper-medium-replay", "hopper-medium-expert", "walker2d-medium"):
+        assert alpha(task, "mobile-paper") == (1.0, 1.0, "auto"), task
 
 
 def test_rllibs_algorithms_count_their_steps_by_iterations() -> None:

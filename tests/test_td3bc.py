@@ -103,11 +103,3 @@ def test_deterministic_modules_act_alike_with_and_without_exploration() -> None:
     actions = module.forward_inference(obs)["actions"]
     torch.testing.assert_close(actions, torch.tanh(module.actor(obs["obs"])[0]))
     torch.testing.assert_close(module.forward_exploration(obs)["actions"], actions)
-
-
-def test_published_settings_are_valid() -> None:
-    config = TD3BCConfig.paper().environment("Hopper-v5").offline_data(input_="hopper-medium")
-    config.validate()
-    published = {"bc_alpha": 2.5, "actor_lr": 3e-4, "critic_lr": 3e-4, "tau": 0.005, "gamma": 0.99, "policy_tau": 1.0,
-                 "hidden_dims": (256, 256), "train_batch_size_per_learner": 256}  # fmt: skip
-    assert {name: getattr(config, name) for name in published} == published

@@ -73,14 +73,17 @@ def linear_dynamics(num: int, logvar: float, elites: tuple[int, ...] = (), seed:
 
 
 class LinearCritics(nn.Module):
-    """Q_i(s, a) = c_i · s + d_i, whatever the action."""
+    """Q_i(s, a) = c_i · s + b · a + d_i; b is 0 unless given."""
 
-    def __init__(self, coefficients: Tensor, constants: tuple[float, ...] = (0.0, 0.0)):
+    def __init__(
+        self, coefficients: Tensor, constants: tuple[float, ...] = (0.0, 0.0), slopes: tuple[float, ...] = (0.0,) * ACT
+    ):
         super().__init__()
-        self.coefficients, self.constants = coefficients, torch.tensor(constants, dtype=coefficients.dtype)
+        self.coefficients = coefficients
+        self.constants, self.slopes = (torch.tensor(values, dtype=coefficients.dtype) for values in (constants, slopes))
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
-        return self.coefficients @ obs.T + self.constants[:, None]
+        return self.coefficients @ obs.T + actions @ self.slopes + self.constants[:, None]
 
 
 def small_run(config: Any, dataset: Transitions | str, cache_dir: str, **options: Any) -> Any:
