@@ -70,7 +70,16 @@ def make_module(twin_q: bool = True, **model_config: Any) -> DAMOTorchRLModule:
     with torch.no_grad():  # targets that differ from the critics, or nothing would tell the two apart
         for p in module.target_critics.parameters():
             p += 0.1 * torch.randn(p.shape)
+    module.fit_standardizers(shifted(make_batch(seed=9, num=64)["update"]))
     return module
+
+
+def shifted(rows: Batch) -> Batch:
+    """Rows by whose statistics standardising is not the identity."""
+    scale, shift = torch.tensor([0.7, 1.5, 2.0]), torch.tensor([0.4, -0.3, 1.0])
+    return rows._replace(
+        obs=scale * rows.obs + shift, actions=0.5 * rows.actions + 0.2, next_obs=scale * rows.next_obs + shift + 0.1
+    )
 
 
 def make_batch(seed: int = 1, num: int = ROWS, num_starts: int = STARTS) -> StepBatch:

@@ -152,6 +152,8 @@ def build(
         observation_space=gym.spaces.Box(-1, 1, (OBS,)), action_space=gym.spaces.Box(-1, 1, (ACT,)),
         inference_only=False, model_config={"hidden_dims": (width, width // 2), "initial_alpha": 0.3, **networks},
     ).to(dtype)  # fmt: skip
+    rows = make_batch()["update"]
+    module.fit_standardizers(rows._replace(obs=3 * rows.obs + 0.5))  # or standardising would be the identity
     if fast is not READABLE:
         module.use_fast_networks(fast)
     config = rule.config.copy(copy_frozen=False).training(

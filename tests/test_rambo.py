@@ -26,6 +26,7 @@ from tests.update_parts import (
     ACT,
     OBS,
     LinearCritics,
+    linear_dynamics,
     make_batch,
     make_module,
     make_rows,
@@ -43,6 +44,8 @@ def ensemble(constant: int | None = None) -> DynamicsEnsemble:
     with torch.no_grad():
         for p in model.parameters():
             p += 0.1 * torch.randn(p.shape)
+        model.input_mean.copy_(torch.tensor([0.3, -0.2, 1.0, 0.1, -0.1]))
+        model.input_std.copy_(torch.tensor([2.0, 0.5, 1.5, 0.6, 0.8]))
         model.target_std.copy_(torch.tensor([0.5, 2.0, 1.0, 3.0]))
         model.target_mean.copy_(torch.tensor([0.1, 0.0, -0.2, 1.0]))
         model.elites.copy_(torch.tensor([0, 1, 3]))
@@ -52,15 +55,17 @@ def ensemble(constant: int | None = None) -> DynamicsEnsemble:
 
 
 def rambo(
-    dynamics: DynamicsEnsemble | None = None, critics: Any = None, lr: float = 0.0, **options: Any
+    dynamics: DynamicsEnsemble | None = None, critics: Any = None, lr: float = 0.0, decays: bool = True, **options: Any
 ) -> RAMBOUpdate:
+    dynamics = ensemble() if dynamics is None else dynamics
     rule = options.pop("termination_fn", never_terminates)
     options = {"gamma": 0.9, "adversarial_weight": 0.7, "train_batch_size_per_learner": B} | options
-    config = RAMBOConfig().training(**options).dynamics(termination_fn=rule, dynamics_weight_decay=DECAY)
-    update = make_update(RAMBOUpdate, config, make_module(), lr)
+    decay = DECAY[: len(dynamics.weights)] if decays else (0.0,) * len(dynamics.weights)
+    config = RAMBOConfig().training(**options).dynamics(termination_fn=rule, dynamics_weight_decay=decay)
+    update = make_update(RAMBOUpdate, config, make_module(dynamics.input_mean.dtype, dynamics.obs_dim), lr)
     if critics is not None:
         update.module.critics = critics
-    update.set_dynamics(ensemble() if dynamics is None else dynamics)
+    update.set_dynamics(dynamics)
     return update
 
 
@@ -73,7 +78,7 @@ def objective(model: DynamicsEnsemble, rows: Batch, imagined: Imagined, weight: 
     x, y = standardized(model, rows)
     _, likelihood = reference_loss(parameters(model), x.view(E, B, -1), y.view(E, B, -1), coef)
     mean, logvar = model(*in_data_units(model, imagined))
-    drawn, varies = imagined.targets * model.target_std + model.target_mean, model.target_std > 0
+    drawn, varies = drawn_by(model, imagined), model.target_std > 0
     normal = torch.distributions.Normal(mean[..., varies], (0.5 * logvar[..., varies]).exp())
     log_prob = normal.log_prob(drawn[:, varies]).sum(-1)[model.elites]
     mixture = log_prob.logsumexp(0) - math.log(len(model.elites))
@@ -88,6 +93,24 @@ def standardized(model: DynamicsEnsemble, rows: Batch) -> tuple[Tensor, Tensor]:
 
 def data(num: int = E * B, seed: int = 2) -> Batch:
     return make_rows(num, seed)
+
+
+def drawn_by(model: DynamicsEnsemble, imagined: Imagined) -> Tensor:
+    """What was drawn of [s' - s, r], in the data's units."""
+    return imagined.targets * model.target_std + model.target_mean
+
+
+def constant_model(means: Tensor, logvar: float, dtype: torch.dtype = torch.float64) -> DynamicsEnsemble:
+    """Members with ``means (E, D)`` and one log variance, whatever the input; all are elites."""
+    num, width = means.shape
+    model = DynamicsEnsemble(width - 1, ACT, hidden_dims=(1,), num_ensemble=num, num_elites=num).to(dtype)
+    with torch.no_grad():
+        for weight in model.weights:
+            weight.zero_()  # and so is its gradient
+        model.biases[-1].copy_(torch.cat((means, torch.full_like(means, logvar - 100)), -1)[:, None])
+        model.min_logvar.fill_(logvar)
+        model.max_logvar.fill_(logvar)
+    return model
 
 
 # -- the model's gradient --------------------------------------------------------------------------------------------
@@ -122,7 +145,7 @@ def test_each_elite_has_its_responsibilitys_share_and_other_members_none() -> No
     update = rambo(adversarial_weight=1.0)
     model, imagined = update._dynamics, update.imagine(make_rows(B).obs)
     mean, logvar = model(*in_data_units(model, imagined))
-    drawn = imagined.targets * model.target_std + model.target_mean
+    drawn = drawn_by(model, imagined)
     density = torch.distributions.Normal(mean, (0.5 * logvar).exp()).log_prob(drawn).sum(-1).exp()
     density[2] = 0
     rho = density / density.sum(0)
@@ -175,19 +198,96 @@ def test_the_adversarys_share_does_not_grow_with_the_batch() -> None:
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_draws_far_from_all_other_members_leave_it_finite() -> None:
-    dynamics = ensemble()
-    with torch.no_grad():
-        dynamics.max_logvar.fill_(-20.0), dynamics.min_logvar.fill_(-21.0)
-    update = rambo(dynamics)
-    imagined = update.imagine(make_rows(B).obs)
-    mean, logvar = dynamics(*in_data_units(dynamics, imagined))
-    drawn = imagined.targets * dynamics.target_std + dynamics.target_mean
-    distances = (drawn - mean).abs() / (0.5 * logvar).exp()
-    assert distances.amax((0, 2)).min() > 40  # exp(-40² / 2) is 0 in float64
-    torch.testing.assert_close(imagined.responsibilities.sum(0), torch.ones(B, dtype=torch.float64))
-    assert update.model_step(data(), imagined).isfinite()
+@pytest.mark.parametrize("logvar", [-14.0, 14.0], ids=["e^133", "e^-133"])
+def test_densities_that_float32_cannot_hold_leave_responsibilities_exact(logvar: float) -> None:
+    """Of 18 dimensions and a reward; and of a member 100 standard deviations from the others."""
+    sigma, obs_dim = math.exp(logvar / 2), 18
+    means = torch.tensor([0.0, 0.2, 100.0])[:, None].expand(3, obs_dim + 1) * sigma
+    dynamics = constant_model(means, logvar, torch.float32)
+    update = rambo(dynamics, train_batch_size_per_learner=64)
+    imagined = update.imagine(make_rows(64, 1, torch.float32, obs_dim).obs)
+    log_density = torch.distributions.Normal(means[:, None].double(), sigma).log_prob(imagined.targets).sum(-1)
+    assert set(log_density.amax(0).float().exp().tolist()) == {math.inf if logvar < 0 else 0.0}
+    torch.testing.assert_close(imagined.responsibilities.double(), log_density.softmax(0), rtol=1e-3, atol=1e-6)
+    assert update.model_step(make_rows(3 * 64, 2, torch.float32, obs_dim), imagined).isfinite()
     assert all(p.isfinite().all() and p.grad.isfinite().all() for p in parameters(dynamics))
+
+
+def test_learners_apply_what_the_reducer_makes_of_the_models_gradient() -> None:
+    """Adam's first step is odd in the gradient, without decay: the negative gradient takes it the other way."""
+    alone, together, seen = rambo(decays=False), rambo(decays=False), []
+    before, imagined = copy.deepcopy(parameters(alone._dynamics)), alone.imagine(make_rows(B).obs)
+
+    def negate(gradients: Any) -> None:
+        seen.append([gradient.clone() for gradient in gradients])
+        torch._foreach_neg_(list(gradients))
+
+    together.reduce_gradients = negate
+    for update in (alone, together):
+        update.model_step(data(), imagined)
+    (gradients,) = seen
+    for start, mine, other, gradient in zip(
+        before, parameters(alone._dynamics), parameters(together._dynamics), gradients, strict=True
+    ):
+        torch.testing.assert_close(gradient, mine.grad.view(-1))
+        torch.testing.assert_close(other - start, start - mine)
+        assert not torch.equal(mine, start)
+
+
+# -- rollouts --------------------------------------------------------------------------------------------------------
+
+
+def test_each_row_is_drawn_by_an_elite_of_its_own() -> None:
+    model = linear_dynamics(E, -20.0, elites=(0, 1, 3))
+    obs, sigma = make_rows(600).obs, math.exp(-10)
+    imagined = rambo(model).imagine(obs)
+    errors = imagined.targets - model(*in_data_units(model, imagined))[0]
+    nearest, member = errors.norm(dim=-1).min(0)  # so narrow that what was drawn tells by whom
+    assert nearest.max() < 10 * sigma
+    counts = member.bincount(minlength=E).tolist()
+    assert counts[2] == 0
+    assert min(counts[0], counts[1], counts[3]) > 150
+    z = errors[member, torch.arange(600)] / sigma
+    assert z.mean(0).tolist() == pytest.approx([0] * (OBS + 1), abs=0.2)
+    assert z.std(0).tolist() == pytest.approx([1] * (OBS + 1), rel=0.15)
+
+
+def test_rollouts_go_on_from_where_the_step_before_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = rambo(adversarial_steps=5, rollout_length=2)
+    groups, drawn, starts, found, learned, losses = [], [], [], [], [], []
+    imagine, model_step = update.imagine, update.model_step
+
+    def draw(group: RowGroup) -> Batch:
+        groups.append(group)
+        drawn.append(make_rows(group.num_real, seed=len(drawn)))
+        return drawn[-1]
+
+    def record_imagined(obs: Tensor) -> Imagined:
+        starts.append(obs)
+        found.append(imagine(obs))
+        return found[-1]
+
+    def record_step(rows: Batch, imagined: Imagined) -> Tensor:
+        learned.append((rows, imagined))
+        losses.append(model_step(rows, imagined))
+        return losses[-1]
+
+    monkeypatch.setattr(update, "imagine", record_imagined)
+    monkeypatch.setattr(update, "model_step", record_step)
+    metrics = update.after_iteration(draw)
+    first, known = RowGroup(B), RowGroup(E * B, of="known")  # rows of its own for each member
+    assert groups == [first, known, known, first, known, known, first, known]
+    for obs, expected in zip(
+        starts, (drawn[0].obs, found[0].next_obs, drawn[3].obs, found[2].next_obs, drawn[6].obs), strict=True
+    ):
+        assert torch.equal(obs, expected)
+    for (rows, imagined), place, step in zip(learned, (1, 2, 4, 5, 7), found, strict=True):
+        assert rows is drawn[place]
+        assert imagined is step
+    for obs, step in zip(starts, found, strict=True):
+        torch.testing.assert_close(step.next_obs, obs + drawn_by(update._dynamics, step)[:, :-1])
+    assert float(metrics["model_loss"]) == pytest.approx(np.mean([float(loss) for loss in losses]))
+    assert float(metrics["model_value_mean"]) == pytest.approx(np.mean([float(s.values.mean()) for s in found]))
 
 
 # -- advantages ------------------------------------------------------------------------------------------------------
@@ -198,7 +298,7 @@ def test_advantages_are_standardised_and_of_the_policys_mode() -> None:
     obs, m = make_rows(B).obs, update.module
     found = update.imagine(obs)
     _, actions = in_data_units(update._dynamics, found)
-    rewards = (found.targets * update._dynamics.target_std + update._dynamics.target_mean)[:, -1]
+    rewards = drawn_by(update._dynamics, found)[:, -1]
     values = rewards + 0.9 * m.critics(found.next_obs, m.actor(found.next_obs)[0].tanh()).min(0).values
     torch.testing.assert_close(found.values, values.detach())
     advantages = (values - m.critics(obs, actions).min(0).values).detach().numpy()
@@ -206,11 +306,24 @@ def test_advantages_are_standardised_and_of_the_policys_mode() -> None:
     np.testing.assert_allclose(found.advantages, expected, rtol=1e-4)
 
 
-def test_terminal_transitions_have_no_value_after_them() -> None:
-    update = rambo(termination_fn=lambda obs, actions, next_obs: torch.ones(len(obs), dtype=torch.bool))
-    found, model = update.imagine(make_rows(B).obs), update._dynamics
-    rewards = (found.targets * model.target_std + model.target_mean)[:, -1]
-    torch.testing.assert_close(found.values, rewards)
+def test_terminal_transitions_by_the_rule_have_no_value_after_them() -> None:
+    """The rule reads the data's units, which those of the model's inputs are not."""
+    seen = []
+
+    def rule(obs: Tensor, actions: Tensor, next_obs: Tensor) -> Tensor:
+        seen.append((obs, actions, next_obs))
+        return next_obs[:, 0] > 0.5
+
+    update, obs = rambo(termination_fn=rule), make_rows(50).obs
+    found, m = update.imagine(obs), update.module
+    ((given, actions, next_obs),) = seen
+    torch.testing.assert_close((given, actions), in_data_units(update._dynamics, found))
+    torch.testing.assert_close((given, next_obs), (obs, found.next_obs))
+    ends = found.next_obs[:, 0] > 0.5
+    assert 5 < ends.sum() < 45
+    next_q = m.critics(found.next_obs, m.actor(found.next_obs)[0].tanh()).min(0).values.detach()
+    expected = drawn_by(update._dynamics, found)[:, -1] + 0.9 * next_q.masked_fill(ends, 0.0)
+    torch.testing.assert_close(found.values, expected)
 
 
 def test_equal_advantages_make_no_gradient_and_no_nan() -> None:
@@ -280,6 +393,52 @@ def test_the_adversary_lowers_the_value_that_the_model_promises() -> None:
     start, hostile = promised(2.0)
     assert hostile < start - 0.3
     assert promised(1e-9)[1] == pytest.approx(start, abs=0.1)
+
+
+class SideCritics(torch.nn.Module):
+    """Q(s, a) is 1 where the first coordinate is above 0, else 0."""
+
+    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
+        return (obs[:, 0] > 0).to(obs.dtype).expand(2, -1)
+
+
+def two_sided(num: int, **options: Any) -> tuple[RAMBOUpdate, Batch]:
+    """From 0, the elites' means of the first coordinate are 0.8 and -0.3, with a spread of 1; no rewards."""
+    means = torch.tensor([[0.8, 0.0, 0.0, 0.0], [-0.3, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    model = constant_model(means, 0.0)
+    model.target_std[-1] = 0.0
+    update = rambo(model, critics=SideCritics(), decays=False, train_batch_size_per_learner=num, **options)
+    rows = Batch(*(torch.zeros_like(column) for column in make_rows(2 * num)))
+    return update, rows
+
+
+def means_and_worst(model: DynamicsEnsemble) -> tuple[Tensor, float]:
+    """The means of the first coordinate, and the probability that it is not above 0."""
+    means = model.biases[-1][:, 0, 0].detach().clone()
+    return means, float(torch.special.ndtr(-means).mean())
+
+
+def test_the_models_gradient_is_that_of_the_expected_value() -> None:
+    """λ E[A log p] has the gradient of λ E[V] / std[V]; here V is γ times the probability of the good side."""
+    gradients = []
+    for weight in (1.0, 0.0):
+        update, rows = two_sided(20_000, adversarial_weight=weight)
+        means, worst = means_and_worst(update._dynamics)
+        update.model_step(rows, update.imagine(rows.obs[:20_000]))
+        gradients.append(update._dynamics.biases[-1].grad[:, 0, : OBS + 1].clone())
+    slope = torch.distributions.Normal(0.0, 1.0).log_prob(means).exp() / 2 / math.sqrt(worst * (1 - worst))
+    expected = torch.cat((slope[:, None], torch.zeros(2, OBS)), 1)
+    torch.testing.assert_close(gradients[0] - gradients[1], expected, rtol=0, atol=0.03)
+
+
+def test_each_adversarial_step_makes_the_worse_successor_likelier() -> None:
+    update, rows = two_sided(1000, adversarial_weight=20.0, adversarial_steps=1, adversary_lr=0.02)
+    worst = []
+    for _ in range(20):
+        worst.append(means_and_worst(update._dynamics)[1])
+        update.after_iteration(lambda group: Batch(*(column[: group.num_real] for column in rows)))
+    assert np.diff(worst).min() > 0
+    assert worst[-1] > worst[0] + 0.1
 
 
 def test_no_weight_takes_no_adversarial_steps() -> None:

@@ -17,11 +17,11 @@ from rllib_damo.utils.batch import Batch
 OBS, ACT, ROWS, NUM_REAL = 3, 2, 12, 5
 
 
-def make_module(dtype: torch.dtype = torch.float64) -> Any:
+def make_module(dtype: torch.dtype = torch.float64, obs_dim: int = OBS) -> Any:
     """SAC's networks, with target critics that differ from the critics."""
     torch.manual_seed(0)
     module = SACTorchRLModule(
-        observation_space=gym.spaces.Box(-1, 1, (OBS,)),
+        observation_space=gym.spaces.Box(-1, 1, (obs_dim,)),
         action_space=gym.spaces.Box(-1, 1, (ACT,)),
         inference_only=False,
         model_config={"hidden_dims": (16,), "twin_q": True, "critic_layer_norm": False, "initial_alpha": 0.3},
@@ -32,14 +32,14 @@ def make_module(dtype: torch.dtype = torch.float64) -> Any:
     return module
 
 
-def make_rows(num: int = ROWS, seed: int = 1, dtype: torch.dtype = torch.float64) -> Batch:
+def make_rows(num: int = ROWS, seed: int = 1, dtype: torch.dtype = torch.float64, obs_dim: int = OBS) -> Batch:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=dtype)
 
     ends = (torch.arange(num) % 4 == 0).to(dtype)
-    return Batch(normal(num, OBS), normal(num, ACT).tanh(), normal(num, OBS), normal(num), ends)
+    return Batch(normal(num, obs_dim), normal(num, ACT).tanh(), normal(num, obs_dim), normal(num), ends)
 
 
 def make_batch(num_real: int = NUM_REAL, **columns: Tensor) -> StepBatch:
