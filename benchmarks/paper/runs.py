@@ -47,9 +47,11 @@ SHARED: dict[str, Any] = {
     "max_alpha": 1.0, "data_fraction": 1.0, "real_ratio": 0.5, "dynamics_max_epochs": 20,
 }  # fmt: skip
 #: As many transitions a round in both; see "Without an anchor" in benchmarks/LOG.md.
-LONG: dict[str, Any] = {"rollout_length": 200, "rollout_batch_size": 500, "rollout_margin": 0.1, "tau": 0.02}
+LONG: dict[str, Any] = {
+    "rollout_length": 200, "rollout_batch_size": 500, "rollout_margin": 0.1, "episode_start_ratio": 0.5, "tau": 0.02,
+}  # fmt: skip
 SHORT: dict[str, Any] = {"rollout_length": 5, "rollout_batch_size": 20_000, "rollout_margin": None, "tau": 0.005}
-ROLLOUTS = {"hopper": LONG, "halfcheetah": SHORT, "walker2d": SHORT, "pendulum": SHORT}
+ROLLOUTS = {"hopper": LONG, "halfcheetah": SHORT, "walker2d": LONG, "pendulum": SHORT}
 DAMO: dict[str, Any] = {
     "eta": 1.0, "bc_weight": 0.0, "f_divergence": "power", "actor_f_divergence": "power", "logit_bonus": False,
 }  # fmt: skip
