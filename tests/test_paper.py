@@ -22,6 +22,7 @@ import score_tables
 import score_trials
 from two_sample import Sample, compare, outside, plane
 
+from rllib_damo.command.inputs import load_file
 from rllib_damo.dynamics.known_range import KnownRange
 
 DATASET = score_tables.Dataset("hopper-medium", 200_000, 400, "f", 1568.0, 48.8)
@@ -179,6 +180,11 @@ def test_variants_differ_in_what_their_name_says_alone() -> None:
         **{f"eta-{eta:g}": {"eta": eta} for eta in (0.1, 0.5, 2, 3, 5)},
         **{f"eta-{eta:g}-free": {"eta": eta, "actor_eta": None} for eta in (0.1, 0.5, 2, 3, 5)},
     }
+
+
+def test_the_example_without_an_anchor_has_the_options_of_full() -> None:
+    config, _ = load_file(Path(__file__).parent.parent / "tuned_examples" / "damo_hopper_medium.py")
+    assert score_trials.options(config) == score_trials.options(trials()["full"].config())
 
 
 def test_runs_are_in_the_order_of_seeds_and_named_by_groups() -> None:
