@@ -179,8 +179,8 @@ def test_metrics_of_the_tables_are_those_of_a_result(session: None) -> None:
 def test_metrics_of_the_baselines_are_named_by_their_learners() -> None:
     """That their updates return them is a test of each algorithm's run."""
     rows = table("docs/baselines.md", "## Metrics")
-    own = {name for name, algo in ALGORITHMS.items() if algo.__module__.startswith("rllib_damo.baselines.")}  # no page's
-    assert {row[0] for row in rows} == own - {"BehaviorCloning"}
+    baselines = {n for n, algo in ALGORITHMS.items() if algo.__module__.startswith("rllib_damo.baselines.")}
+    assert {row[0] for row in rows} == baselines - {"BehaviorCloning"}  # and none that a page has made
     for name, metrics, *_ in rows:
         learner = ALGORITHMS[name].get_default_config().default_learner_class
         assert set(re.findall(r"`(\w+)`", metrics)) <= set(re.findall(r"``(\w+)``", learner.__doc__ or "")), name
