@@ -2,7 +2,7 @@
 
 rllib train file tuned_examples/damo_hopper_medium.py  # 100,000 gradient steps; scores 60 to 101 from 55,000 on
 
-The data's score is 47, that of a clone of their best fifth 64 (one seed of DAMO so far, see benchmarks/LOG.md).
+The data's score is 47, that of a clone of their best fifth 64. These are seed 0's; see benchmarks/LOG.md for others.
 """
 
 from rllib_damo import DAMOConfig
