@@ -47,8 +47,8 @@ def rollout_starts(selected: np.ndarray, firsts: np.ndarray, ratio: float) -> np
     Returns:
         ``selected``, with such rows as often as gives them their share.
     """
-    own = firsts[np.isin(firsts, selected)]
-    if not ratio or not len(own):
+    own = firsts[np.isin(firsts, selected)] if ratio else firsts[:0]
+    if not len(own):
         return selected
     copies = round(ratio / (1 - ratio) * len(selected) / len(own))
     return np.concatenate((selected, np.tile(own, copies)))
@@ -89,9 +89,9 @@ class ModelBasedAlgorithm(OfflineAlgorithm):
         Here, and not only by the runners, since a runner that died comes back without them.
         """
         columns = super()._set_dataset(transitions, fit)
-        self._longest_episode = int(np.diff(transitions.episode_bounds()).max())
-        firsts = transitions.episode_bounds()[:, 0]
-        rows = rollout_starts(self._selected, firsts, self.config.episode_start_ratio)
+        bounds = transitions.episode_bounds()
+        self._longest_episode = int(np.diff(bounds).max())
+        rows = rollout_starts(self._selected, bounds[:, 0], self.config.episode_start_ratio)
         is_all = rows is self._selected and len(rows) == len(columns.obs)
         self._starts: dict[str, Any] = {"start_states": columns.obs, "start_rows": None if is_all else rows}
         if self.config.num_env_runners > 0:
