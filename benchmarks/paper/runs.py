@@ -12,6 +12,7 @@ interrupted, and with more ``--steps`` where it had ended.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import os
@@ -26,17 +27,20 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import numpy as np
 import ray
 import torch
 from score_settings import add_options, environment
 from score_tables import Dataset
-from score_trials import Row, Trial, is_finished, train
+from score_trials import Row, Trial, is_finished, play_episodes, train
 from scores import describe, make_trials
 from torch import Tensor
 
+from rllib_damo.core.algorithm import NUM_GRADIENT_STEPS
 from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation.policy import Policy
+from rllib_damo.tasks import normalized_score
 from rllib_damo.utils.names import near
 from rllib_damo.utils.paths import atomic_write
 from rllib_damo.utils.spaces import to_unit
@@ -55,6 +59,10 @@ ROLLOUTS = {"hopper": LONG, "halfcheetah": SHORT, "walker2d": LONG, "pendulum": 
 DAMO: dict[str, Any] = {
     "eta": 1.0, "bc_weight": 0.0, "f_divergence": "power", "actor_f_divergence": "power", "logit_bonus": False,
 }  # fmt: skip
+#: Gradient steps between plays in the model, of which the best policy is kept.
+CHECK = 5_000
+#: The learning rate of an actor that comes to rest.
+FALLING = [[0, 3e-4], [60_000, 3e-5]]
 #: Beside the 1 of "full", where `actor_eta` fixed (1) and free (η) are the same.
 ETAS = (0.1, 0.5, 2.0, 3.0, 5.0)
 #: Variant -> method of `score_settings.py` and options over the common ones. MOPO keeps the penalty of its settings.
@@ -64,6 +72,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "no-ir": ("damo", {"behavior_alignment": False}),
     "inconsistent": ("damo", {"policy_improvement": "inconsistent"}),
     "mopo": ("mopo", {}),
+    "kept": ("damo", {"policy_check_freq": CHECK}),
+    "mopo-kept": ("mopo", {"policy_check_freq": CHECK}),
+    "steady": ("damo", {"policy_check_freq": CHECK, "actor_lr": FALLING}),
     **{f"eta-{eta:g}": ("damo", {"eta": eta}) for eta in ETAS},
     **{f"eta-{eta:g}-free": ("damo", {"eta": eta, "actor_eta": None}) for eta in ETAS},
 }
@@ -116,7 +127,7 @@ class Measure:
     """The columns of a row that `train` does not have; keeps the dynamics model beside the rows, too."""
 
     def __init__(self, trial: Trial):
-        self._folder = trial.folder
+        self._folder, self._task, self._episodes = trial.folder, trial.task, trial.episodes
         config = trial.config()
         config.validate()
         data = BulkOfflineData(config).transitions
@@ -132,7 +143,19 @@ class Measure:
         obs, actions = self._obs.to(policy.device), actions.to(policy.device)
         learner = result["learners"]["default_policy"]
         known = {name: round(float(learner[name]), 4) for name in LEARNER if name in learner}
+        if hasattr(policy.module, "kept_actor"):
+            known |= self._newest(policy, result)
         return action_values(policy.module.critics, obs, actions, generator) | known
+
+    def _newest(self, policy: Policy, result: dict[str, Any]) -> Row:
+        """Of the policy that would be played if none were kept: its score, and by how much the model thinks it good."""
+        module = copy.deepcopy(policy.module)
+        del module.kept_actor
+        steps, env_id = result[NUM_GRADIENT_STEPS], environment(self._task)
+        rewards = play_episodes(Policy(module, policy.device), env_id, self._episodes, seed=steps)
+        score = normalized_score(env_id, float(np.mean([own.sum() for own in rewards])))
+        in_model = {name: float(result["policy_check"][name]) for name in ("return_mean", "return_lower", "kept_step")}
+        return {"newest_score": score, **in_model}
 
 
 def trials(args: argparse.Namespace, task: str, dataset: Dataset) -> list[Trial]:
