@@ -57,6 +57,14 @@ def test_of_linear_members_without_variance_is_the_spread_of_the_elites_values()
     np.testing.assert_allclose(found, values.std(0, ddof=1), rtol=1e-12)
 
 
+def test_next_states_are_within_the_limits_of_the_data() -> None:
+    dynamics, rows = linear_dynamics(5, ZERO_VARIANCE, elites=(0, 2, 3)), make_rows()
+    dynamics.obs_low[:], dynamics.obs_high[:] = -0.2, 0.3
+    found = mobile(dynamics, critics=LinearCritics(COEFFICIENTS)).inconsistency(rows.obs, rows.actions)
+    values = next_means(dynamics, [0, 2, 3]).clip(-0.2, 0.3) @ COEFFICIENTS[0].numpy()
+    np.testing.assert_allclose(found, values.std(0, ddof=1), rtol=1e-6, atol=1e-9)
+
+
 def test_takes_the_smaller_critic_of_each_next_state_and_then_the_mean() -> None:
     dynamics, rows = linear_dynamics(3, 0.0), make_rows()
     coefficients = torch.cat((COEFFICIENTS[:1], -COEFFICIENTS[:1]))

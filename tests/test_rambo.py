@@ -162,6 +162,15 @@ def test_each_elite_has_its_responsibilitys_share_and_other_members_none() -> No
     assert not (gradients[0] - gradients[1])[2].any()
 
 
+def test_imagined_states_are_within_the_limits_and_their_targets_as_drawn() -> None:
+    dynamics = ensemble()
+    free = rambo(copy.deepcopy(dynamics)).imagine(make_rows(B).obs)
+    dynamics.obs_low[:], dynamics.obs_high[:] = -0.2, 0.3
+    found = rambo(dynamics).imagine(make_rows(B).obs)
+    torch.testing.assert_close(found.next_obs, free.next_obs.clamp(-0.2, 0.3), rtol=1e-6, atol=1e-9)
+    assert torch.equal(found.targets, free.targets) and not torch.equal(found.values, free.values)
+
+
 def in_data_units(model: DynamicsEnsemble, imagined: Imagined) -> tuple[Tensor, Tensor]:
     inputs = imagined.inputs * model.input_std + model.input_mean
     return inputs[:, :OBS], inputs[:, OBS:]

@@ -64,7 +64,7 @@ class MOBILEUpdate(SACUpdate):
         noise = torch.randn(
             (self.config.num_samples, *mean.shape), generator=self.generator, device=obs.device, dtype=obs.dtype
         )
-        next_obs = (mean + std * noise).flatten(0, 2)
+        next_obs = self._elites.clip(mean + std * noise).flatten(0, 2)
         rows = _ROWS if obs.device.type == "cpu" else len(next_obs)
         values = torch.cat([self._values(part) for part in next_obs.split(rows)])
         return values.view(noise.shape[:3]).mean(0).std(0)

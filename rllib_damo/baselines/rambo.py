@@ -134,7 +134,7 @@ class RAMBOUpdate(SACUpdate):
         log_density = -0.5 * torch.where(self._varies, terms, 0.0).sum(-1)
         responsibilities = log_density.masked_fill(~self._is_elite, -math.inf).softmax(0)
 
-        next_obs, rewards = obs + drawn[:, :-1], drawn[:, -1]
+        next_obs, rewards = model.clip(obs + drawn[:, :-1]), drawn[:, -1]
         terminated = self._terminated(obs, actions, next_obs).to(obs.dtype)
         next_q = m.critics(next_obs, m.actor(next_obs)[0].tanh()).min(0).values
         values = rewards + self.config.gamma * (1 - terminated) * next_q

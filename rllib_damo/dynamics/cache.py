@@ -20,7 +20,7 @@ from rllib_damo.utils.paths import absolute, atomic_write, cache_root
 logger = logging.getLogger(__name__)
 
 #: Part of every key; raise it when training changes so that files of older versions are not used for the same settings.
-_VERSION = 2
+_VERSION = 3
 _FIX = "Name a writable cache in dynamics_cache_dir or in the environment variable RLLIB_DAMO_CACHE."
 
 

@@ -8,7 +8,7 @@ import itertools
 import os
 import platform
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from rllib_damo.utils.checksums import seal, unsealed
 from rllib_damo.utils.paths import atomic_write
 
 _FORMAT = "rllib_damo.dynamics/1"
+#: The buffers that states of an earlier version lack.
+_NO_LIMITS = {"obs_low": -torch.inf, "obs_high": torch.inf}
 _END_OF_ZIP, _END_SIZE = b"PK\5\6", 22
 #: The end of each message about a file that can't be used.
 FILE_FIX = "Delete it and train the dynamics again, or name another file in dynamics_path."
@@ -36,7 +38,8 @@ class DynamicsEnsemble(nn.Module):
 
     In the shapes below B is a batch of rows, D = obs_dim + 1 the number of predicted quantities. Inputs and targets are
     standardised by the training data's statistics, inside the network: every argument and result has the data's units.
-    A quantity that is constant in the data is constant in the model, with a variance of 0.
+    A quantity that is constant in the data is constant in the model, with a variance of 0. States are drawn within the
+    limits at which those of the data were clipped, if they were (`limits.py`).
 
     Args:
         obs_dim: width of an observation.
@@ -54,6 +57,8 @@ class DynamicsEnsemble(nn.Module):
     input_std: Tensor
     target_mean: Tensor
     target_std: Tensor
+    obs_low: Tensor
+    obs_high: Tensor
     elites: Tensor
 
     def __init__(
@@ -93,6 +98,8 @@ class DynamicsEnsemble(nn.Module):
         self.register_buffer("input_std", torch.ones(obs_dim + act_dim))
         self.register_buffer("target_mean", torch.zeros(out_dim))
         self.register_buffer("target_std", torch.ones(out_dim))
+        self.register_buffer("obs_low", torch.full((obs_dim,), -torch.inf))
+        self.register_buffer("obs_high", torch.full((obs_dim,), torch.inf))
         self.register_buffer("elites", torch.arange(num_elites))
         self.termination = LearnedTermination(obs_dim, act_dim) if learn_terminations else None
 
@@ -142,15 +149,19 @@ class DynamicsEnsemble(nn.Module):
             rows[slots] = torch.arange(num * group, device=obs.device)
             inputs = torch.cat((obs, unit_actions), dim=-1)[slots % batch]
             drawn = draw(inputs.view(num, group, -1), generator).view(num * group, dim + 1)[rows[:batch]]
-            return obs + drawn[:, :dim], drawn[:, dim]
+            return self.clip(obs + drawn[:, :dim]), drawn[:, dim]
 
         return sample
+
+    def clip(self, next_obs: Tensor) -> Tensor:
+        """``(..., obs_dim)`` within the limits of the data's states."""
+        return next_obs.clamp(self.obs_low, self.obs_high)
 
     def elite_sampler(self) -> Callable[[Tensor, torch.Generator | None], Tensor]:
         """A function by which each elite draws for rows of its own, with the weights collected once.
 
         Its arguments are [obs | unit actions], ``(num_elites, B, obs_dim + act_dim)``, which it overwrites, and the
-        generator; it returns [s' - s, r], ``(num_elites, B, obs_dim + 1)``.
+        generator; it returns [s' - s, r], ``(num_elites, B, obs_dim + 1)``, and leaves it to the caller to `clip`.
         """
         with torch.inference_mode():
             weights = [w[self.elites] for w in self.weights]
@@ -177,6 +188,12 @@ class DynamicsEnsemble(nn.Module):
                     own = self.state_dict()[name]
                     value.copy_(own[self.elites] if own.ndim == 3 else own)
         return model.requires_grad_(False)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As of any module; a state of an earlier version has no limits."""
+        own = self.state_dict()
+        limits = {name: torch.full_like(own[name], bound) for name, bound in _NO_LIMITS.items()}
+        return super().load_state_dict({**limits, **state_dict}, *args, **kwargs)
 
     # -- files -------------------------------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ def episode_returns(
         actions = policy(obs)
         inputs = torch.cat((obs, actions), dim=-1).view(num, starts_each, -1)
         drawn = draw(inputs, generator).view(len(obs), dim + 1)
-        next_obs, rewards = obs + drawn[:, :dim], drawn[:, dim]
+        next_obs, rewards = dynamics.clip(obs + drawn[:, :dim]), drawn[:, dim]
         terminated = as_terminated(termination_fn(obs, actions, next_obs), next_obs)
         left = known.is_left(next_obs, rewards, terminated)
         rewards = rewards.clamp(known.lowest_reward, known.highest_reward)

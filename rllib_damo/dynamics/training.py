@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
+from rllib_damo.dynamics.limits import clipping_limits
 from rllib_damo.dynamics.termination_head import TerminationTrainer
 from rllib_damo.nn.adam import FusedAdam, load_optimizer_state, optimizer_state
 from rllib_damo.nn.batched_matmul import PRODUCT_DTYPES
@@ -118,6 +119,9 @@ class DynamicsTrainer:
                 f"Training the dynamics needs {MIN_TRANSITIONS} transitions with known successors; found {num_known}."
             )
         inputs, targets = torch.cat((obs, actions), -1), torch.cat((next_obs - obs, rew[:, None]), -1)
+        known = next_obs if self._known is None else next_obs[self._known]
+        for limit, value in zip((ensemble.obs_low, ensemble.obs_high), clipping_limits(known, obs), strict=True):
+            limit.copy_(value)
         if fit_statistics:
             self._set_statistics(inputs, targets)
         else:  # outputs that were constant before have none
