@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -432,3 +433,33 @@ def test_learning_rates_follow_a_cosine() -> None:
         rates.append(learner.get_optimizer(DEFAULT_MODULE_ID, "actor").param_groups[0]["lr"])
         learner.update_many(20)
     assert rates == pytest.approx([1e-3, 5e-4, 0.0], abs=1e-9)
+
+
+# -- the policy's moving average ------------------------------------------------------------------------------------
+
+
+class CountsInTheActor(Records):
+    """The actor's numbers are those of the step."""
+
+    def step(self, batch: StepBatch, step: int, measure: bool) -> Metrics:
+        with torch.no_grad():
+            for parameter in self.module.actor.parameters():
+                parameter.fill_(step)
+        return super().step(batch, step, measure)
+
+
+@pytest.mark.parametrize("policy_tau", [0.0001, 0.1, 1.0])
+def test_the_average_reaches_back_a_sixth_of_the_steps_and_at_most_one_over_policy_tau(policy_tau: float) -> None:
+    """Polynomial-decay averaging with η = 4: the weights of steps 0, 1, ... are as C(i + 4, 4)."""
+    config = BehaviorCloningConfig().training(policy_tau=policy_tau)
+    learner = make_learner({"update": RowGroup(2)}, config, CountsInTheActor)
+    for _ in range(4):
+        learner.update_many(30)
+    parameters = learner.module[DEFAULT_MODULE_ID].averaged_actor.parameters()
+    (found,) = {round(float(value), 3) for parameter in parameters for value in parameter.view(-1)}
+    if policy_tau == 0.0001:
+        weights = [math.comb(i + 4, 4) for i in range(120)]
+        assert found == pytest.approx(sum(i * w for i, w in enumerate(weights)) / sum(weights), abs=0.02)
+        assert 119 - found == pytest.approx(120 / 6, abs=1)
+    else:
+        assert 119 - found == pytest.approx(1 / policy_tau - 1, abs=0.1)

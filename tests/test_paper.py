@@ -182,16 +182,6 @@ def test_variants_differ_in_what_their_name_says_alone() -> None:
     }
 
 
-def test_variants_that_keep_a_policy_differ_in_that_alone() -> None:
-    """But for the steady one's rate."""
-    found = trials("hopper-medium", "--variants", "full", "mopo", "kept", "mopo-kept", "steady")
-    options = {label: score_trials.options(trial.config()) for label, trial in found.items()}
-    every = {"policy_check_freq": 5_000}
-    assert options["kept"] == options["full"] | every
-    assert options["mopo-kept"] == options["mopo"] | every
-    assert options["steady"] == options["kept"] | {"actor_lr": [[0, 3e-4], [60_000, 3e-5]]}
-
-
 def test_the_example_without_an_anchor_has_the_options_of_full() -> None:
     config, _ = load_file(Path(__file__).parent.parent / "tuned_examples" / "damo_hopper_medium.py")
     assert score_trials.options(config) == score_trials.options(trials()["full"].config())
@@ -351,11 +341,6 @@ def test_runs_and_figures_from_beginning_to_end(tmp_path: Path, monkeypatch: pyt
     run += ["--out", str(tmp_path / "runs"), "--options", json.dumps(small)]
     call(runs, *run, "--steps", "100")
     call(runs, *run, "--steps", "200")
-    with monkeypatch.context() as patch:
-        patch.setitem(runs.VARIANTS, "kept", ("damo", {"policy_check_freq": 100}))
-        call(runs, *run[:2], "kept", *run[3:], "--steps", "200")
-    kept = json.loads((tmp_path / "runs" / "pendulum-mixed" / "kept" / "seed0" / "evaluations.json").read_text())
-    assert [row["newest_score"] == row["score"] for row in kept] == [row["kept_step"] == row["steps"] for row in kept]
     places = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
     for name in ("table1", "ablations"):
         call(figures, name, "pendulum-mixed", *places)

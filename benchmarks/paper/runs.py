@@ -48,7 +48,7 @@ from rllib_damo.utils.spaces import to_unit
 #: What all variants have in common, MOPO included.
 SHARED: dict[str, Any] = {
     "hidden_dims": (128, 128), "critic_layer_norm": True, "actor_lr": 3e-4, "alpha_lr": 3e-4, "initial_alpha": 0.1,
-    "max_alpha": 1.0, "data_fraction": 1.0, "real_ratio": 0.5, "dynamics_max_epochs": 20,
+    "max_alpha": 1.0, "data_fraction": 1.0, "real_ratio": 0.5, "policy_tau": 2e-5, "dynamics_max_epochs": 20,
 }  # fmt: skip
 #: As many transitions a round in both; see "Without an anchor" in benchmarks/LOG.md.
 LONG: dict[str, Any] = {
@@ -59,10 +59,6 @@ ROLLOUTS = {"hopper": LONG, "halfcheetah": SHORT, "walker2d": LONG, "pendulum": 
 DAMO: dict[str, Any] = {
     "eta": 1.0, "bc_weight": 0.0, "f_divergence": "power", "actor_f_divergence": "power", "logit_bonus": False,
 }  # fmt: skip
-#: Gradient steps between plays in the model, of which the best policy is kept.
-CHECK = 5_000
-#: The learning rate of an actor that comes to rest.
-FALLING = [[0, 3e-4], [60_000, 3e-5]]
 #: Beside the 1 of "full", where `actor_eta` fixed (1) and free (η) are the same.
 ETAS = (0.1, 0.5, 2.0, 3.0, 5.0)
 #: Variant -> method of `score_settings.py` and options over the common ones. MOPO keeps the penalty of its settings.
@@ -72,9 +68,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "no-ir": ("damo", {"behavior_alignment": False}),
     "inconsistent": ("damo", {"policy_improvement": "inconsistent"}),
     "mopo": ("mopo", {}),
-    "kept": ("damo", {"policy_check_freq": CHECK}),
-    "mopo-kept": ("mopo", {"policy_check_freq": CHECK}),
-    "steady": ("damo", {"policy_check_freq": CHECK, "actor_lr": FALLING}),
     **{f"eta-{eta:g}": ("damo", {"eta": eta}) for eta in ETAS},
     **{f"eta-{eta:g}-free": ("damo", {"eta": eta, "actor_eta": None}) for eta in ETAS},
 }
@@ -143,19 +136,16 @@ class Measure:
         obs, actions = self._obs.to(policy.device), actions.to(policy.device)
         learner = result["learners"]["default_policy"]
         known = {name: round(float(learner[name]), 4) for name in LEARNER if name in learner}
-        if hasattr(policy.module, "kept_actor"):
-            known |= self._newest(policy, result)
+        known["newest_score"] = self._newest_score(policy, result[NUM_GRADIENT_STEPS])
         return action_values(policy.module.critics, obs, actions, generator) | known
 
-    def _newest(self, policy: Policy, result: dict[str, Any]) -> Row:
-        """Of the policy that would be played if none were kept: its score, and by how much the model thinks it good."""
+    def _newest_score(self, policy: Policy, steps: int) -> float:
+        """Of the policy of the last gradient step, where ``score`` is of the moving average."""
         module = copy.deepcopy(policy.module)
-        del module.kept_actor
-        steps, env_id = result[NUM_GRADIENT_STEPS], environment(self._task)
+        module.averaged_actor = module.actor
+        env_id = environment(self._task)
         rewards = play_episodes(Policy(module, policy.device), env_id, self._episodes, seed=steps)
-        score = normalized_score(env_id, float(np.mean([own.sum() for own in rewards])))
-        in_model = {name: float(result["policy_check"][name]) for name in ("return_mean", "return_lower", "kept_step")}
-        return {"newest_score": score, **in_model}
+        return normalized_score(env_id, float(np.mean([own.sum() for own in rewards])))
 
 
 def trials(args: argparse.Namespace, task: str, dataset: Dataset) -> list[Trial]:
@@ -206,8 +196,8 @@ def run(trial: Trial) -> bool:
     def say(row: Row) -> None:
         print(
             f"{time.strftime('%T')} {name:45} {row['steps']:>9,} steps  score {row['score']:6.1f}  "
-            f"estimate {row['value_estimate']:7.1f}  real value {row['discounted_return']:7.1f}  "
-            f"of random actions {row['value_random']:7.1f}",
+            f"newest policy's {row['newest_score']:6.1f}  estimate {row['value_estimate']:7.1f}  "
+            f"real value {row['discounted_return']:7.1f}  of random actions {row['value_random']:7.1f}",
             flush=True,
         )
 

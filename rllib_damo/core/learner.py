@@ -35,6 +35,15 @@ METRICS_INTERVAL = 10
 ArrayOrRef: TypeAlias = "np.ndarray | ray.ObjectRef"
 
 
+def newest_weight(step: int) -> float:
+    """The weight of the newest policy in a moving average that reaches back a sixth of the ``step`` steps so far.
+
+    The first one has all of it: nothing of the untrained policy stays. Polynomial-decay averaging with η = 4 (Shamir
+    and Zhang 2013, arXiv 1212.1824).
+    """
+    return 5 / (step + 5)
+
+
 class OfflineTorchLearner(TorchLearner):
     """Gradient steps on minibatches that are drawn, by index, from a store on the learner's device.
 
@@ -272,8 +281,7 @@ class OfflineTorchLearner(TorchLearner):
             if measure:
                 names = list(metrics)
                 totals, measured = totals + torch.stack(tuple(metrics.values())), measured + 1
-            # An ordinary mean at first: nothing of the untrained policy stays in it.
-            weight = max(self.config.policy_tau, 1 / (self._num_steps + step + 1))
+            weight = max(self.config.policy_tau, newest_weight(self._num_steps + step))
             torch._foreach_lerp_(averaged, actor, weight)
         return dict(zip(names, (totals / measured).tolist(), strict=True))
 

@@ -98,8 +98,9 @@ class OfflineTraining(TypedDict, total=False):
         Option(
             0.001,
             rate,
-            "Weight of the newest policy in the moving average that evaluation, inference and value estimates use; 1 "
-            "is the policy itself.",
+            "Smallest weight of the newest policy in the moving average that evaluation, inference and value estimates "
+            "use; 1 is the policy itself. The weight begins at 1 and falls as 5 / (steps + 5), so that the average "
+            "reaches back a sixth of the run and at most 1 / policy_tau steps.",
         ),
     ]
     grad_clip: Annotated[
