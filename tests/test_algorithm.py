@@ -189,7 +189,7 @@ def test_metrics_are_means_over_every_tenth_step_and_the_last(config):
 
 
 def test_the_delivered_policy_is_the_average_of_those_in_training(config):
-    config.training(rollout_freq=1, policy_tau=0.4).evaluation(evaluation_interval=None)
+    config.training(rollout_freq=1, policy_tau=0.7).evaluation(evaluation_interval=None)
     algo = config.build_algo()
     actors, averages = [], []
     for _ in range(4):
@@ -199,9 +199,9 @@ def test_the_delivered_policy_is_the_average_of_those_in_training(config):
         averages.append(state["averaged_actor.net.0.weight"].copy())
     algo.stop()
     np.testing.assert_array_equal(averages[0], actors[0])
-    np.testing.assert_allclose(averages[1], (actors[0] + actors[1]) / 2, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(averages[2], 0.6 * averages[1] + 0.4 * actors[2], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(averages[3], 0.6 * averages[2] + 0.4 * actors[3], rtol=1e-5, atol=1e-7)
+    for i, newest in enumerate((5 / 6, 5 / 7, 0.7), start=1):  # 5 / 8 is less than `policy_tau`
+        expected = (1 - newest) * averages[i - 1] + newest * actors[i]
+        np.testing.assert_allclose(averages[i], expected, rtol=1e-5, atol=1e-7)
     assert (averages[3] != actors[3]).any()
 
 
