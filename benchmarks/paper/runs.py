@@ -45,31 +45,17 @@ from rllib_damo.utils.names import near
 from rllib_damo.utils.paths import atomic_write
 from rllib_damo.utils.spaces import to_unit
 
-#: What all variants have in common, MOPO included.
-SHARED: dict[str, Any] = {
-    "hidden_dims": (128, 128), "critic_layer_norm": True, "actor_lr": 3e-4, "alpha_lr": 3e-4, "initial_alpha": 0.1,
-    "max_alpha": 1.0, "data_fraction": 1.0, "real_ratio": 0.5, "policy_tau": 2e-5, "dynamics_max_epochs": 20,
-}  # fmt: skip
-#: As many transitions a round in both; see "Without an anchor" in benchmarks/LOG.md.
-LONG: dict[str, Any] = {
-    "rollout_length": 200, "rollout_batch_size": 500, "rollout_margin": 0.1, "episode_start_ratio": 0.5, "tau": 0.02,
-}  # fmt: skip
-SHORT: dict[str, Any] = {"rollout_length": 5, "rollout_batch_size": 20_000, "rollout_margin": None, "tau": 0.005}
-ROLLOUTS = {"hopper": LONG, "halfcheetah": SHORT, "walker2d": LONG, "pendulum": SHORT}
-DAMO: dict[str, Any] = {
-    "eta": 1.0, "bc_weight": 0.0, "f_divergence": "power", "actor_f_divergence": "power", "logit_bonus": False,
-}  # fmt: skip
 #: Beside the 1 of "full", where `actor_eta` fixed (1) and free (η) are the same.
 ETAS = (0.1, 0.5, 2.0, 3.0, 5.0)
-#: Variant -> method of `score_settings.py` and options over the common ones. MOPO keeps the penalty of its settings.
+#: Variant -> method of `score_settings.py` and options over its settings.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "full": ("damo", {}),
-    "no-er": ("damo", {"data_alignment": False}),
-    "no-ir": ("damo", {"behavior_alignment": False}),
-    "inconsistent": ("damo", {"policy_improvement": "inconsistent"}),
-    "mopo": ("mopo", {}),
-    **{f"eta-{eta:g}": ("damo", {"eta": eta}) for eta in ETAS},
-    **{f"eta-{eta:g}-free": ("damo", {"eta": eta, "actor_eta": None}) for eta in ETAS},
+    "full": ("damo-long", {}),
+    "no-er": ("damo-long", {"data_alignment": False}),
+    "no-ir": ("damo-long", {"behavior_alignment": False}),
+    "inconsistent": ("damo-long", {"policy_improvement": "inconsistent"}),
+    "mopo": ("mopo-long", {}),
+    **{f"eta-{eta:g}": ("damo-long", {"eta": eta}) for eta in ETAS},
+    **{f"eta-{eta:g}-free": ("damo-long", {"eta": eta, "actor_eta": None}) for eta in ETAS},
 }
 #: What `--variants` may say for several.
 GROUPS = {
@@ -85,12 +71,6 @@ LEARNER = (
 STATES = 5_000
 MODEL, DATASET = "dynamics.pt", "dataset.json"
 FOLDER = Path(__file__).parent / "runs"
-
-
-def options(task: str, label: str) -> dict[str, Any]:
-    """A variant's options over those of its method."""
-    method, own = VARIANTS[label]
-    return {**SHARED, **ROLLOUTS[task.split("-")[0]], **(DAMO if method == "damo" else {}), **own}
 
 
 @torch.no_grad()
@@ -151,10 +131,7 @@ class Measure:
 def trials(args: argparse.Namespace, task: str, dataset: Dataset) -> list[Trial]:
     """Those of one task, seed by seed. What a variant is keeps its option, whatever ``--options`` says."""
     one = argparse.Namespace(**{**vars(args), "tasks": [task], "methods": args.variants, "input": {}})
-    one.variants = {
-        label: (VARIANTS[label][0], {**options(task, label), **args.options, **VARIANTS[label][1]})
-        for label in args.variants
-    }
+    one.variants = {label: (VARIANTS[label][0], {**args.options, **VARIANTS[label][1]}) for label in args.variants}
     return sorted(make_trials(one, {task: dataset}), key=lambda trial: trial.seed)
 
 
