@@ -6,7 +6,8 @@
 Runs the example ``run_example/run_NAME.py`` of the checkout as it is; other arguments are the example's own. The
 modules that it imports beside torch (`gym`, `d4rl`, tensorboard) are replaced by the package's dataset and Gymnasium's
 environment. With ``--dynamics`` it plays in a dynamics model that this package has trained, so that only the rules
-differ. Writes FILE: the scores of the example's evaluations, and the CPU time of all that it did.
+differ (and, on Hopper and Walker2d, the limits of states, which the kit's models do not have). Writes FILE: the scores
+of the example's evaluations, and the CPU time of all that it did.
 """
 
 from __future__ import annotations

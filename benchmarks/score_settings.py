@@ -146,7 +146,10 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "mopo": {**_PENDULUM_MODEL, "penalty_coef": 0.5, "real_ratio": 0.5, "initial_alpha": 0.1, "actor_lr": 3e-4},
     }
-    | {"damo-long": {**_SHORT, **_LONG_DAMO}, "mopo-long": {**_SHORT, "penalty_coef": 0.5}}
+    | {
+        "damo-long": {**_PENDULUM_MODEL, **_SHORT, **_LONG_DAMO},
+        "mopo-long": {**_PENDULUM_MODEL, **_SHORT, "penalty_coef": 0.5},
+    }
     | dict.fromkeys(("mobile", "combo", "rambo"), _PENDULUM_MODEL)
     | dict.fromkeys(("td3bc", "rebrac", "bc", "iql", "odice", "algaedice", "optidice"), _PENDULUM),
 }

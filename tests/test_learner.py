@@ -449,7 +449,7 @@ class CountsInTheActor(Records):
 
 
 @pytest.mark.parametrize("policy_tau", [0.0001, 0.1, 1.0])
-def test_the_average_reaches_back_a_sixth_of_the_steps_and_at_most_one_over_policy_tau(policy_tau: float) -> None:
+def test_the_averages_mean_age_is_a_sixth_of_the_steps_and_at_most_one_over_policy_tau(policy_tau: float) -> None:
     """Polynomial-decay averaging with η = 4: the weights of steps 0, 1, ... are as C(i + 4, 4)."""
     config = BehaviorCloningConfig().training(policy_tau=policy_tau)
     learner = make_learner({"update": RowGroup(2)}, config, CountsInTheActor)

@@ -18,7 +18,7 @@ INF = math.inf
 
 
 def states(num: int = 1000) -> torch.Tensor:
-    """Columns: clipped at 1 alone, at -1 and 1, not at all, a clock, a flag, and a constant one."""
+    """Columns: clipped at 1 alone, at -1 and 1, not at all, a clock, a flag, and a goal."""
     x = torch.randn(num, 6, generator=torch.Generator().manual_seed(0))
     x[:, 0].clamp_(max=1)
     x[:, 1].clamp_(-1, 1)
@@ -28,22 +28,36 @@ def states(num: int = 1000) -> torch.Tensor:
     return x
 
 
+def limits(next_obs: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Of a walk that goes through these states, at one goal."""
+    obs = next_obs.roll(1, 0)
+    obs[:, 5] = next_obs[:, 5]
+    low, high = clipping_limits(next_obs, obs)
+    return low.tolist(), high.tolist()
+
+
 def test_limits_are_where_many_rows_lie_and_few_beside() -> None:
-    x = states()
-    low, high = clipping_limits(x, x)
-    assert low.tolist()[:5] == [-INF, -1, -INF, -INF, -INF]
-    assert high.tolist()[:5] == [1, 1, INF, INF, INF]
-    assert (low[5], high[5]) == (3, 3)
+    low, high = limits(states())
+    assert low == [-INF, -1, -INF, -INF, -INF, -INF]
+    assert high == [1, 1, INF, INF, INF, INF]
 
 
-def test_one_state_beyond_or_too_few_rows_are_no_limit() -> None:
+def test_a_state_beyond_is_seen_on_either_side_of_a_transition() -> None:
     x = states()
-    assert clipping_limits(x, x.max(0, keepdim=True).values + 0.5)[1].tolist() == [INF] * 6
+    x[3] = 9.0
+    assert limits(x)[1] == [INF] * 6
+    x = states()
+    before = x.clone()
+    before[3] = 9.0
+    assert clipping_limits(x, before)[1].tolist() == [INF] * 6
+
+
+def test_too_few_rows_are_no_limit() -> None:
     few = torch.linspace(0, 1, 100)[:, None].clone()
     few[: MIN_ROWS - 2] = 1  # and the last one
-    assert clipping_limits(few, few)[1].item() == INF
+    assert clipping_limits(few, few.roll(1, 0))[1].item() == INF
     few[MIN_ROWS - 2] = 1
-    assert clipping_limits(few, few)[1].item() == 1
+    assert clipping_limits(few, few.roll(1, 0))[1].item() == 1
 
 
 def clipped_walk(num: int, seed: int) -> dict[str, np.ndarray]:
@@ -100,12 +114,28 @@ def test_limits_are_in_the_file_and_in_the_elites_copy(model: DynamicsEnsemble, 
         assert (one.obs_low.item(), one.obs_high.item()) == (-1, 1)
 
 
-def test_training_on_further_data_moves_the_limits(model: DynamicsEnsemble) -> None:
-    """Where a state lies beyond them now, they were none."""
+def trainer(model: DynamicsEnsemble, data: dict[str, np.ndarray]) -> DynamicsTrainer:
+    return DynamicsTrainer(model, **data, lr=1e-3, weight_decay=[0, 0, 0], max_epochs=1, seed=0, fit_statistics=False)
+
+
+@pytest.mark.parametrize(("highest", "expected"), [(1.5, INF), (0.9, 1.0)])
+def test_training_on_further_data_keeps_limits_that_no_state_contradicts(
+    model: DynamicsEnsemble, highest: float, expected: float
+) -> None:
     data = clipped_walk(2000, 1)
-    data["next_observations"][0] = 1.5
-    DynamicsTrainer(
-        other := copy.deepcopy(model), **data, lr=1e-3, weight_decay=[0, 0, 0], max_epochs=1, seed=0,
-        fit_statistics=False,
-    )  # fmt: skip
-    assert (other.obs_low.item(), other.obs_high.item()) == (-1, INF)
+    for name in ("observations", "next_observations"):
+        data[name] = data[name].clip(-1, 0.5)
+    data["observations"] = data["observations"] * 0.99  # their own limits are of what they lead to
+    data["next_observations"][0] = highest
+    other = copy.deepcopy(model)
+    trainer(other, data)
+    assert (other.obs_low.item(), other.obs_high.item()) == (-1, expected)
+
+
+def test_a_training_of_an_earlier_version_goes_on_within_limits(model: DynamicsEnsemble) -> None:
+    one = trainer(copy.deepcopy(model), clipped_walk(2000, 0))
+    state = one.state_dict()
+    state["ensemble"] = {k: v for k, v in state["ensemble"].items() if not k.startswith("obs_")}
+    other = copy.deepcopy(model)
+    trainer(other, clipped_walk(2000, 0)).load_state_dict(state)
+    assert (other.obs_low.item(), other.obs_high.item()) == (-1, 1)

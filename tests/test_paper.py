@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -22,8 +23,11 @@ import score_tables
 import score_trials
 from two_sample import Sample, compare, outside, plane
 
+from rllib_damo import DAMOConfig
 from rllib_damo.command.inputs import load_file
+from rllib_damo.damo.rl_module import DAMOTorchRLModule
 from rllib_damo.dynamics.known_range import KnownRange
+from rllib_damo.evaluation.policy import Policy
 
 DATASET = score_tables.Dataset("hopper-medium", 200_000, 400, "f", 1568.0, 48.8)
 
@@ -158,6 +162,27 @@ def test_values_of_random_actions_are_those_of_the_smallest_critic() -> None:
     found = runs.action_values(critics, obs, actions, torch.Generator().manual_seed(0))
     assert found["value_data"] == pytest.approx(2.5)
     assert found["value_random"] == pytest.approx(3 - 2 / 3, abs=0.02)  # E a² = 1/3
+
+
+@pytest.mark.parametrize("checks", [0, 5])
+def test_the_newest_policy_is_played_whatever_is_delivered(checks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = gym.make("Pendulum-v1")
+    config = DAMOConfig().environment("Pendulum-v1").training(policy_check_freq=checks, hidden_dims=(4,))
+    spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
+    module = DAMOTorchRLModule(**spaces, model_config=config.model_config)
+    for i, name in enumerate(("actor", "averaged_actor", "kept_actor")):
+        for parameter in getattr(module, name).parameters() if hasattr(module, name) else ():
+            parameter.data.fill_(i)
+
+    def play(policy: Policy, env_id: str, episodes: int, seed: int) -> list[np.ndarray]:
+        assert (env_id, episodes, seed) == ("Pendulum-v1", 2, 7)
+        return [np.array([sum(float(p.sum()) for p in policy.module.played_actor.parameters()), 1.0])]
+
+    monkeypatch.setattr(runs, "play_episodes", play)
+    measure = runs.Measure.__new__(runs.Measure)
+    measure._task, measure._episodes, measure._gamma = "pendulum-mixed", 2, 0.5
+    assert measure._newest(Policy(module), 7)["newest_discounted_return"] == 0.5
+    assert module.played_actor is not module.actor
 
 
 def trials(task: str = "hopper-medium", *extra: str) -> dict[str, score_trials.Trial]:

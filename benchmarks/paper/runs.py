@@ -40,6 +40,7 @@ from rllib_damo.core.algorithm import NUM_GRADIENT_STEPS
 from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation.policy import Policy
+from rllib_damo.evaluation.scores import discounted_return
 from rllib_damo.tasks import normalized_score
 from rllib_damo.utils.names import near
 from rllib_damo.utils.paths import atomic_write
@@ -103,6 +104,7 @@ class Measure:
         self._folder, self._task, self._episodes = trial.folder, trial.task, trial.episodes
         config = trial.config()
         config.validate()
+        self._gamma = config.gamma
         data = BulkOfflineData(config).transitions
         rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:STATES].numpy()
         self._obs, self._actions = torch.from_numpy(data.observations[rows]), data.actions[rows]
@@ -116,16 +118,20 @@ class Measure:
         obs, actions = self._obs.to(policy.device), actions.to(policy.device)
         learner = result["learners"]["default_policy"]
         known = {name: round(float(learner[name]), 4) for name in LEARNER if name in learner}
-        known["newest_score"] = self._newest_score(policy, result[NUM_GRADIENT_STEPS])
+        known |= self._newest(policy, result[NUM_GRADIENT_STEPS])
         return action_values(policy.module.critics, obs, actions, generator) | known
 
-    def _newest_score(self, policy: Policy, steps: int) -> float:
-        """Of the policy of the last gradient step, where ``score`` is of the moving average."""
+    def _newest(self, policy: Policy, steps: int) -> Row:
+        """Of the policy of the last gradient step, where other columns are of the moving average."""
         module = copy.deepcopy(policy.module)
-        module.averaged_actor = module.actor
+        for played in {"averaged_actor", "kept_actor"} & {name for name, _ in module.named_children()}:
+            setattr(module, played, module.actor)
         env_id = environment(self._task)
         rewards = play_episodes(Policy(module, policy.device), env_id, self._episodes, seed=steps)
-        return normalized_score(env_id, float(np.mean([own.sum() for own in rewards])))
+        return {
+            "newest_score": normalized_score(env_id, float(np.mean([own.sum() for own in rewards]))),
+            "newest_discounted_return": float(np.mean([discounted_return(own, self._gamma) for own in rewards])),
+        }
 
 
 def trials(args: argparse.Namespace, task: str, dataset: Dataset) -> list[Trial]:

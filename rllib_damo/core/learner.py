@@ -36,7 +36,7 @@ ArrayOrRef: TypeAlias = "np.ndarray | ray.ObjectRef"
 
 
 def newest_weight(step: int) -> float:
-    """The weight of the newest policy in a moving average that reaches back a sixth of the ``step`` steps so far.
+    """The weight of the newest policy in a moving average whose mean age is a sixth of the ``step`` steps so far.
 
     The first one has all of it: nothing of the untrained policy stays. Polynomial-decay averaging with η = 4 (Shamir
     and Zhang 2013, arXiv 1212.1824).

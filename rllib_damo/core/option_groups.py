@@ -99,8 +99,8 @@ class OfflineTraining(TypedDict, total=False):
             0.001,
             rate,
             "Smallest weight of the newest policy in the moving average that evaluation, inference and value estimates "
-            "use; 1 is the policy itself. The weight begins at 1 and falls as 5 / (steps + 5), so that the average "
-            "reaches back a sixth of the run and at most 1 / policy_tau steps.",
+            "use; 1 is the policy itself. The weight begins at 1 and falls as 5 / (steps + 5), so that the mean "
+            "age of what is averaged is a sixth of the steps so far, and at most 1 / policy_tau steps.",
         ),
     ]
     grad_clip: Annotated[
@@ -199,7 +199,7 @@ class ModelBasedTraining(OfflineTraining, RolloutTraining, total=False):
             count_or_zero,
             "Gradient steps between two checks of the policy in the model, in which its moving average plays whole "
             "episodes. Evaluation, inference and checkpoints use the policy that returned most there so far, by the "
-            "member of the ensemble that gives it least. 0: no checks, and the newest policy.",
+            "member of the ensemble that gives it least. 0: no checks, and the moving average itself.",
         ),
     ]
 

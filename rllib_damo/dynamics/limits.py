@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,24 +13,30 @@ from torch import Tensor
 MIN_ROWS, MIN_RATIO = 10, 10
 
 
-def clipping_limits(next_obs: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+def clipping_limits(next_obs: Tensor, obs: Tensor) -> tuple[Tensor, Tensor]:
     """The limits of each column; -inf and inf where none can be seen.
 
     A model of the changes of states does not know of them: it predicts 10.3 where the environment says 10, and the
-    next prediction starts from where no data are.
+    next prediction starts from where no data are. A column that no transition changes, a goal, has none.
 
     Args:
         next_obs: ``(N, obs)`` states that transitions led to. Those that episodes start in may all be one state.
-        others: ``(M, obs)`` further states of the dataset.
+        obs: ``(N, obs)`` states that they came from.
 
     Returns:
         ``low (obs,)`` and ``high (obs,)``.
     """
-    return -_upper_limit(-next_obs, -others), _upper_limit(next_obs, others)
+    low, high = (next_obs.new_full(next_obs.shape[1:], limit) for limit in (-math.inf, math.inf))
+    for column in range(next_obs.shape[1]):  # for the memory's sake
+        after, before = next_obs[:, column], obs[:, column]
+        if not torch.equal(after, before):
+            high[column] = _upper_limit(after, before)
+            low[column] = -_upper_limit(-after, -before)
+    return low, high
 
 
-def _upper_limit(next_obs: Tensor, others: Tensor) -> Tensor:
-    highest = torch.maximum(next_obs.amax(0), others.amax(0))
-    below = next_obs.where(next_obs < highest, -torch.inf).amax(0)
-    there, beside = (next_obs == highest).sum(0), (next_obs == below).sum(0)
-    return highest.where((there >= MIN_ROWS) & (there >= MIN_RATIO * beside), torch.inf)
+def _upper_limit(after: Tensor, before: Tensor) -> Tensor:
+    highest = torch.maximum(after.max(), before.max())
+    below = after.where(after < highest, -math.inf).max()
+    there, beside = (after == highest).sum(), (after == below).sum()
+    return highest.where((there >= MIN_ROWS) & (there >= MIN_RATIO * beside), math.inf)

@@ -119,9 +119,7 @@ class DynamicsTrainer:
                 f"Training the dynamics needs {MIN_TRANSITIONS} transitions with known successors; found {num_known}."
             )
         inputs, targets = torch.cat((obs, actions), -1), torch.cat((next_obs - obs, rew[:, None]), -1)
-        known = next_obs if self._known is None else next_obs[self._known]
-        for limit, value in zip((ensemble.obs_low, ensemble.obs_high), clipping_limits(known, obs), strict=True):
-            limit.copy_(value)
+        self._set_limits(obs, next_obs, keep=not fit_statistics)
         if fit_statistics:
             self._set_statistics(inputs, targets)
         else:  # outputs that were constant before have none
@@ -254,7 +252,9 @@ class DynamicsTrainer:
             param.data = torch.as_tensor(saved).to(self.device, copy=True)
             param.grad = None
         load_optimizer_state(self._optimizer, state["optimizer"])
-        self.ensemble.load_state_dict({k: torch.as_tensor(v) for k, v in state["ensemble"].items()})
+        limits = {"obs_low": self.ensemble.obs_low, "obs_high": self.ensemble.obs_high}  # of the same data
+        saved_model = {k: torch.as_tensor(v) for k, v in state["ensemble"].items()}
+        self.ensemble.load_state_dict(saved_model | limits)
         self._generator.set_state(torch.as_tensor(state["generator"]))
         if self._termination is not None:
             self._termination.load_state_dict(state["termination"])
@@ -284,6 +284,18 @@ class DynamicsTrainer:
         statistics = (model.input_mean, model.input_std, model.target_mean, model.target_std)
         for statistic, value in zip(statistics, (*input_scales(inputs, actions), mean, std), strict=True):
             statistic.copy_(value)
+
+    def _set_limits(self, obs: Tensor, next_obs: Tensor, keep: bool) -> None:
+        """Sets the ensemble's limits to those of the data; ``keep`` those that it has and no state contradicts."""
+        model, known = self.ensemble, slice(None) if self._known is None else self._known
+        low, high = clipping_limits(next_obs[known], obs[known])
+        if keep:
+            lowest = torch.minimum(obs.amin(0), next_obs.amin(0))
+            highest = torch.maximum(obs.amax(0), next_obs.amax(0))
+            low = torch.where(low.isinf() & (lowest >= model.obs_low), model.obs_low, low)
+            high = torch.where(high.isinf() & (highest <= model.obs_high), model.obs_high, high)
+        model.obs_low.copy_(low)
+        model.obs_high.copy_(high)
 
     def _weights(self, rows: Tensor) -> Tensor | None:
         """Of the targets of ``rows (...)``, ``(..., D)``: 0 for the changes of unknown successors; None: all 1."""
