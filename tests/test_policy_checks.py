@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rllib_damo import DAMOConfig
-from rllib_damo.core.policy_checks import NUM_STARTS, PolicyChecks
+from rllib_damo.core.policy_checks import NUM_STARTS, PolicyChecks, is_worse
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
 from rllib_damo.dynamics import never_terminates
 from rllib_damo.dynamics.episode_returns import episode_returns
@@ -109,6 +109,36 @@ def test_the_policy_that_the_worst_elite_gives_most_is_kept(monkeypatch: pytest.
     judged.checks.forget()
     judged.check(4.0, [-5.0, 0.0], step=20)
     assert judged.kept() == {4.0}
+
+
+@pytest.mark.parametrize("gap", [0.5, 5.0])
+def test_a_newer_policy_is_kept_unless_it_is_clearly_worse_than_the_best(gap: float) -> None:
+    """Two standard errors of the difference from the same starts: 2 * 1 / sqrt(NUM_STARTS) * 10 here."""
+    checks_of = torch.Generator().manual_seed(0)
+    best = 100 + 50 * torch.randn(3, NUM_STARTS, generator=checks_of)
+    noise = 10 * torch.randn(NUM_STARTS, generator=checks_of)
+    new = best + noise - noise.mean() - gap
+    assert is_worse(new, best) == (gap > 2)
+    assert not is_worse(best, new)
+    unpaired = new[:, torch.randperm(NUM_STARTS, generator=checks_of)]  # the starts' own spread hides the gap
+    assert not is_worse(unpaired, best)
+
+
+def test_policies_that_decline_by_little_each_time_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is as good as the one before it, but the best is what they are compared with."""
+    judged = Judged(monkeypatch)
+    spread = 10 * torch.randn(NUM_STARTS, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("rllib_damo.core.policy_checks.episode_returns", lambda *a: judged.returns)
+    kept = []
+    for i in range(6):
+        judged.returns = (100 - i + spread.roll(i))[None]
+        kept.append(judged.check(float(i), [], step=i)["kept_step"])
+    assert kept[1] == 1
+    assert kept[-1] < 5
+    other = PolicyChecks(DAMOConfig(), judged.module, torch.device("cpu"))
+    other.set_state(judged.checks.get_state())
+    other.check("model.pt", torch.zeros(7, 3), WIDE, 200, 7)
+    assert other.kept_step == kept[-1]
 
 
 def test_all_checks_have_the_terms_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

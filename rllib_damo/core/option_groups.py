@@ -198,8 +198,9 @@ class ModelBasedTraining(OfflineTraining, RolloutTraining, total=False):
             0,
             count_or_zero,
             "Gradient steps between two checks of the policy in the model, in which its moving average plays whole "
-            "episodes. Evaluation, inference and checkpoints use the policy that returned most there so far, by the "
-            "member of the ensemble that gives it least. 0: no checks, and the moving average itself.",
+            "episodes. Evaluation, inference and checkpoints use the newest one that did not return clearly less there "
+            "than the best so far, by the member of the ensemble that gives least. 0: no checks, and the moving "
+            "average itself.",
         ),
     ]
 

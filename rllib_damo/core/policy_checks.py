@@ -1,4 +1,4 @@
-"""The policy that a run keeps: of all that played whole episodes in the model, the one that returned most there.
+"""The policy that a run keeps: the newest one that did not play clearly worse in the model than the best there.
 
 Without the real environment nobody sees that a policy of the last step falls where one of an earlier step did not. The
 model often does, even where the critics have not learned of the fall yet.
@@ -10,6 +10,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,11 @@ from rllib_damo.dynamics.known_range import KnownRange
 from rllib_damo.dynamics.termination import rule_of_model
 
 #: Start states of a check; each elite of the model plays an episode from each.
-NUM_STARTS = 20
+NUM_STARTS = 100
+#: A policy is worse if it returns less by more than so many standard errors. The newest one is kept otherwise: it has
+#: learned for longer, and the model is better at falls than at the better of two good policies.
+TOLERANCE = 2.0
+_RESAMPLES = 200
 #: By which share the range of the data may be left in a check, where ``rollout_margin`` says nothing.
 MARGIN = 0.1
 #: Longest episode of a check, in steps.
@@ -42,7 +47,7 @@ class Terms(NamedTuple):
 
 
 class PolicyChecks:
-    """Plays a module's averaged policy in the model, and copies the best one into its ``kept_actor``.
+    """Plays a module's averaged policy in the model, and copies it into its ``kept_actor`` unless it falls short.
 
     A policy's lower return is the mean over start states by the elite that gives it least. All checks have the same
     noise, and the terms of the first one.
@@ -61,10 +66,11 @@ class PolicyChecks:
         self._config, self._module, self._device = config, module, device
         self._dynamics: tuple[str, DynamicsEnsemble] | None = None
         self._terms: Terms | None = None
+        self._best: Tensor | None = None  # (E, NUM_STARTS) returns of the policy that is best in the model
         self.kept_return, self.kept_step = -math.inf, 0
 
     def check(self, path: str, starts: Tensor, known: KnownRange, longest: int, step: int) -> dict[str, float]:
-        """Plays the averaged policy, and keeps it if no other has returned more.
+        """Plays the averaged policy, and keeps it unless it `is_worse` than the best so far.
 
         Args:
             path: the model's file.
@@ -80,9 +86,11 @@ class PolicyChecks:
             self._terms = _terms(starts, known, longest)
         returns = self._play(self._module.averaged_actor, path, self._terms)
         lower = _lower(returns)
-        if lower >= self.kept_return:
+        if self._best is None or not is_worse(returns, self._best):
             self.kept_return, self.kept_step = lower, step
             self.keep()
+        if self._best is None or lower > _lower(self._best):
+            self._best = returns
         return {
             "return_mean": float(returns.mean()),
             "return_lower": lower,
@@ -94,7 +102,8 @@ class PolicyChecks:
         """Plays the kept policy on new terms: the model or the data are others now. Arguments are `check`'s."""
         if self._terms is not None:
             self._terms = _terms(starts, known, longest)
-            self.kept_return = _lower(self._play(self._module.kept_actor, path, self._terms))
+            self._best = self._play(self._module.kept_actor, path, self._terms)
+            self.kept_return = _lower(self._best)
 
     def _play(self, actor: Any, path: str, terms: Terms) -> Tensor:
         if self._dynamics is None or self._dynamics[0] != path:
@@ -111,11 +120,12 @@ class PolicyChecks:
 
     def forget(self) -> None:
         """The next check keeps its policy, whatever was kept."""
-        self.kept_return, self.kept_step, self._terms = -math.inf, 0, None
+        self._best, self.kept_return, self.kept_step, self._terms = None, -math.inf, 0, None
 
     def get_state(self) -> dict[str, Any]:
-        """The kept return, its step and the checks' terms; the policy itself is in the module's state."""
+        """Numbers, returns and terms; the policy itself is in the module's state."""
         state: dict[str, Any] = {"kept_return": self.kept_return, "kept_step": self.kept_step, "terms": None}
+        state["best_returns"] = None if self._best is None else self._best.cpu().numpy()
         if self._terms is not None:
             starts, known, length = self._terms
             arrays = [tensor.cpu().numpy() for tensor in (starts, known.low, known.high)]
@@ -130,12 +140,29 @@ class PolicyChecks:
             *arrays, lowest, highest, length = state["terms"]
             starts, low, high = (torch.from_numpy(array.copy()).to(self._device) for array in arrays)
             self._terms = Terms(starts, KnownRange(low, high, lowest, highest), length)
+            best = state.get("best_returns")
+            if best is None:  # of an earlier version, whose kept policy was the best
+                best = np.full((1, len(starts)), self.kept_return, np.float32)
+            self._best = torch.from_numpy(best.copy()).to(self._device)
 
 
 def _terms(starts: Tensor, known: KnownRange, longest: int) -> Terms:
     generator = torch.Generator(starts.device).manual_seed(0)
     picks = torch.randint(len(starts), (NUM_STARTS,), generator=generator, device=starts.device)
     return Terms(starts[picks], known, min(longest, MAX_LENGTH))
+
+
+def is_worse(new: Tensor, best: Tensor) -> bool:
+    """Whether a policy returns clearly less than another from the same starts, by the elite that gives either least.
+
+    Args:
+        new: ``(E, N)`` returns by each elite from each start.
+        best: ``(E, N)`` of the other policy.
+    """
+    num, generator = new.shape[1], torch.Generator(new.device).manual_seed(0)
+    picks = torch.randint(num, (_RESAMPLES, num), generator=generator, device=new.device)  # a bootstrap over starts
+    gains = new[:, picks].mean(-1).amin(0) - best[:, picks].mean(-1).amin(0)
+    return bool(gains.mean() < -TOLERANCE * gains.std())
 
 
 def _lower(returns: Tensor) -> float:

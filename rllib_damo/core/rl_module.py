@@ -24,7 +24,7 @@ _PLAYED = ("averaged_actor", "kept_actor")
 class OfflineTorchRLModule(TorchRLModule, InferenceOnlyAPI):
     """A squashed-Gaussian actor. An inference-only copy holds the actor, its moving average and the kept actor alone.
 
-    With the config's ``policy_check_freq`` there is a kept actor: the moving average that was best in the model
+    With the config's ``policy_check_freq`` there is a kept actor: a moving average that did well in the model
     (``policy_checks.py``). Evaluation and inference then play its mean, and the moving average's otherwise. Exploring
     actions are the moving average's.
 
