@@ -29,9 +29,9 @@ def clipping_limits(next_obs: Tensor, obs: Tensor) -> tuple[Tensor, Tensor]:
     low, high = (next_obs.new_full(next_obs.shape[1:], limit) for limit in (-math.inf, math.inf))
     for column in range(next_obs.shape[1]):  # for the memory's sake
         after, before = next_obs[:, column], obs[:, column]
-        if not torch.equal(after, before):
-            high[column] = _upper_limit(after, before)
-            low[column] = -_upper_limit(-after, -before)
+        changes = (after != before).any()
+        high[column] = _upper_limit(after, before).where(changes, math.inf)
+        low[column] = -_upper_limit(-after, -before).where(changes, math.inf)
     return low, high
 
 
