@@ -103,13 +103,13 @@ def _mujoco(
     model = {**_MUJOCO_MODEL, "dynamics_max_epochs": epochs}
     paper = {"eta": eta, "rollout_length": rollout_length, "dynamics_lr": 2e-3}
     mobile, combo, rambo, rebrac = _PUBLISHED[task.removesuffix("-medium")]
-    long = _SHORT if task.startswith("halfcheetah") else _LONG
+    rollouts = _SHORT if task.startswith("halfcheetah") else _LONG
     return {
         "damo": {**model, **damo},
         "damo-paper": {**model, **paper},
-        "damo-long": {**long, **_LONG_DAMO},
+        "damo-long": {**rollouts, **_LONG_DAMO},
         "mopo": {**model, "penalty_coef": mopo[0], "rollout_length": mopo[1]},
-        "mopo-long": {**long, "penalty_coef": mopo[0]},
+        "mopo-long": {**rollouts, "penalty_coef": mopo[0]},
         "mobile": {**model, "rollout_length": mobile[0], "penalty_coef": mobile[1]},
         "combo": {**model, "rollout_length": combo[0], "conservative_weight": combo[1]},
         "rambo": {**model, "rollout_length": rambo[0], "adversarial_weight": rambo[1]},

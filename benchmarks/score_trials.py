@@ -178,14 +178,21 @@ def learned_policy(algo: Any) -> Policy:
     return Policy(learner.module["default_policy"], learner._device)
 
 
-def _row(task: str, steps: int, rewards: list[np.ndarray], gamma: float, value: float | None, seconds: float) -> Row:
+def outcome(task: str, rewards: list[np.ndarray], gamma: float) -> Row:
+    """What episodes of a task gave, from the rewards ``(T,)`` of each: the columns of a row that follow from these."""
     returns = np.array([own.sum() for own in rewards])
     return {
-        "steps": steps,
         "return": float(returns.mean()),
         "return_std": float(returns.std()),
         "score": normalized_score(environment(task), float(returns.mean())),
         "discounted_return": float(np.mean([discounted_return(own, gamma) for own in rewards])),
+    }
+
+
+def _row(task: str, steps: int, rewards: list[np.ndarray], gamma: float, value: float | None, seconds: float) -> Row:
+    return {
+        "steps": steps,
+        **outcome(task, rewards, gamma),
         "value_estimate": None if value is None else float(value),
         "seconds": round(seconds, 1),
     }

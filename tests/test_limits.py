@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_damo.dynamics import DynamicsEnsemble
+from rllib_damo.dynamics import DynamicsEnsemble, never_terminates
 from rllib_damo.dynamics.episode_returns import episode_returns
 from rllib_damo.dynamics.known_range import KnownRange
 from rllib_damo.dynamics.limits import MIN_ROWS, clipping_limits
@@ -86,20 +86,17 @@ def upwards(obs: torch.Tensor, _: torch.Generator | None = None) -> torch.Tensor
     return torch.ones_like(obs)
 
 
-def never(obs: torch.Tensor, actions: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(len(obs), dtype=torch.bool)
-
-
 def test_predictions_keep_to_the_limits(model: DynamicsEnsemble) -> None:
     assert (model.obs_low.item(), model.obs_high.item()) == (-1, 1)
-    rows = rollout(upwards, model, never, torch.zeros(100, 1), 20, torch.Generator().manual_seed(0))
+    rows = rollout(upwards, model, never_terminates, torch.zeros(100, 1), 20, torch.Generator().manual_seed(0))
     assert rows["next_obs"].max() == 1
     assert (rows["next_obs"] == 1).float().mean() > 0.3
     # a range that is left without the limits
     known = KnownRange(torch.tensor([-1.0]), torch.tensor([1.0]), -100.0, 2.0)
 
     def returns(of: DynamicsEnsemble) -> torch.Tensor:
-        return episode_returns(upwards, of, never, torch.zeros(10, 1), 20, torch.Generator().manual_seed(0), known)
+        noise = torch.Generator().manual_seed(0)
+        return episode_returns(upwards, of, never_terminates, torch.zeros(10, 1), 20, noise, known)
 
     assert returns(model).min() > 0
     without = DynamicsEnsemble(**model.hparams)

@@ -27,12 +27,11 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import numpy as np
 import ray
 import torch
 from score_settings import add_options, environment
 from score_tables import Dataset
-from score_trials import Row, Trial, is_finished, play_episodes, train
+from score_trials import Row, Trial, is_finished, outcome, play_episodes, train
 from scores import describe, make_trials
 from torch import Tensor
 
@@ -40,8 +39,6 @@ from rllib_damo.core.algorithm import NUM_GRADIENT_STEPS
 from rllib_damo.data.offline_data import BulkOfflineData
 from rllib_damo.errors import UsageError
 from rllib_damo.evaluation.policy import Policy
-from rllib_damo.evaluation.scores import discounted_return
-from rllib_damo.tasks import normalized_score
 from rllib_damo.utils.names import near
 from rllib_damo.utils.paths import atomic_write
 from rllib_damo.utils.spaces import to_unit
@@ -126,12 +123,9 @@ class Measure:
         module = copy.deepcopy(policy.module)
         for played in {"averaged_actor", "kept_actor"} & {name for name, _ in module.named_children()}:
             setattr(module, played, module.actor)
-        env_id = environment(self._task)
-        rewards = play_episodes(Policy(module, policy.device), env_id, self._episodes, seed=steps)
-        return {
-            "newest_score": normalized_score(env_id, float(np.mean([own.sum() for own in rewards]))),
-            "newest_discounted_return": float(np.mean([discounted_return(own, self._gamma) for own in rewards])),
-        }
+        rewards = play_episodes(Policy(module, policy.device), environment(self._task), self._episodes, seed=steps)
+        found = outcome(self._task, rewards, self._gamma)
+        return {f"newest_{name}": found[name] for name in ("score", "discounted_return")}
 
 
 def trials(args: argparse.Namespace, task: str, dataset: Dataset) -> list[Trial]:

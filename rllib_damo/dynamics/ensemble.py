@@ -23,7 +23,7 @@ from rllib_damo.utils.checksums import seal, unsealed
 from rllib_damo.utils.paths import atomic_write
 
 _FORMAT = "rllib_damo.dynamics/1"
-#: The buffers that states of an earlier version lack.
+#: Limits of states where the data show none. States of an earlier version lack these buffers.
 _NO_LIMITS = {"obs_low": -torch.inf, "obs_high": torch.inf}
 _END_OF_ZIP, _END_SIZE = b"PK\5\6", 22
 #: The end of each message about a file that can't be used.
@@ -98,8 +98,8 @@ class DynamicsEnsemble(nn.Module):
         self.register_buffer("input_std", torch.ones(obs_dim + act_dim))
         self.register_buffer("target_mean", torch.zeros(out_dim))
         self.register_buffer("target_std", torch.ones(out_dim))
-        self.register_buffer("obs_low", torch.full((obs_dim,), -torch.inf))
-        self.register_buffer("obs_high", torch.full((obs_dim,), torch.inf))
+        for name, bound in _NO_LIMITS.items():
+            self.register_buffer(name, torch.full((obs_dim,), bound))
         self.register_buffer("elites", torch.arange(num_elites))
         self.termination = LearnedTermination(obs_dim, act_dim) if learn_terminations else None
 
@@ -191,8 +191,7 @@ class DynamicsEnsemble(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As of any module; a state of an earlier version has no limits."""
-        own = self.state_dict()
-        limits = {name: torch.full_like(own[name], bound) for name, bound in _NO_LIMITS.items()}
+        limits = {name: torch.full_like(getattr(self, name), bound) for name, bound in _NO_LIMITS.items()}
         return super().load_state_dict({**limits, **state_dict}, *args, **kwargs)
 
     # -- files -------------------------------------------------------------------------------------------------------
