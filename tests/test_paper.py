@@ -192,16 +192,21 @@ def trials(task: str = "hopper-medium", *extra: str) -> dict[str, score_trials.T
 def test_variants_differ_in_what_their_name_says_alone() -> None:
     """And all share one dynamics model."""
     options = {label: score_trials.options(trial.config()) for label, trial in trials().items()}
+    averages = trials("hopper-medium", "--variants", "average", "mopo-average")
     full = options.pop("full")
     assert (full["eta"], full["actor_eta"], full["bc_weight"], full["data_fraction"]) == (1, 1, 0, 1)
     mopo = options.pop("mopo")
     assert [key for key in full.keys() & mopo.keys() if full[key] != mopo[key]] == []
+    options |= {label: score_trials.options(trial.config()) for label, trial in averages.items()}
+    average = options.pop("mopo-average")
+    assert {key: average[key] for key in mopo if average[key] != mopo[key]} == {"policy_check_freq": 0}
     assert {"rollout_length", "tau", "actor_lr", "dynamics_lr", "dynamics_max_epochs"} <= mopo.keys()
     changes = {label: {key: one[key] for key in full if one[key] != full[key]} for label, one in options.items()}
     assert changes == {
         "no-er": {"data_alignment": False},
         "no-ir": {"behavior_alignment": False},
         "inconsistent": {"policy_improvement": "inconsistent"},
+        "average": {"policy_check_freq": 0},
         **{f"eta-{eta:g}": {"eta": eta} for eta in (0.1, 0.5, 2, 3, 5)},
         **{f"eta-{eta:g}-free": {"eta": eta, "actor_eta": None} for eta in (0.1, 0.5, 2, 3, 5)},
     }
@@ -286,6 +291,16 @@ def test_table_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     text = capsys.readouterr().out
     for task in ("hopper-medium", "walker2d-medium"):
         assert f"| {task} | consistent | 85.0 | 100.0 | yes | 4 of 4 |" in text
+
+
+def test_table_1_is_of_the_policy_that_the_critics_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The moving average has 100, the policy of the gradient step 70."""
+    write_run(tmp_path, "full", 60, value=80)
+    file = tmp_path / "hopper-medium" / "full" / "seed0" / "evaluations.json"
+    rows = [row | {"newest_discounted_return": 70.0} for row in json.loads(file.read_text())]
+    file.write_text(json.dumps(rows))
+    found = drawn("table1", tmp_path, monkeypatch)["full"]
+    assert (found["discounted_return"], found["is_conservative"], found["conservative_evaluations"]) == (70, False, 0)
 
 
 def test_ablations_are_compared_at_the_same_steps(

@@ -45,13 +45,15 @@ from rllib_damo.utils.spaces import to_unit
 
 #: Beside the 1 of "full", where `actor_eta` fixed (1) and free (η) are the same.
 ETAS = (0.1, 0.5, 2.0, 3.0, 5.0)
-#: Variant -> method of `score_settings.py` and options over its settings.
+#: Variant -> method of `score_settings.py` and options over its settings. "average" has no choice among policies.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("damo-long", {}),
     "no-er": ("damo-long", {"data_alignment": False}),
     "no-ir": ("damo-long", {"behavior_alignment": False}),
     "inconsistent": ("damo-long", {"policy_improvement": "inconsistent"}),
     "mopo": ("mopo-long", {}),
+    "average": ("damo-long", {"policy_check_freq": 0}),
+    "mopo-average": ("mopo-long", {"policy_check_freq": 0}),
     **{f"eta-{eta:g}": ("damo-long", {"eta": eta}) for eta in ETAS},
     **{f"eta-{eta:g}-free": ("damo-long", {"eta": eta, "actor_eta": None}) for eta in ETAS},
 }
