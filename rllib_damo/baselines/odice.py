@@ -92,10 +92,10 @@ class ODICEUpdate(Update):
     def step(self, batch: StepBatch, step: int, measure: bool) -> Metrics:
         o, m, rows = self.config, self.module, batch["update"]
         discount = o.gamma * (1 - rows.terminated)
-        states = torch.cat((rows.obs, rows.next_obs))
         with torch.no_grad():
+            states = torch.cat((rows.obs, rows.next_obs))
             target_value, target_next = m.target_values(states).min(0).values.chunk(2)
-        value, next_value = m.values(states).chunk(2, dim=1)  # (2, B)
+        value, next_value = m.values(rows.obs), m.values(rows.next_obs)  # (2, B); apart, since each loss sees one
         residual = rows.rewards + discount * target_next - value
         forward_loss = o.lambda_ * conjugate(residual).mean()
         backward_loss = o.lambda_ * o.eta * conjugate(rows.rewards + discount * next_value - target_value).mean()
