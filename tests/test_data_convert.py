@@ -92,6 +92,16 @@ def test_describe_and_plot(tmp_path) -> None:
     assert plot(data, tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_columns_that_were_clipped_are_described() -> None:
+    data = make_transitions((400,))
+    assert describe(data)["clipped_columns"] == []
+    is_high = data.next_observations[:, 1] > 0.5
+    for states in (data.observations, data.next_observations):
+        states[:, 1] = states[:, 1].clip(max=0.5)
+    assert 10 < is_high.sum() < 400
+    assert describe(data)["clipped_columns"] == [{"column": 1, "low": None, "high": 0.5, "share": is_high.mean()}]
+
+
 def test_episodes_of_one_length_fill_one_bar() -> None:
     assert describe(make_transitions((5, 5, 5)))["length_histogram"] == {"counts": [3], "edges": [4.5, 5.5]}
 

@@ -5,11 +5,11 @@
     python benchmarks/paper/figures.py eta hopper-medium-expert
 
 `table1`: the critics' value at the start states against the real discounted return of the policy that they follow, with
-the consistent policy improvement and with the other one. `ablations`: score, and the value of actions that are not in the data, over
-training. `eta`: the score for each η, with `actor_eta` fixed at 1 and free (η). A number is the mean over seeds of the
-means of a run's last ten evaluations, or of the later half of fewer than twenty. All runs of a task are cut to the
-steps that each of them has reached, or to ``--steps``, which leaves out those that have not reached them; a line below
-the table says which.
+the consistent policy improvement and with the other one. `ablations`: score, and the value of actions that are not in
+the data, over training. `eta`: the score for each η, with `actor_eta` fixed at 1 and free (η). A number is the mean
+over seeds of the means of a run's last ten evaluations, or of the later half of fewer than twenty. All runs of a task
+are cut to the steps that each of them has reached, or to ``--steps``, which leaves out those that have not reached
+them; a line below the table says which.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ app.command()(report)
 app.command()(select)
 
 _BAR_WIDTH = 40
+_MOST_COLUMNS = 5  # in a line
 Dataset = Annotated[str, typer.Argument(help=f"Short name, Minari id, or path: {', '.join(registry.suffixes())}.")]
 Env = Annotated[str | None, typer.Option("--env", "-e", help="Gymnasium id, if the dataset does not name it.")]
 Columns = Annotated[
@@ -272,6 +273,14 @@ def _table(rows: Sequence[tuple[str, ...]]) -> None:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def _clipped(columns: Sequence[dict[str, Any]]) -> str:
+    """Those of most rows first."""
+    ranked = sorted(columns, key=lambda one: -one["share"])
+    parts = [f"{one['column']} ({one['share']:.1%} of rows)" for one in ranked[:_MOST_COLUMNS]]
+    more = f" and {len(ranked) - _MOST_COLUMNS} more" if len(ranked) > _MOST_COLUMNS else ""
+    return f"observation columns {', '.join(parts)}{more}: what lies beyond their limits is in no column"
+
+
 def _readable(figures: dict[str, Any]) -> str:
     returns, lengths, coverage = figures["episode_returns"], figures["episode_lengths"], figures["coverage"]
     lines = [
@@ -287,6 +296,7 @@ def _readable(figures: dict[str, Any]) -> str:
         f"  coverage      {coverage['cells']:.0%} of the cells of the two main directions "
         f"({coverage['explained']:.0%} of the variance)",
         f"  saturation    {figures['action_saturation']:.0%} of action values at their extremes",
+        *([f"  clipped       {_clipped(figures['clipped_columns'])}"] if figures["clipped_columns"] else []),
         f"  fingerprint   {figures['fingerprint']}",
     ]
     for title, key in (("episode returns", "return_histogram"), ("episode lengths", "length_histogram")):

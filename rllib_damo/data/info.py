@@ -8,8 +8,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions
+from rllib_damo.data.limits import clipping_limits
 from rllib_damo.data.schema import Transitions, problems
 from rllib_damo.data.sources import resolve
 from rllib_damo.data.warnings import dataset_warnings
@@ -24,7 +26,7 @@ def describe(transitions: Transitions) -> dict[str, Any]:
 
     Besides `Transitions.statistics`: `fingerprint`; `size_mb`; `return_histogram` and `length_histogram` ({"counts",
     "edges"}); `return_quantiles` (0, 25, 50, 75, 100 %); `coverage` (see `state_coverage`); `action_saturation`
-    (the fraction of action values within 1 % of their column's extremes).
+    (the fraction of action values within 1 % of their column's extremes); `clipped_columns` (see there).
     """
     returns = transitions.episode_returns()
     bounds = transitions.episode_bounds()
@@ -38,6 +40,7 @@ def describe(transitions: Transitions) -> dict[str, Any]:
         "length_histogram": _histogram(bounds[:, 1] - bounds[:, 0]),
         "coverage": state_coverage(transitions),
         "action_saturation": _saturation(transitions.actions),
+        "clipped_columns": clipped_columns(transitions),
     }
 
 
@@ -55,6 +58,28 @@ def state_coverage(transitions: Transitions) -> dict[str, float]:
         "cells": float((counts > 0).mean()),
         "effective_cells": float(np.exp(-(shares * np.log(shares)).sum()) / counts.size),
     }
+
+
+def clipped_columns(transitions: Transitions) -> list[dict[str, Any]]:
+    """Columns of the observations whose values were clipped, as far as the data show it (`clipping_limits`).
+
+    What lies beyond is in no column: neither a dynamics model nor a policy can know it.
+
+    Returns:
+        For each such column its index `column`, its limits `low` and `high` (None: none), and the `share` of next
+        observations that lie at one.
+    """
+    states = transitions.next_observations
+    low, high = (limit.numpy() for limit in clipping_limits(*map(torch.from_numpy, (states, transitions.observations))))
+    shares = ((states == low) | (states == high)).mean(axis=0)
+    return [
+        {"column": int(i), "low": _finite(low[i]), "high": _finite(high[i]), "share": float(shares[i])}
+        for i in np.flatnonzero(np.isfinite(low) | np.isfinite(high))
+    ]
+
+
+def _finite(limit: np.floating) -> float | None:
+    return float(limit) if np.isfinite(limit) else None
 
 
 def plot(transitions: Transitions, png_path: str | os.PathLike[str]) -> Path:

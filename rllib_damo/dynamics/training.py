@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rllib_damo.data.limits import clipping_limits
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
-from rllib_damo.dynamics.limits import clipping_limits
 from rllib_damo.dynamics.termination_head import TerminationTrainer
 from rllib_damo.nn.adam import FusedAdam, load_optimizer_state, optimizer_state
 from rllib_damo.nn.batched_matmul import PRODUCT_DTYPES
