@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rllib_damo.command.data import invoke
+from rllib_damo.command.data import _clipped, invoke
 from rllib_damo.data import sources
 from rllib_damo.data.formats.hdf5 import write_hdf5 as write_d4rl
 from rllib_damo.data.formats.parquet import write_parquet
@@ -88,6 +88,16 @@ def test_check(made: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_d4rl(transitions, pathlib.Path("bad.hdf5"))
     assert invoke(["data", "check", "bad.hdf5"]) == 1
     assert "FAIL  rewards hold values that are not finite" in capsys.readouterr().out
+
+
+def test_clipped_columns_are_told_in_a_line() -> None:
+    limits = [(None, 0.5), (-1.0, None), (-10.0, 10.0), (-10.0, 10.0), (-10.0, 10.0), (-10.0, 10.0)]
+    columns = [{"column": i, "low": low, "high": high, "share": i / 100} for i, (low, high) in enumerate(limits)]
+    assert _clipped(columns[:3]) == (
+        "rows at the limits of observation columns, from 0: 2 (-10 to 10: 2.0%), 1 (at least -1: 1.0%), "
+        "0 (at most 0.5: 0.0%)"
+    )
+    assert _clipped(columns).endswith("1 (at least -1: 1.0%) and 1 more")
 
 
 def test_other_names_and_normalised_actions(made: str, capsys: pytest.CaptureFixture[str]) -> None:

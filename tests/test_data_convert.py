@@ -95,11 +95,16 @@ def test_describe_and_plot(tmp_path) -> None:
 def test_columns_that_were_clipped_are_described() -> None:
     data = make_transitions((400,))
     assert describe(data)["clipped_columns"] == []
-    is_high = data.next_observations[:, 1] > 0.5
+    at_high, at_low = data.next_observations[:, 1] > 0.5, data.next_observations[:, 2] < -1
     for states in (data.observations, data.next_observations):
+        states[:, 0] = states[:, 0] > 0  # a flag, and no limit
         states[:, 1] = states[:, 1].clip(max=0.5)
-    assert 10 < is_high.sum() < 400
-    assert describe(data)["clipped_columns"] == [{"column": 1, "low": None, "high": 0.5, "share": is_high.mean()}]
+        states[:, 2] = states[:, 2].clip(min=-1)
+    assert min(at_high.sum(), at_low.sum()) > 10
+    assert describe(data)["clipped_columns"] == [
+        {"column": 1, "low": None, "high": 0.5, "share": pytest.approx(at_high.mean(), abs=1e-6)},
+        {"column": 2, "low": -1.0, "high": None, "share": pytest.approx(at_low.mean(), abs=1e-6)},
+    ]
 
 
 def test_episodes_of_one_length_fill_one_bar() -> None:

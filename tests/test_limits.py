@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_damo.data.limits import MIN_ROWS, clipping_limits
 from rllib_damo.dynamics import DynamicsEnsemble, never_terminates
 from rllib_damo.dynamics.episode_returns import episode_returns
 from rllib_damo.dynamics.known_range import KnownRange
 from rllib_damo.dynamics.rollout import rollout
 from rllib_damo.dynamics.training import DynamicsTrainer
+from rllib_damo.utils.limits import MIN_ROWS, clipping_limits
 
 INF = math.inf
 

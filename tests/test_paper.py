@@ -181,7 +181,11 @@ def test_the_newest_policy_is_played_whatever_is_delivered(checks: int, monkeypa
     monkeypatch.setattr(runs, "play_episodes", play)
     measure = runs.Measure.__new__(runs.Measure)
     measure._task, measure._episodes, measure._gamma = "pendulum-mixed", 2, 0.5
-    assert measure._newest(Policy(module), 7)["newest_discounted_return"] == 0.5
+    measure._starts = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    found = measure._newest(Policy(module), 7)
+    assert found["newest_discounted_return"] == 0.5
+    values = module.critics(measure._starts, torch.zeros(5, 1)).amin(0).mean()  # the actor's weights are 0
+    assert found["newest_value_estimate"] == pytest.approx(values.item())
     assert module.played_actor is not module.actor
 
 
@@ -280,8 +284,8 @@ def test_table_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     write_run(tmp_path, "inconsistent", 50, value=120)
     found = drawn("table1", tmp_path, monkeypatch)
     text = capsys.readouterr().out
-    assert "| hopper-medium | consistent | 85.0 | 100.0 | yes | 4 of 4 |" in text
-    assert "| hopper-medium | inconsistent | 120.0 | 100.0 | no | 0 of 2 |" in text
+    assert "| hopper-medium | consistent | evaluated | 85.0 | 100.0 | yes | 4 of 4 |" in text
+    assert "| hopper-medium | inconsistent | evaluated | 120.0 | 100.0 | no | 0 of 2 |" in text
     assert found["full"]["by_seed"]["value_estimate"] == [80, 90]
     assert (found["full"]["seeds"], found["full"]["steps"], found["full"]["score"]) == (2, 30, 55)
 
@@ -290,7 +294,7 @@ def test_table_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert figures.main() == 0
     text = capsys.readouterr().out
     for task in ("hopper-medium", "walker2d-medium"):
-        assert f"| {task} | consistent | 85.0 | 100.0 | yes | 4 of 4 |" in text
+        assert f"| {task} | consistent | evaluated | 85.0 | 100.0 | yes | 4 of 4 |" in text
 
 
 def test_table_1_is_of_the_policy_that_the_critics_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +304,13 @@ def test_table_1_is_of_the_policy_that_the_critics_follow(tmp_path: Path, monkey
     rows = [row | {"newest_discounted_return": 70.0} for row in json.loads(file.read_text())]
     file.write_text(json.dumps(rows))
     found = drawn("table1", tmp_path, monkeypatch)["full"]
-    assert (found["discounted_return"], found["is_conservative"], found["conservative_evaluations"]) == (70, False, 0)
+    assert (found["value_estimate"], found["discounted_return"], found["policy"]) == (80, 100, "evaluated")
+    file.write_text(json.dumps([row | {"newest_value_estimate": 75.0} for row in rows]))
+    found = drawn("table1", tmp_path, monkeypatch)["full"]
+    assert (found["value_estimate"], found["discounted_return"], found["policy"]) == (75, 70, "gradient step")
+    assert (found["is_conservative"], found["conservative_evaluations"]) == (False, 0)
+    write_run(tmp_path, "inconsistent", 50, value=120)  # an older one
+    assert drawn("table1", tmp_path, monkeypatch)["full"]["value_estimate"] == 80
 
 
 def test_ablations_are_compared_at_the_same_steps(

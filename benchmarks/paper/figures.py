@@ -4,12 +4,12 @@
     python benchmarks/paper/figures.py ablations hopper-medium-expert
     python benchmarks/paper/figures.py eta hopper-medium-expert
 
-`table1`: the critics' value at the start states against the real discounted return of the policy that they follow, with
-the consistent policy improvement and with the other one. `ablations`: score, and the value of actions that are not in
-the data, over training. `eta`: the score for each η, with `actor_eta` fixed at 1 and free (η). A number is the mean
-over seeds of the means of a run's last ten evaluations, or of the later half of fewer than twenty. All runs of a task
-are cut to the steps that each of them has reached, or to ``--steps``, which leaves out those that have not reached
-them; a line below the table says which.
+`table1`: the critics' value at the start states against the real discounted return, both of the policy that they
+follow, with the consistent policy improvement and with the other one. `ablations`: score, and the value of actions
+that are not in the data, over training. `eta`: the score for each η, with `actor_eta` fixed at 1 and free (η). A
+number is the mean over seeds of the means of a run's last ten evaluations, or of the later half of fewer than twenty.
+All runs of a task are cut to the steps that each of them has reached, or to ``--steps``, which leaves out those that
+have not reached them; a line below the table says which.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ KEYS = (
     "score", "value_estimate", "discounted_return", "value_random", "value_data", "density_ratio_mean", "path_falls",
     "path_excess",
 )  # fmt: skip
-RETURN = "discounted_return"
+#: What Table 1 compares, and before it what names the same of the policy of the gradient step.
+COMPARED, NEWEST = ("value_estimate", "discounted_return"), "newest_"
 #: What is known along the policy's own path (`along_the_path`), and digits of it.
 PATH = {"path_falls": 2, "path_excess": 1}
 #: Variant -> its policy improvement.
@@ -100,12 +101,18 @@ def curves(trials: Sequence[Sequence[Row]], keys: Sequence[str]) -> dict[str, li
 def table1(trials: Trials) -> Variants:
     """Whether values are below what the policy really gets; at how many of the last evaluations, too.
 
-    The critics follow the policy of the gradient step, and not the moving average that other columns are of.
+    Both are of the policy of the gradient step, which the critics follow. Runs of before these were recorded have only
+    those of the policy that is evaluated, and a table with one of them is of that policy throughout.
     """
     found = {}
+    rows_of_all = [row for seeds in trials.values() for rows in seeds for row in rows]
+    has_newest = all(NEWEST + key in row for row in rows_of_all for key in COMPARED)
     for label, seeds in trials.items():
-        rows = [[{**row, RETURN: row.get(f"newest_{RETURN}", row[RETURN])} for row in seed] for seed in seeds]
-        one = results(rows) | {"curve": curves(rows, ("value_estimate", "discounted_return", "score"))}
+        rows = seeds
+        if has_newest:
+            rows = [[row | {key: row[NEWEST + key] for key in COMPARED} for row in seed] for seed in seeds]
+        one = results(rows) | {"policy": "gradient step" if has_newest else "evaluated"}
+        one |= {"curve": curves(rows, ("value_estimate", "discounted_return", "score"))}
         ends = [row for seed in rows for row in last(seed)]
         one["is_conservative"] = one["value_estimate"] < one["discounted_return"]
         one["conservative_evaluations"] = sum(row["value_estimate"] < row["discounted_return"] for row in ends)
@@ -117,7 +124,7 @@ def table1(trials: Trials) -> Variants:
 def table1_rows(found: Variants) -> list[str]:
     """Cells of the Markdown table."""
     return [
-        f"{IMPROVEMENTS[label]} | {one['value_estimate']:.1f} | {one['discounted_return']:.1f} | "
+        f"{IMPROVEMENTS[label]} | {one['policy']} | {one['value_estimate']:.1f} | {one['discounted_return']:.1f} | "
         f"{'yes' if one['is_conservative'] else 'no'} | {one['conservative_evaluations']} of {one['last_evaluations']}"
         for label, one in found.items()
     ]
@@ -244,7 +251,7 @@ class Kind(NamedTuple):
 FIGURES = {
     "table1": Kind(
         [*IMPROVEMENTS], table1, draw_table1,
-        "policy improvement | estimate | real | conservative | evaluations below", table1_rows,
+        "policy improvement | policy | estimate | real | conservative | evaluations below", table1_rows,
     ),
     "ablations": Kind(
         GROUPS["ablations"], ablations, draw_ablations,

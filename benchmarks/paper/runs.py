@@ -69,6 +69,8 @@ LEARNER = (
 )  # fmt: skip
 #: States of the dataset whose actions' values are asked for.
 STATES = 5_000
+#: Of its episodes, the start states that the learner's own estimate is of, too.
+STARTS = 1_000
 MODEL, DATASET = "dynamics.pt", "dataset.json"
 FOLDER = Path(__file__).parent / "runs"
 
@@ -105,6 +107,8 @@ class Measure:
         config.validate()
         self._gamma = config.gamma
         data = BulkOfflineData(config).transitions
+        starts = data.episode_bounds()[:STARTS, 0]
+        self._starts = torch.from_numpy(data.observations[starts])
         rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:STATES].numpy()
         self._obs, self._actions = torch.from_numpy(data.observations[rows]), data.actions[rows]
 
@@ -121,13 +125,17 @@ class Measure:
         return action_values(policy.module.critics, obs, actions, generator) | known
 
     def _newest(self, policy: Policy, steps: int) -> Row:
-        """Of the policy of the last gradient step, where other columns are of the moving average."""
+        """Of the policy of the last gradient step, where other columns are of the one that is evaluated."""
         module = copy.deepcopy(policy.module)
+        starts = self._starts.to(policy.device)
+        with torch.no_grad():
+            value = module.critics(starts, module.mean_actions(starts, module.actor)).amin(0).mean()
         for played in {"averaged_actor", "kept_actor"} & {name for name, _ in module.named_children()}:
             setattr(module, played, module.actor)
         rewards = play_episodes(Policy(module, policy.device), environment(self._task), self._episodes, seed=steps)
         found = outcome(self._task, rewards, self._gamma)
-        return {f"newest_{name}": found[name] for name in ("score", "discounted_return")}
+        known = {f"newest_{name}": found[name] for name in ("score", "discounted_return")}
+        return known | {"newest_value_estimate": float(value)}
 
 
 def trials(args: argparse.Namespace, task: str, dataset: Dataset) -> list[Trial]:

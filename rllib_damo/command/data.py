@@ -44,7 +44,7 @@ app.command()(report)
 app.command()(select)
 
 _BAR_WIDTH = 40
-_MOST_COLUMNS = 5  # in a line
+_MOST = 5  # columns in a line
 Dataset = Annotated[str, typer.Argument(help=f"Short name, Minari id, or path: {', '.join(registry.suffixes())}.")]
 Env = Annotated[str | None, typer.Option("--env", "-e", help="Gymnasium id, if the dataset does not name it.")]
 Columns = Annotated[
@@ -149,7 +149,7 @@ def info(
     observation_key: Keys = None,
     skip_bad_episodes: SkipBad = False,
 ) -> None:
-    """Sizes, returns, lengths and coverage of a dataset."""
+    """Sizes, returns, lengths, coverage and clipped columns of a dataset."""
     _refuse_unmade(name)
     observation_space, action_space = _spaces(env)
     conventions = _conventions(action_space, column, normalized_actions, observation_key, skip_bad_episodes)
@@ -276,9 +276,15 @@ def _table(rows: Sequence[tuple[str, ...]]) -> None:
 def _clipped(columns: Sequence[dict[str, Any]]) -> str:
     """Those of most rows first."""
     ranked = sorted(columns, key=lambda one: -one["share"])
-    parts = [f"{one['column']} ({one['share']:.1%} of rows)" for one in ranked[:_MOST_COLUMNS]]
-    more = f" and {len(ranked) - _MOST_COLUMNS} more" if len(ranked) > _MOST_COLUMNS else ""
-    return f"observation columns {', '.join(parts)}{more}: what lies beyond their limits is in no column"
+    parts = [f"{one['column']} ({_limits(one['low'], one['high'])}: {one['share']:.1%})" for one in ranked[:_MOST]]
+    more = f" and {len(ranked) - _MOST} more" if len(ranked) > _MOST else ""
+    return f"rows at the limits of observation columns, from 0: {', '.join(parts)}{more}"
+
+
+def _limits(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f"at most {high:g}"
+    return f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
 
 
 def _readable(figures: dict[str, Any]) -> str:

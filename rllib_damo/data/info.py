@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions
-from rllib_damo.data.limits import clipping_limits
 from rllib_damo.data.schema import Transitions, problems
 from rllib_damo.data.sources import resolve
 from rllib_damo.data.warnings import dataset_warnings
 from rllib_damo.errors import DataError
+from rllib_damo.utils.batch import unknown_successors
+from rllib_damo.utils.limits import clipping_limits
 
 _CELLS_PER_AXIS = 32
 _HISTOGRAM_BINS = 20
@@ -61,25 +62,34 @@ def state_coverage(transitions: Transitions) -> dict[str, float]:
 
 
 def clipped_columns(transitions: Transitions) -> list[dict[str, Any]]:
-    """Columns of the observations whose values were clipped, as far as the data show it (`clipping_limits`).
+    """Columns of the observations that many rows have at their limit exactly, as far as the data show it.
 
-    What lies beyond is in no column: neither a dynamics model nor a policy can know it.
+    Where an environment clips what it shows and not its own state, what lies beyond the limit is in no column: neither
+    a model nor a policy can know it. Columns of two values are left out.
 
     Returns:
-        For each such column its index `column`, its limits `low` and `high` (None: none), and the `share` of next
-        observations that lie at one.
+        For each such column its index `column`, its limits `low` and `high` (None: none), as the dynamics model finds
+        them (`clipping_limits`), and the `share` of next observations that lie at one.
     """
-    states = transitions.next_observations
-    low, high = (limit.numpy() for limit in clipping_limits(*map(torch.from_numpy, (states, transitions.observations))))
-    shares = ((states == low) | (states == high)).mean(axis=0)
+    obs, states, terminated = (
+        torch.from_numpy(rows)
+        for rows in (transitions.observations, transitions.next_observations, transitions.terminations)
+    )
+    known = ~unknown_successors(obs, states, terminated)
+    obs, states = obs[known], states[known]
+    if not len(states):
+        return []
+    low, high = clipping_limits(states, obs)
+    shares = ((states == low) | (states == high)).float().mean(0)
+    is_clipped = (low.isfinite() | high.isfinite()) & ((states > states.amin(0)) & (states < states.amax(0))).any(0)
     return [
-        {"column": int(i), "low": _finite(low[i]), "high": _finite(high[i]), "share": float(shares[i])}
-        for i in np.flatnonzero(np.isfinite(low) | np.isfinite(high))
+        {"column": i, "low": _finite(low[i]), "high": _finite(high[i]), "share": round(float(shares[i]), 6)}
+        for i in is_clipped.nonzero().flatten().tolist()
     ]
 
 
-def _finite(limit: np.floating) -> float | None:
-    return float(limit) if np.isfinite(limit) else None
+def _finite(limit: torch.Tensor) -> float | None:
+    return float(limit) if limit.isfinite() else None
 
 
 def plot(transitions: Transitions, png_path: str | os.PathLike[str]) -> Path:

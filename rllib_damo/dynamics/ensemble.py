@@ -39,7 +39,7 @@ class DynamicsEnsemble(nn.Module):
     In the shapes below B is a batch of rows, D = obs_dim + 1 the number of predicted quantities. Inputs and targets are
     standardised by the training data's statistics, inside the network: every argument and result has the data's units.
     A quantity that is constant in the data is constant in the model, with a variance of 0. States are drawn within the
-    limits at which those of the data were clipped, if they were (`data/limits.py`).
+    limits at which those of the data were clipped, if they were (`utils/limits.py`).
 
     Args:
         obs_dim: width of an observation.

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rllib_damo.data.limits import clipping_limits
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.dynamics.termination_head import TerminationTrainer
 from rllib_damo.nn.adam import FusedAdam, load_optimizer_state, optimizer_state
@@ -19,6 +18,7 @@ from rllib_damo.nn.gaussian_mlp import Gradients, bounded_gaussian
 from rllib_damo.nn.stacked_mlp import stacked_forward
 from rllib_damo.nn.standardize import input_scales, mean_and_std
 from rllib_damo.utils.batch import unknown_successors
+from rllib_damo.utils.limits import clipping_limits
 
 #: A member counts as improved when its hold-out error falls by this fraction.
 _IMPROVEMENT = 0.01
