@@ -124,7 +124,8 @@ def table1(trials: Trials) -> Variants:
 def table1_rows(found: Variants) -> list[str]:
     """Cells of the Markdown table."""
     return [
-        f"{IMPROVEMENTS[label]} | {one.get('policy', 'evaluated')} | {one['value_estimate']:.1f} | {one['discounted_return']:.1f} | "
+        f"{IMPROVEMENTS[label]} | {one.get('policy', 'evaluated')} | "
+        f"{one['value_estimate']:.1f} | {one['discounted_return']:.1f} | "
         f"{'yes' if one['is_conservative'] else 'no'} | {one['conservative_evaluations']} of {one['last_evaluations']}"
         for label, one in found.items()
     ]
