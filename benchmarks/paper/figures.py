@@ -110,7 +110,7 @@ def table1(trials: Trials) -> Variants:
     for label, seeds in trials.items():
         rows = seeds
         if has_newest:
-            rows = [[row | {key: row[NEWEST + key] for key in COMPARED} for row in seed] for seed in seeds]
+            rows = [[{**row, **{key: row[NEWEST + key] for key in COMPARED}} for row in seed] for seed in seeds]
         one = results(rows) | {"policy": "gradient step" if has_newest else "evaluated"}
         one |= {"curve": curves(rows, ("value_estimate", "discounted_return", "score"))}
         ends = [row for seed in rows for row in last(seed)]
