@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from runs import DATASET, ETAS, FOLDER, GROUPS
+from runs import DATASET, ETAS, FOLDER, GROUPS, NEWEST
 from score_tables import Row, curve
 
 #: Evaluations at the end of a run, whose mean is its result; of a run of fewer than twice as many, its later half.
@@ -40,8 +40,8 @@ KEYS = (
     "score", "value_estimate", "discounted_return", "value_random", "value_data", "density_ratio_mean", "path_falls",
     "path_excess",
 )  # fmt: skip
-#: What Table 1 compares, and before it what names the same of the policy of the gradient step.
-COMPARED, NEWEST = ("value_estimate", "discounted_return"), "newest_"
+#: What Table 1 compares.
+COMPARED = ("value_estimate", "discounted_return")
 #: What is known along the policy's own path (`along_the_path`), and digits of it.
 PATH = {"path_falls": 2, "path_excess": 1}
 #: Variant -> its policy improvement.
@@ -111,8 +111,8 @@ def table1(trials: Trials) -> Variants:
         rows = seeds
         if has_newest:
             rows = [[{**row, **{key: row[NEWEST + key] for key in COMPARED}} for row in seed] for seed in seeds]
-        one = results(rows) | {"policy": "gradient step" if has_newest else "evaluated"}
-        one |= {"curve": curves(rows, ("value_estimate", "discounted_return", "score"))}
+        one = results(rows) | {"curve": curves(rows, (*COMPARED, "score"))}
+        one["policy"] = "gradient step" if has_newest else "evaluated"
         ends = [row for seed in rows for row in last(seed)]
         one["is_conservative"] = one["value_estimate"] < one["discounted_return"]
         one["conservative_evaluations"] = sum(row["value_estimate"] < row["discounted_return"] for row in ends)

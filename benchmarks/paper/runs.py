@@ -67,6 +67,8 @@ GROUPS = {
 LEARNER = (
     "density_ratio_mean", "classifier_accuracy", "logit_offline_mean", "logit_synthetic_mean", "qf_mean", "alpha_value",
 )  # fmt: skip
+#: Before the columns of the policy of the gradient step; those without are of the one that is evaluated.
+NEWEST = "newest_"
 #: States of the dataset whose actions' values are asked for.
 STATES = 5_000
 #: Of its episodes, the start states that the learner's own estimate is of, too.
@@ -133,9 +135,8 @@ class Measure:
         for played in {"averaged_actor", "kept_actor"} & {name for name, _ in module.named_children()}:
             setattr(module, played, module.actor)
         rewards = play_episodes(Policy(module, policy.device), environment(self._task), self._episodes, seed=steps)
-        found = outcome(self._task, rewards, self._gamma)
-        known = {f"newest_{name}": found[name] for name in ("score", "discounted_return")}
-        return known | {"newest_value_estimate": float(value)}
+        found = outcome(self._task, rewards, self._gamma) | {"value_estimate": float(value)}
+        return {NEWEST + name: found[name] for name in ("score", "discounted_return", "value_estimate")}
 
 
 def trials(args: argparse.Namespace, task: str, dataset: Dataset) -> list[Trial]:
