@@ -202,6 +202,8 @@ def test_variants_differ_in_what_their_name_says_alone() -> None:
     mopo = options.pop("mopo")
     assert [key for key in full.keys() & mopo.keys() if full[key] != mopo[key]] == []
     options |= {label: score_trials.options(trial.config()) for label, trial in averages.items()}
+    for penalty in (0.5, 1, 2.5, 5, 10, 20):
+        assert options.pop(f"mopo-{penalty:g}") == {**mopo, "penalty_coef": penalty}
     average = options.pop("mopo-average")
     assert {key: average[key] for key in mopo if average[key] != mopo[key]} == {"policy_check_freq": 0}
     assert {"rollout_length", "tau", "actor_lr", "dynamics_lr", "dynamics_max_epochs"} <= mopo.keys()
@@ -331,17 +333,24 @@ def test_ablations_are_compared_at_the_same_steps(
     assert {label: one["score"] for label, one in found.items()} == {"full": 60}
 
 
-def test_eta_fixed_and_free(
+def test_eta_fixed_and_free_beside_mopos_penalty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for label, score in (("full", 60.0), ("eta-0.1", 50.0), ("eta-3", 40.0), ("eta-3-free", 30.0)):
         write_run(tmp_path, label, score, value=80)
+    for label, score in (("mopo-2.5", 20.0), ("mopo", 25.0)):
+        write_run(tmp_path, label, score, value=80)
+        file = tmp_path / "hopper-medium" / label / "seed0" / "evaluations.json"
+        rows = json.loads(file.read_text())  # MOPO has no weight
+        file.write_text(json.dumps([{key: row[key] for key in row if key != "density_ratio_mean"} for row in rows]))
     drawn("eta", tmp_path, monkeypatch)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| hopper")]
     assert lines == [
-        "| hopper-medium | 0.1 | 50.0 | - | 0.50 | - |",
-        "| hopper-medium | 1 | 60.0 | 60.0 | 0.60 | 0.60 |",
-        "| hopper-medium | 3 | 40.0 | 30.0 | 0.40 | 0.30 |",
+        "| hopper-medium | η = 0.1 | 50.0 | - | 0.50 | - |",
+        "| hopper-medium | η = 1 | 60.0 | 60.0 | 0.60 | 0.60 |",
+        "| hopper-medium | η = 3 | 40.0 | 30.0 | 0.40 | 0.30 |",
+        "| hopper-medium | MOPO, penalty 2.5 | 20.0 | - | - | - |",
+        "| hopper-medium | MOPO, public code's | 25.0 | - | - | - |",
     ]
 
 

@@ -6,8 +6,8 @@
 
 `table1`: the critics' value at the start states against the real discounted return, both of the policy that they
 follow, with the consistent policy improvement and with the other one. `ablations`: score, and the value of actions
-that are not in the data, over training. `eta`: the score for each η, with `actor_eta` fixed at 1 and free (η). A
-number is the mean over seeds of the means of a run's last ten evaluations, or of the later half of fewer than twenty.
+that are not in the data, over training. `eta`: the score for each η, with `actor_eta` fixed at 1 and free (η), and
+MOPO's for each penalty beside it. A number is the mean over seeds of the means of a run's last ten evaluations, or of the later half of fewer than twenty.
 All runs of a task are cut to the steps that each of them has reached, or to ``--steps``, which leaves out those that
 have not reached them; a line below the table says which.
 """
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from runs import DATASET, ETAS, FOLDER, GROUPS, NEWEST
+from runs import DATASET, ETAS, FOLDER, GROUPS, NEWEST, PENALTIES
 from score_tables import Row, curve
 
 #: Evaluations at the end of a run, whose mean is its result; of a run of fewer than twice as many, its later half.
@@ -49,6 +49,8 @@ IMPROVEMENTS = {"full": "consistent", "inconsistent": "inconsistent"}
 #: η -> its variants; "full" has η = `actor_eta` = 1.
 FIXED = {eta: "full" if eta == 1 else f"eta-{eta:g}" for eta in sorted((1.0, *ETAS))}
 FREE = {eta: label if eta == 1 else f"{label}-free" for eta, label in FIXED.items()}
+#: MOPO's penalty -> its variant; "mopo" has that of public code, which differs between tasks.
+PENALTY = {penalty: f"mopo-{penalty:g}" for penalty in PENALTIES}
 
 
 def load(runs: Path, task: str, labels: Sequence[str], steps: int | None = None) -> Trials:
@@ -147,22 +149,22 @@ def ablations_rows(found: Variants) -> list[str]:
 
 
 def eta(trials: Trials) -> Variants:
-    """Score and mean weight for each η."""
+    """Score and mean weight for each η; MOPO's score for each penalty."""
     return {label: results(rows) | {"curve": curves(rows, ("score",))} for label, rows in trials.items()}
 
 
 def eta_rows(found: Variants) -> list[str]:
-    """Cells of the Markdown table: fixed and free side by side."""
-    lines = []
-    for value in FIXED:
-        pair = [found.get(names[value]) for names in (FIXED, FREE)]
-        cells = [
-            "-" if one is None else f"{one[key]:{form}}"
-            for key, form in (("score", ".1f"), ("density_ratio_mean", ".2f")) for one in pair
-        ]  # fmt: skip
-        if any(pair):
-            lines.append(f"{value:g} | {' | '.join(cells)}")
-    return lines
+    """Cells of the Markdown table: fixed and free side by side; then MOPO."""
+
+    def cells(names: Sequence[str | None]) -> str:
+        pair = [found.get(name or "", {}) for name in names]
+        columns = ("score", ".1f"), ("density_ratio_mean", ".2f")
+        return " | ".join(f"{one[key]:{form}}" if key in one else "-" for key, form in columns for one in pair)
+
+    rows = {f"η = {value:g}": (FIXED[value], FREE[value]) for value in FIXED}
+    rows |= {f"MOPO, penalty {value:g}": (label, None) for value, label in PENALTY.items()}
+    rows |= {"MOPO, public code's": ("mopo", None)}
+    return [f"{name} | {cells(names)}" for name, names in rows.items() if any(label in found for label in names)]
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------
@@ -212,11 +214,15 @@ def draw_eta(content: Content) -> Figure:
                 row[0].plot(found[label]["curve"]["steps"], found[label]["curve"]["score"], label=f"η = {value:g}")
         row[0].set(title=task, xlabel="gradient steps", ylabel="normalised score")
         for axis, (key, title) in zip(row[1:], titles.items(), strict=True):
-            for name, labels in (("actor_eta fixed (1)", FIXED), ("actor_eta free (η)", FREE)):
-                points = {value: found[label][key] for value, label in labels.items() if label in found}
-                axis.plot(points.keys(), points.values(), marker="o", label=name)
-            axis.set(title=task, xlabel="η", ylabel=title, xscale="log")
-            axis.set_xticks([*FIXED], [f"{value:g}" for value in FIXED], minor=False)
+            lines = {"actor_eta fixed (1)": FIXED, "actor_eta free (η)": FREE, "MOPO, penalty": PENALTY}
+            for name, labels in lines.items():
+                points = {value: found[label] for value, label in labels.items() if label in found}
+                known = {value: one[key] for value, one in points.items() if key in one}
+                if known:
+                    axis.plot(known.keys(), known.values(), marker="o", label=name)
+            ticks = sorted({*FIXED, *(value for value, label in PENALTY.items() if label in found)})
+            axis.set(title=task, xlabel="η, penalty", ylabel=title, xscale="log")
+            axis.set_xticks(ticks, [f"{value:g}" for value in ticks], minor=False)
             axis.minorticks_off()
         for axis in row[:2]:
             draw_behavior(axis, facts)
@@ -259,8 +265,8 @@ FIGURES = {
         "variant | score | Q of random actions | Q of the data's | falls | too high", ablations_rows,
     ),
     "eta": Kind(
-        [*FIXED.values(), *FREE.values()], eta, draw_eta,
-        "η | score, fixed | score, free | w, fixed | w, free", eta_rows,
+        [*FIXED.values(), *FREE.values(), *PENALTY.values(), "mopo"], eta, draw_eta,
+        "setting | score, fixed | score, free | w, fixed | w, free", eta_rows,
     ),
 }  # fmt: skip
 

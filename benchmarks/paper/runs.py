@@ -45,6 +45,8 @@ from rllib_damo.utils.spaces import to_unit
 
 #: Beside the 1 of "full", where `actor_eta` fixed (1) and free (η) are the same.
 ETAS = (0.1, 0.5, 2.0, 3.0, 5.0)
+#: MOPO's λ, searched as widely as η; "mopo" has the one of public code, which is among these.
+PENALTIES = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0)
 #: Variant -> method of `score_settings.py` and options over its settings. "average" has no choice among policies.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("damo-long", {}),
@@ -56,12 +58,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mopo-average": ("mopo-long", {"policy_check_freq": 0}),
     **{f"eta-{eta:g}": ("damo-long", {"eta": eta}) for eta in ETAS},
     **{f"eta-{eta:g}-free": ("damo-long", {"eta": eta, "actor_eta": None}) for eta in ETAS},
+    **{f"mopo-{penalty:g}": ("mopo-long", {"penalty_coef": penalty}) for penalty in PENALTIES},
 }
 #: What `--variants` may say for several.
 GROUPS = {
     "ablations": ["full", "no-er", "no-ir", "inconsistent", "mopo"],
     "eta": [f"eta-{eta:g}" for eta in ETAS],
     "free": [f"eta-{eta:g}-free" for eta in ETAS],
+    "penalty": [f"mopo-{penalty:g}" for penalty in PENALTIES],
 }
 #: Of the learner's metrics, those that go into a row where they are.
 LEARNER = (
