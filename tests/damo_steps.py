@@ -38,9 +38,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "warm-up inconsistent": {"bc_weight": 0.4, "actor_warmup_steps": 1, "policy_improvement": "inconsistent"},
     "clipped logit": {"max_logit": 0.01},
     "no bonus": {"logit_bonus": False},
+    "terminal alignment": {"terminal_alignment": True},
+    "terminal alignment chi_squared": {"terminal_alignment": True, "f_divergence": "chi_squared"},
+    "terminal alignment without data alignment": {"terminal_alignment": True, "data_alignment": False},
+    "terminal alignment of plain TD": {
+        "terminal_alignment": True, "behavior_alignment": False, "policy_improvement": "inconsistent",
+    },
     "no smoothing": {"label_smoothing": 0.0},
     "neither alignment": {"data_alignment": False, "behavior_alignment": False, "policy_improvement": "inconsistent"},
-}
+}  # fmt: skip
 
 
 def make_config(**options: Any) -> DAMOConfig:

@@ -6,9 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from rllib_damo.damo.divergences import DIVERGENCES as TORCH_DIVERGENCES
-from tests.tabular import DIVERGENCES, Dual, flow_violation, kl, occupancy, random_problem
+from rllib_damo.damo.losses import terminal_value
+from tests.tabular import DIVERGENCES, POWER, Dual, Problem, flow_violation, kl, occupancy, random_problem
 
 SEEDS = range(10)
 ETAS = (0.1, 1.0, 3.0)
@@ -107,6 +109,50 @@ def test_residual_at_the_optimum_is_the_implicit_penalty(divergence: str, eta: f
         assert (x[~inside] <= -2 * eta + TOLERANCE).all()
         clipped += int((~inside).sum())
     assert (clipped > 0) == (divergence == "chi_squared")
+
+
+def ending(stay: float, behavior_stay: float = 0.9) -> Problem:
+    """A state of reward 1 that the policy leaves with probability 1 - ``stay``, for one that ends the episode."""
+    dynamics = np.array([[[1, 0], [0, 1]], [[0, 1], [0, 1]]], float)
+    rewards = np.array([[[1, 1], [1, 1]], [[0, 0], [0, 0]]], float)
+    policy, behavior = (np.array([[p, 1 - p], [0.5, 0.5]]) for p in (stay, behavior_stay))
+    return Problem(dynamics, dynamics, rewards, np.array([1.0, 0.0]), behavior, policy, gamma=0.9)
+
+
+def before_the_end(problem: Problem, eta: float, divergence: str, terminal_value: float) -> Dual:
+    """The dual as it is learned: state 1 is terminal, no row starts there, and its value is given."""
+    dual = Dual(problem, eta, divergence)
+    of_terminal = slice(problem.policy.shape[1], None)
+    dual.residual_map[:, of_terminal] = dual.initial_map[of_terminal] = dual.rho[1] = 0
+    dual.r[0, :, 1] += problem.gamma * terminal_value
+    return dual
+
+
+@every
+@every_eta
+def test_a_terminal_state_is_worth_its_endless_repetition(divergence: str, eta: float) -> None:
+    """docs/damo.md 13: with that value the states before it have the Q of the problem in which it repeats itself."""
+    f = TORCH_DIVERGENCES[divergence](POWER)
+    for stay in (0.5, 0.9, 0.95):
+        problem = ending(stay)
+        q = Dual(problem, eta, divergence).minimise()
+        logit = np.log(problem.rho_behavior[1, 0, 1] / problem.rho_model[1, 0, 1])  # of every repetition
+        value = float(terminal_value(torch.tensor(logit), eta, problem.gamma, f))
+        np.testing.assert_allclose(q[1], value, atol=TOLERANCE)
+        learned = before_the_end(problem, eta, divergence, value).minimise()
+        np.testing.assert_allclose(learned[0], q[0], atol=1e-6)
+        wrong = before_the_end(problem, eta, divergence, 0.0).minimise()
+        assert abs(wrong[0] - q[0]).max() > 0.1 or abs(value) < 0.2
+
+
+@every
+def test_with_a_terminal_value_of_0_the_objective_ends_more_episodes(divergence: str) -> None:
+    """Though the reward is paid for staying, and the data stay in nine of ten steps: η = 3, reward 1."""
+    stays = np.linspace(0.05, 0.95, 19)
+    duals = [Dual(ending(stay), 3.0, divergence) for stay in stays]
+    assert stays[np.argmax([dual.value(dual.minimise()) for dual in duals])] >= 0.85
+    duals = [before_the_end(ending(stay), 3.0, divergence, 0.0) for stay in stays]
+    assert stays[np.argmax([dual.value(dual.minimise()) for dual in duals])] < 0.82
 
 
 @every

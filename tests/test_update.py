@@ -133,7 +133,13 @@ def plain_gradients(
     else:
         next_q = m.critics(u.next_obs, a_next.detach())
         next_q = next_q.detach() if stop_target else next_q
-    target = r + o.gamma * (1 - u.terminated) * (next_q - alpha * log_prob_next.detach())
+    # 13: a terminal state's value; f'(1) is where f*' is 1
+    slope = 1.0 if o.f_divergence == "half_squared" else 0.0
+    terminal_value = -o.eta * slope / (1 - o.gamma) if o.behavior_alignment else 0.0
+    if o.data_alignment:
+        terminal_value = terminal_value + o.eta * 1e-3 * logit.mean() / (1 - o.gamma)  # the first of a thousand steps
+    ends = o.gamma * u.terminated * terminal_value if o.terminal_alignment else 0.0
+    target = r + ends + o.gamma * (1 - u.terminated) * (next_q - alpha * log_prob_next.detach())
     y = (target - q) / o.eta
     critic_loss = torch.zeros((), dtype=torch.float64)
     for c in range(len(q)):
@@ -151,7 +157,7 @@ def plain_gradients(
     else:
         if weight_gradient:
             soft = m.target_critics(u.next_obs, a_next).min(0).values - alpha * log_prob_next
-            x = r + o.gamma * (1 - u.terminated) * soft - q.min(0).values.detach()
+            x = r + ends + o.gamma * (1 - u.terminated) * soft - q.min(0).values.detach()
         else:
             x = ((target if target.ndim == 1 else target.min(0).values) - q.min(0).values).detach()
         w = f_star_prime(o.actor_f_divergence, x / o.actor_eta).clamp(0, o.max_actor_weight)
@@ -218,6 +224,28 @@ def test_float32_step_is_within_1e_6_of_plain_autograd() -> None:
     for network, name in ((module.actor, "actor"), (module.critics, "critic"), (module.classifier, "classifier")):
         for a, b in zip(gradients(network), expected[name], strict=True):
             torch.testing.assert_close(a.double(), b, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_real", [0, 5, ROWS])
+def test_the_mean_logit_is_that_of_the_models_rows(num_real: int) -> None:
+    """A batch may have none. It goes into checkpoints, and values terminal states."""
+    config = make_config(terminal_alignment=True, eta=2.0)
+    update, batch = make_update(make_module(), config), make_batch()
+    batch.num_real = num_real
+    logits = torch.arange(float(ROWS), dtype=torch.float64)
+    for _ in range(5000):
+        rewards = update.modified_rewards(batch, logits)
+    torch.testing.assert_close(rewards, batch["update"].rewards + 2 * logits)
+    expected = logits[num_real % ROWS :].mean() * (1 - 0.999**5000)
+    torch.testing.assert_close(update.mean_logit, expected)
+    other = make_update(make_module(), config)
+    other.set_state(update.get_state())
+    assert other.mean_logit == update.mean_logit
+    ends = other.ending_rewards(batch["update"])
+    value = 2 * (expected - 1) / (1 - 0.9)
+    torch.testing.assert_close(ends, 0.9 * value * batch["update"].terminated)
+    other.set_state({})  # a checkpoint of an earlier version
+    assert other.mean_logit == 0
 
 
 # -- routing ---------------------------------------------------------------------------------------------------------

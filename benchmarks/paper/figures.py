@@ -7,7 +7,8 @@
 `table1`: the critics' value at the start states against the real discounted return, both of the policy that they
 follow, with the consistent policy improvement and with the other one. `ablations`: score, and the value of actions
 that are not in the data, over training. `eta`: the score for each η, with `actor_eta` fixed at 1 and free (η), and
-MOPO's for each penalty beside it. A number is the mean over seeds of the means of a run's last ten evaluations, or of the later half of fewer than twenty.
+MOPO's for each penalty beside it. A number is the mean over seeds of the means of a run's last ten evaluations, or of
+the later half of fewer than twenty.
 All runs of a task are cut to the steps that each of them has reached, or to ``--steps``, which leaves out those that
 have not reached them; a line below the table says which.
 """
@@ -161,7 +162,7 @@ def eta_rows(found: Variants) -> list[str]:
         columns = ("score", ".1f"), ("density_ratio_mean", ".2f")
         return " | ".join(f"{one[key]:{form}}" if key in one else "-" for key, form in columns for one in pair)
 
-    rows = {f"η = {value:g}": (FIXED[value], FREE[value]) for value in FIXED}
+    rows: dict[str, tuple[str | None, ...]] = {f"η = {value:g}": (FIXED[value], FREE[value]) for value in FIXED}
     rows |= {f"MOPO, penalty {value:g}": (label, None) for value, label in PENALTY.items()}
     rows |= {"MOPO, public code's": ("mopo", None)}
     return [f"{name} | {cells(names)}" for name, names in rows.items() if any(label in found for label in names)]

@@ -158,6 +158,16 @@ class DAMOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, Precisio
             "bonus, and r̃ <= r. Values then stay below the true ones without an anchor, too.",
         ),
     ]
+    terminal_alignment: Annotated[
+        bool,
+        Option(
+            False,
+            flag,
+            "True: a terminal state has the value that the objective gives it (step 13), so that the alignment "
+            "neither pays for an episode's end nor for its going on. False: 0, as without a divergence; with a large "
+            "`eta` the policy then gains by ending its episode. Nothing changes where nothing terminates.",
+        ),
+    ]
     cuda_graphs: Annotated[
         bool,
         Option(

@@ -99,7 +99,8 @@ class FastUpdate(DAMOUpdate):
         values = self._critics.forward(inputs.critics)[..., 0]
         _, q_initial, q_data = values.split((num, num_initial, num), dim=1)
         next_q = self._targets.forward(inputs.targets)[..., 0].amin(0)
-        target = bellman_target(rewards, update.terminated, next_q, next_log_prob, alpha, o.gamma)
+        ended = rewards + self.ending_rewards(update)
+        target = bellman_target(ended, update.terminated, next_q, next_log_prob, alpha, o.gamma)
 
         # The critic loss's gradient at the data; that at (s0,a0) is the same for all rows
         delta = torch.ones_like(values)
@@ -200,7 +201,7 @@ class FastUpdate(DAMOUpdate):
         logits = net.forward(inputs)[0, :, 0]
         offline, synthetic, of_update = logits.split(sizes)
         of_update = of_update.clamp(*self.logit_range).masked_fill_(self.is_plain(update), 0.0)
-        rewards = losses.modified_reward(update.rewards, of_update, o.eta)
+        rewards = self.modified_rewards(batch, of_update)
         metrics = {}
         if measure:
             loss = losses.classifier_loss(offline, synthetic, o.label_smoothing)

@@ -21,6 +21,9 @@ from rllib_damo.damo.divergences import DIVERGENCES
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
 from rllib_damo.utils.batch import Batch, unknown_successors
 
+#: By how much a step moves the mean logit of the model's rows towards that of its batch.
+MEAN_LOGIT_TAU = 1e-3
+
 
 class DAMOUpdate(Update):
     """Applies DAMO's losses to a module.
@@ -37,6 +40,7 @@ class DAMOUpdate(Update):
         is_anchored: whether the policy has an anchor, at some step.
         return_size: (mean |r| of the dataset + η) / (1-γ), about the largest a modified return can be: a unit for
             values that does not shrink where the classifier takes most of the reward.
+        mean_logit: moving mean of the clipped logits of the model's rows, ().
         knows_terminals: False where the dataset has terminals, but the successor of none, so that it has nothing to
             compare the model's terminals with.
     """
@@ -55,6 +59,7 @@ class DAMOUpdate(Update):
         weight = config.bc_weight
         self._bc_schedule = np.array([[0, weight]] if np.ndim(weight) == 0 else weight, float).T
         self.is_anchored = bool(self._bc_schedule[1].any())
+        self.mean_logit = torch.zeros_like(module.log_alpha.detach())
 
     def row_groups(self) -> dict[str, RowGroup]:
         """B rows for critics and actor, B states s0, and B rows for each of the classifier's halves."""
@@ -73,6 +78,12 @@ class DAMOUpdate(Update):
     def fit(self, facts: DatasetFacts) -> None:
         self.return_size = (facts.reward_size + self.config.eta) / (1 - self.config.gamma)
         self.knows_terminals = facts.knows_terminals
+
+    def get_state(self) -> dict[str, Any]:
+        return {"mean_logit": float(self.mean_logit)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.mean_logit.fill_(state.get("mean_logit", 0.0))  # earlier versions have none
 
     def is_plain(self, rows: Batch) -> Tensor:
         """``(B,)`` bool: rows whose reward the classifier does not modify, since there is no data to compare with."""
@@ -115,12 +126,13 @@ class DAMOUpdate(Update):
         if not (inconsistent and o.target_networks):
             q_next = m.critics(update.next_obs, cuts[0])  # (C, B)
 
+        ended = rewards + self.ending_rewards(update)
         if o.target_networks:
             with torch.no_grad():
                 next_q = m.target_critics(update.next_obs, cuts[0]).min(0).values
-                target = bellman_target(rewards, update.terminated, next_q, next_log_prob, alpha, o.gamma)
+                target = bellman_target(ended, update.terminated, next_q, next_log_prob, alpha, o.gamma)
         else:
-            target = bellman_target(rewards, update.terminated, q_next, next_log_prob.detach(), alpha, o.gamma)
+            target = bellman_target(ended, update.terminated, q_next, next_log_prob.detach(), alpha, o.gamma)
         if o.behavior_alignment:
             critic_loss = losses.critic_loss(q_data, target, q_initial, o.eta, o.gamma, self.divergence)
         else:
@@ -159,6 +171,21 @@ class DAMOUpdate(Update):
             entropy=-next_log_prob.mean(), bc_loss=bc_loss, modified_reward_mean=rewards.mean(), **classifier_metrics,
         )  # fmt: skip
 
+    def modified_rewards(self, batch: StepBatch, logits: Tensor) -> Tensor:
+        """r̃ of the update rows ``(B,)``; moves the mean logit towards that of the model's, or of all if none are."""
+        if self.config.terminal_alignment:
+            of_model = logits[batch.num_real :] if batch.num_real < len(logits) else logits
+            self.mean_logit.lerp_(of_model.mean(), MEAN_LOGIT_TAU)
+        return losses.modified_reward(batch["update"].rewards, logits, self.config.eta)
+
+    def ending_rewards(self, rows: Batch) -> Tensor | float:
+        """What ``terminal_alignment`` adds to rewards ``(B,)``: the discounted value of an s' that is terminal."""
+        o = self.config
+        if not o.terminal_alignment:
+            return 0.0
+        divergence = self.divergence if o.behavior_alignment else None
+        return o.gamma * rows.terminated * losses.terminal_value(self.mean_logit, o.eta, o.gamma, divergence)
+
     @torch.no_grad()
     def _conclude(self) -> None:
         """Bounds α and moves the targets."""
@@ -188,7 +215,7 @@ class DAMOUpdate(Update):
             rows = batch["update"]
             logits = classifier(classifier.inputs(rows.obs, rows.actions, rows.next_obs))
             logits = logits.clamp(*self.logit_range).masked_fill(self.is_plain(rows), 0.0)
-            rewards = losses.modified_reward(rows.rewards, logits, o.eta)
+            rewards = self.modified_rewards(batch, logits)
             accuracy = ((offline > 0).float().mean() + (synthetic < 0).float().mean()) / 2
             metrics = {
                 "classifier_loss": loss.detach(), "classifier_accuracy": accuracy,
