@@ -67,6 +67,7 @@ _SHORT: dict[str, Any] = {
 }  # fmt: skip
 _LONG_DAMO: dict[str, Any] = {
     "eta": 1.0, "bc_weight": 0.0, "f_divergence": "power", "actor_f_divergence": "power", "logit_bonus": False,
+    "terminal_alignment": True,
 }  # fmt: skip
 _PENDULUM: dict[str, Any] = {"hidden_dims": (64, 64), "rollout_freq": 500}
 _PENDULUM_MODEL: dict[str, Any] = {

@@ -196,12 +196,13 @@ def trials(task: str = "hopper-medium", *extra: str) -> dict[str, score_trials.T
 def test_variants_differ_in_what_their_name_says_alone() -> None:
     """And all share one dynamics model."""
     options = {label: score_trials.options(trial.config()) for label, trial in trials().items()}
-    averages = trials("hopper-medium", "--variants", "average", "mopo-average")
+    before = "zero-terminals", "eta-5-zero-terminals", "average", "mopo-average"
+    earlier = trials("hopper-medium", "--variants", *before)
     full = options.pop("full")
     assert (full["eta"], full["actor_eta"], full["bc_weight"], full["data_fraction"]) == (1, 1, 0, 1)
     mopo = options.pop("mopo")
     assert [key for key in full.keys() & mopo.keys() if full[key] != mopo[key]] == []
-    options |= {label: score_trials.options(trial.config()) for label, trial in averages.items()}
+    options |= {label: score_trials.options(trial.config()) for label, trial in earlier.items()}
     for penalty in (0.5, 1, 2.5, 5, 10, 20):
         assert options.pop(f"mopo-{penalty:g}") == {**mopo, "penalty_coef": penalty}
     average = options.pop("mopo-average")
@@ -212,7 +213,9 @@ def test_variants_differ_in_what_their_name_says_alone() -> None:
         "no-er": {"data_alignment": False},
         "no-ir": {"behavior_alignment": False},
         "inconsistent": {"policy_improvement": "inconsistent"},
-        "average": {"policy_check_freq": 0},
+        "zero-terminals": {"terminal_alignment": False},
+        "eta-5-zero-terminals": {"terminal_alignment": False, "eta": 5},
+        "average": {"terminal_alignment": False, "policy_check_freq": 0},
         **{f"eta-{eta:g}": {"eta": eta} for eta in (0.1, 0.5, 2, 3, 5)},
         **{f"eta-{eta:g}-free": {"eta": eta, "actor_eta": None} for eta in (0.1, 0.5, 2, 3, 5)},
     }

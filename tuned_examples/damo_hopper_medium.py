@@ -15,6 +15,8 @@ config = (
     .offline_data(input_="hopper-medium")  # made on this machine at the first run
     # The policy follows the objective alone, on all rows, and no row is worth more than its reward.
     .training(bc_weight=0.0, data_fraction=1.0, logit_bonus=False, f_divergence="power", actor_f_divergence="power")
+    # What the objective takes from each step must not make a fall pay.
+    .training(terminal_alignment=True)
     # Rollouts come to where the policy falls, and half of them start where the policy itself starts.
     .training(rollout_length=200, rollout_batch_size=500, rollout_margin=0.1, episode_start_ratio=0.5)
     # The policy swings from one thousand steps to the next. The mean of those of the last tens of thousands does not.

@@ -47,14 +47,17 @@ from rllib_damo.utils.spaces import to_unit
 ETAS = (0.1, 0.5, 2.0, 3.0, 5.0)
 #: MOPO's λ, searched as widely as η; "mopo" has the one of public code, which is among these.
 PENALTIES = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0)
-#: Variant -> method of `score_settings.py` and options over its settings. "average" has no choice among policies.
+#: Variant -> method of `score_settings.py` and options over its settings. "zero-terminals" and those after it are of
+#: before `terminal_alignment`; the averages have no choice among policies, either.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("damo-long", {}),
     "no-er": ("damo-long", {"data_alignment": False}),
     "no-ir": ("damo-long", {"behavior_alignment": False}),
     "inconsistent": ("damo-long", {"policy_improvement": "inconsistent"}),
     "mopo": ("mopo-long", {}),
-    "average": ("damo-long", {"policy_check_freq": 0}),
+    "zero-terminals": ("damo-long", {"terminal_alignment": False}),
+    "eta-5-zero-terminals": ("damo-long", {"terminal_alignment": False, "eta": 5.0}),
+    "average": ("damo-long", {"terminal_alignment": False, "policy_check_freq": 0}),
     "mopo-average": ("mopo-long", {"policy_check_freq": 0}),
     **{f"eta-{eta:g}": ("damo-long", {"eta": eta}) for eta in ETAS},
     **{f"eta-{eta:g}-free": ("damo-long", {"eta": eta, "actor_eta": None}) for eta in ETAS},
