@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
+import torch
 from typing_extensions import Unpack
 
 from rllib_damo.core.config import ModelBasedConfig
@@ -301,14 +303,31 @@ class DAMO(ModelBasedAlgorithm):
 
     def dataset_warnings(self, transitions: Transitions) -> Iterator[str]:
         yield from super().dataset_warnings(transitions)
+        typical, divisor = transitions.reward_size(), reward_divisor(self.config, transitions)
+        if transitions.terminations.any():
+            yield from self._paid_ends(typical)
         if not self.config.data_alignment:
             return
-        typical, divisor = transitions.reward_size(), reward_divisor(self.config, transitions)
         if divisor > 1:
             yield f"with rewards divided by {divisor:,}, set eta to a third of theirs ({typical / divisor / 3:.2g})"
         if self.config.eta > typical > 0:
             yield (
                 f"eta={self.config.eta:g} is larger than the rewards ({typical:.3g} in the mean of absolute values), "
-                "and the classifier's logit that it multiplies is about -1 to 1, so that the policy will learn little "
-                f"of the reward: set eta to a third of that ({typical / 3:.2g}), or scale the rewards"
+                "and the classifier's logit that it multiplies is about -1 to 1, so that the policy will follow the "
+                f"data more than the reward: set eta to a third of that ({typical / 3:.2g}), or scale the rewards"
+            )
+
+    def _paid_ends(self, typical: float) -> Iterator[str]:
+        """Whether the policy gains by ending its episodes (docs/damo.md 13)."""
+        c = self.config
+        anchor = [c.bc_weight] if np.ndim(c.bc_weight) == 0 else [weight for _, weight in c.bc_weight]
+        if c.terminal_alignment or min(anchor) > 0:
+            return
+        slope = float(DIVERGENCES[c.f_divergence](c.f_power).f_prime(torch.ones(()))) if c.behavior_alignment else 0.0
+        cost = c.eta * (slope + float(c.data_alignment))
+        if cost > typical > 0:
+            yield (
+                f"the objective takes about {cost:.2g} from each step (eta={c.eta:g}), the rewards are {typical:.3g} "
+                "in the mean of absolute values, and a terminal state is worth 0, so that the policy gains by ending "
+                "its episodes: set terminal_alignment=True, or a smaller eta"
             )
