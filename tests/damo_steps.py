@@ -39,8 +39,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clipped logit": {"max_logit": 0.01},
     "no bonus": {"logit_bonus": False},
     "terminal alignment": {"terminal_alignment": True},
-    "terminal alignment chi_squared": {"terminal_alignment": True, "f_divergence": "chi_squared"},
-    "terminal alignment without data alignment": {"terminal_alignment": True, "data_alignment": False},
+    "terminal alignment full gradient": {"terminal_alignment": True, "target_networks": False},
+    "terminal alignment full gradient chi_squared": {
+        "terminal_alignment": True, "target_networks": False, "f_divergence": "chi_squared",
+    },
+    "terminal alignment without data alignment": {
+        "terminal_alignment": True, "target_networks": False, "data_alignment": False,
+    },
     "terminal alignment of plain TD": {
         "terminal_alignment": True, "behavior_alignment": False, "policy_improvement": "inconsistent",
     },

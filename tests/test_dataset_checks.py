@@ -9,51 +9,24 @@ import numpy as np
 import pytest
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 
-from rllib_damo.core.model_based_algorithm import ModelBasedAlgorithm
-from rllib_damo.damo.damo import DAMO
 from rllib_damo.data.generate import datasets
 from tests.small_runs import train_policy
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-@pytest.mark.parametrize("options", [{"eta": 1.0}, {"eta": 50.0}, {"eta": 50.0, "data_alignment": False}])
+@pytest.mark.parametrize(
+    "options",
+    [{"eta": 1.0}, {"eta": 50.0}, {"eta": 50.0, "terminal_alignment": True}, {"eta": 50.0, "data_alignment": False}],
+)
 def test_an_eta_above_the_rewards_is_warned_of(config, options, caplog):
     """Pendulum's rewards are about -5 a step."""
     config.training(**options).evaluation(evaluation_interval=None).build_algo().stop()
     warned = [message for message in caplog.messages if "eta=50 is larger than the rewards" in message]
-    assert len(warned) == (options == {"eta": 50.0})
+    assert len(warned) == (config.eta == 50 and config.data_alignment)
     if warned:
         assert re.search(r"pendulum.*\(\d\.\d+ in the mean.*set eta to a third of that \([12]\.\d\)", warned[0])
-
-
-@pytest.mark.parametrize(
-    ("options", "cost"),
-    [
-        ({}, "10"),  # two parts, η each
-        ({"bc_weight": [[0, 1.0], [10, 0.0]]}, "10"),
-        ({"data_alignment": False}, "5"),
-        ({"behavior_alignment": False}, "5"),
-        ({"behavior_alignment": False, "data_alignment": False}, None),
-        ({"eta": 0.3}, None),
-        ({"bc_weight": 2.0}, None),
-        ({"terminal_alignment": True}, None),
-    ],
-)
-def test_episodes_whose_end_pays_are_warned_of(config, options, cost, monkeypatch):
-    monkeypatch.setattr(ModelBasedAlgorithm, "dataset_warnings", lambda self, transitions: ())
-    data = datasets.generate("pendulum-mixed", 2000, seed=0)
-    data = replace(data, rewards=np.full(2000, 1.0, np.float32))
-    falls = replace(data, terminations=data.truncations, truncations=np.zeros(2000, bool))
-    algo = DAMO.__new__(DAMO)
-    algo.config = config.training(**{"eta": 5.0, "bc_weight": 0.0, **options})
-
-    def warned(transitions):
-        return [text for text in algo.dataset_warnings(transitions) if "gains by ending its episodes" in text]
-
-    assert warned(data) == []
-    assert len(warned(falls)) == (cost is not None)
-    assert all(f"takes about {cost} from each step (eta=5), the rewards are 1 in" in text for text in warned(falls))
+        assert ("terminal_alignment=True" in warned[0]) == (not config.terminal_alignment)
 
 
 @pytest.mark.parametrize(("scale", "classifier"), [(1, True), (1000, True), (1000, False)])

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from rllib_damo import DAMOConfig
 from rllib_damo.core.update import DatasetFacts, Metrics, StepBatch
+from rllib_damo.damo import losses as damo_losses
+from rllib_damo.damo.divergences import DIVERGENCES
 from rllib_damo.damo.fast_update import FastUpdate
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
 from rllib_damo.damo.update import DAMOUpdate
@@ -134,8 +136,8 @@ def plain_gradients(
         next_q = m.critics(u.next_obs, a_next.detach())
         next_q = next_q.detach() if stop_target else next_q
     # 13: a terminal state's value; f'(1) is where f*' is 1
-    slope = 1.0 if o.f_divergence == "half_squared" else 0.0
-    terminal_value = -o.eta * slope / (1 - o.gamma) if o.behavior_alignment else 0.0
+    slope = 1.0 if o.f_divergence == "half_squared" and o.behavior_alignment and not o.target_networks else 0.0
+    terminal_value = -o.eta * slope / (1 - o.gamma)
     if o.data_alignment:
         terminal_value = terminal_value + o.eta * 1e-3 * logit.mean() / (1 - o.gamma)  # the first of a thousand steps
     ends = o.gamma * u.terminated * terminal_value if o.terminal_alignment else 0.0
@@ -226,26 +228,39 @@ def test_float32_step_is_within_1e_6_of_plain_autograd() -> None:
             torch.testing.assert_close(a.double(), b, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("num_real", [0, 5, ROWS])
-def test_the_mean_logit_is_that_of_the_models_rows(num_real: int) -> None:
-    """A batch may have none. It goes into checkpoints, and values terminal states."""
-    config = make_config(terminal_alignment=True, eta=2.0)
-    update, batch = make_update(make_module(), config), make_batch()
-    batch.num_real = num_real
+def test_the_mean_logit_is_that_of_the_update_rows() -> None:
+    """It goes into checkpoints, and values terminal states where there is a classifier."""
+    config, rows = make_config(terminal_alignment=True, eta=2.0), make_batch()["update"]
+    update = make_update(make_module(), config)
     logits = torch.arange(float(ROWS), dtype=torch.float64)
     for _ in range(5000):
-        rewards = update.modified_rewards(batch, logits)
-    torch.testing.assert_close(rewards, batch["update"].rewards + 2 * logits)
-    expected = logits[num_real % ROWS :].mean() * (1 - 0.999**5000)
+        rewards = update.modified_rewards(rows.rewards, logits)
+    torch.testing.assert_close(rewards, rows.rewards + 2 * logits)
+    expected = logits.mean() * (1 - 0.999**5000)
     torch.testing.assert_close(update.mean_logit, expected)
     other = make_update(make_module(), config)
     other.set_state(update.get_state())
-    assert other.mean_logit == update.mean_logit
-    ends = other.ending_rewards(batch["update"])
-    value = 2 * (expected - 1) / (1 - 0.9)
-    torch.testing.assert_close(ends, 0.9 * value * batch["update"].terminated)
+    torch.testing.assert_close(other.ending_rewards(rows), 0.9 * 2 * expected / (1 - 0.9) * rows.terminated)
+    without = make_update(make_module(), make_config(terminal_alignment=True, data_alignment=False))
+    without.set_state(update.get_state())  # of a run with a classifier
+    assert not without.ending_rewards(rows).any()
     other.set_state({})  # a checkpoint of an earlier version
     assert other.mean_logit == 0
+
+
+@pytest.mark.parametrize("name", ["half_squared", "power"])
+def test_with_target_networks_a_repeated_state_is_worth_its_classifiers_part_alone(name: str) -> None:
+    """docs/damo.md 13, by DAMO's own critic loss. No state of an episode's start, it has no residual there."""
+    eta, gamma, logit = 3.0, 0.9, torch.tensor(-0.7, dtype=torch.float64)
+    q = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    optimizer, initial = torch.optim.SGD([q], 0.05), torch.zeros(1, 1, dtype=torch.float64)
+    for _ in range(20_000):
+        target = eta * logit + gamma * q.detach()[0]
+        loss = damo_losses.critic_loss(q, target, initial, eta, gamma, DIVERGENCES[name](1.5))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(q[0, 0], damo_losses.terminal_value(logit, eta, gamma, None), rtol=1e-3, atol=1e-3)
 
 
 # -- routing ---------------------------------------------------------------------------------------------------------

@@ -47,8 +47,8 @@ from rllib_damo.utils.spaces import to_unit
 ETAS = (0.1, 0.5, 2.0, 3.0, 5.0)
 #: MOPO's λ, searched as widely as η; "mopo" has the one of public code, which is among these.
 PENALTIES = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0)
-#: Variant -> method of `score_settings.py` and options over its settings. "zero-terminals" and those after it are of
-#: before `terminal_alignment`; the averages have no choice among policies, either.
+#: Variant -> method of `score_settings.py` and options over its settings. Those with "zero-terminals" and the averages,
+#: which have no choice among policies, either, are of before `terminal_alignment`.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("damo-long", {}),
     "no-er": ("damo-long", {"data_alignment": False}),

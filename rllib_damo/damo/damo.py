@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
-import torch
 from typing_extensions import Unpack
 
 from rllib_damo.core.config import ModelBasedConfig
@@ -165,9 +163,9 @@ class DAMOTraining(ModelBasedTraining, CriticTraining, EntropyTraining, Precisio
         Option(
             False,
             flag,
-            "True: a terminal state has the value that the objective gives it (step 13), so that the alignment "
-            "neither pays for an episode's end nor for its going on. False: 0, as without a divergence; with a large "
-            "`eta` the policy then gains by ending its episode. Nothing changes where nothing terminates.",
+            "True: a terminal state is worth what the classifier's part of the modified reward is in the mean, for "
+            "ever after (step 13), so that this part pays neither for an episode's end nor for its going on. False: 0. "
+            "It matters without an anchor, where episodes can end.",
         ),
     ]
     cuda_graphs: Annotated[
@@ -304,30 +302,16 @@ class DAMO(ModelBasedAlgorithm):
     def dataset_warnings(self, transitions: Transitions) -> Iterator[str]:
         yield from super().dataset_warnings(transitions)
         typical, divisor = transitions.reward_size(), reward_divisor(self.config, transitions)
-        if transitions.terminations.any():
-            yield from self._paid_ends(typical)
         if not self.config.data_alignment:
             return
         if divisor > 1:
             yield f"with rewards divided by {divisor:,}, set eta to a third of theirs ({typical / divisor / 3:.2g})"
         if self.config.eta > typical > 0:
+            ends = "; without an anchor it may gain by ending its episodes: set terminal_alignment=True"
             yield (
                 f"eta={self.config.eta:g} is larger than the rewards ({typical:.3g} in the mean of absolute values), "
                 "and the classifier's logit that it multiplies is about -1 to 1, so that the policy will follow the "
                 f"data more than the reward: set eta to a third of that ({typical / 3:.2g}), or scale the rewards"
-            )
-
-    def _paid_ends(self, typical: float) -> Iterator[str]:
-        """Whether the policy gains by ending its episodes (docs/damo.md 13)."""
-        c = self.config
-        anchor = [c.bc_weight] if np.ndim(c.bc_weight) == 0 else [weight for _, weight in c.bc_weight]
-        if c.terminal_alignment or min(anchor) > 0:
-            return
-        slope = float(DIVERGENCES[c.f_divergence](c.f_power).f_prime(torch.ones(()))) if c.behavior_alignment else 0.0
-        cost = c.eta * (slope + float(c.data_alignment))
-        if cost > typical > 0:
-            yield (
-                f"the objective takes about {cost:.2g} from each step (eta={c.eta:g}), the rewards are {typical:.3g} "
-                "in the mean of absolute values, and a terminal state is worth 0, so that the policy gains by ending "
-                "its episodes: set terminal_alignment=True, or a smaller eta"
+                + ends
+                * (not self.config.terminal_alignment)
             )

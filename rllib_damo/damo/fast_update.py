@@ -201,7 +201,7 @@ class FastUpdate(DAMOUpdate):
         logits = net.forward(inputs)[0, :, 0]
         offline, synthetic, of_update = logits.split(sizes)
         of_update = of_update.clamp(*self.logit_range).masked_fill_(self.is_plain(update), 0.0)
-        rewards = self.modified_rewards(batch, of_update)
+        rewards = self.modified_rewards(update.rewards, of_update)
         metrics = {}
         if measure:
             loss = losses.classifier_loss(offline, synthetic, o.label_smoothing)

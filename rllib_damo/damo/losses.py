@@ -34,12 +34,13 @@ def modified_reward(rewards: Tensor, logits: Tensor, eta: float) -> Tensor:
 
 
 def terminal_value(mean_logit: Tensor, eta: float, gamma: float, divergence: FDivergence | None) -> Tensor:
-    """(η ℓ̄ - η f'(1)) / (1-γ), the value of a terminal state, which repeats itself for ever with a reward of 0 [13].
+    """η (ℓ - f'(1)) / (1-γ), the value of a terminal state, which repeats itself for ever with a reward of 0 [13].
 
     Args:
-        mean_logit: ``()`` ℓ̄, the logit that every one of its repetitions has.
+        mean_logit: ``()`` ℓ, the logit of each of its repetitions.
         eta, gamma: the coefficient η and the discount factor.
-        divergence: f of the critic's loss; None for plain TD, which has no f'(1).
+        divergence: f of the critic's loss, under its full gradient; None where targets pass no gradient, and in plain
+            TD: there the residual of a repetition is 0, and not η f'(1).
     """
     residual = 0.0 if divergence is None else divergence.f_prime(torch.ones_like(mean_logit))
     return eta * (mean_logit - residual) / (1 - gamma)

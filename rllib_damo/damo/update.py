@@ -21,7 +21,7 @@ from rllib_damo.damo.divergences import DIVERGENCES
 from rllib_damo.damo.rl_module import DAMOTorchRLModule
 from rllib_damo.utils.batch import Batch, unknown_successors
 
-#: By how much a step moves the mean logit of the model's rows towards that of its batch.
+#: By how much a step moves the mean logit towards that of its batch.
 MEAN_LOGIT_TAU = 1e-3
 
 
@@ -40,7 +40,7 @@ class DAMOUpdate(Update):
         is_anchored: whether the policy has an anchor, at some step.
         return_size: (mean |r| of the dataset + η) / (1-γ), about the largest a modified return can be: a unit for
             values that does not shrink where the classifier takes most of the reward.
-        mean_logit: moving mean of the clipped logits of the model's rows, ().
+        mean_logit: moving mean of the update rows' clipped logits, ().
         knows_terminals: False where the dataset has terminals, but the successor of none, so that it has nothing to
             compare the model's terminals with.
     """
@@ -171,20 +171,22 @@ class DAMOUpdate(Update):
             entropy=-next_log_prob.mean(), bc_loss=bc_loss, modified_reward_mean=rewards.mean(), **classifier_metrics,
         )  # fmt: skip
 
-    def modified_rewards(self, batch: StepBatch, logits: Tensor) -> Tensor:
-        """r̃ of the update rows ``(B,)``; moves the mean logit towards that of the model's, or of all if none are."""
+    def modified_rewards(self, rewards: Tensor, logits: Tensor) -> Tensor:
+        """r̃ of the update rows ``(B,)``; moves the mean logit towards theirs."""
         if self.config.terminal_alignment:
-            of_model = logits[batch.num_real :] if batch.num_real < len(logits) else logits
-            self.mean_logit.lerp_(of_model.mean(), MEAN_LOGIT_TAU)
-        return losses.modified_reward(batch["update"].rewards, logits, self.config.eta)
+            self.mean_logit.lerp_(logits.mean(), MEAN_LOGIT_TAU)
+        return losses.modified_reward(rewards, logits, self.config.eta)
 
     def ending_rewards(self, rows: Batch) -> Tensor | float:
         """What ``terminal_alignment`` adds to rewards ``(B,)``: the discounted value of an s' that is terminal."""
+        return self.config.gamma * rows.terminated * self.terminal_value() if self.config.terminal_alignment else 0.0
+
+    def terminal_value(self) -> Tensor:
+        """What ``terminal_alignment`` says that a terminal state is worth, () (step 13)."""
         o = self.config
-        if not o.terminal_alignment:
-            return 0.0
-        divergence = self.divergence if o.behavior_alignment else None
-        return o.gamma * rows.terminated * losses.terminal_value(self.mean_logit, o.eta, o.gamma, divergence)
+        logit = self.mean_logit if o.data_alignment else torch.zeros_like(self.mean_logit)
+        has_residual = o.behavior_alignment and not o.target_networks
+        return losses.terminal_value(logit, o.eta, o.gamma, self.divergence if has_residual else None)
 
     @torch.no_grad()
     def _conclude(self) -> None:
@@ -192,8 +194,9 @@ class DAMOUpdate(Update):
         self.module.log_alpha.clamp_(max=math.log(self.config.max_alpha))
         self.move_targets()
 
-    @staticmethod
-    def _metrics(**metrics: Tensor) -> Metrics:
+    def _metrics(self, **metrics: Tensor) -> Metrics:
+        if self.config.terminal_alignment:
+            metrics["terminal_value"] = self.terminal_value()
         return {name: value.detach() for name, value in metrics.items()}
 
     def classifier_step(self, batch: StepBatch, measure: bool = True) -> tuple[Tensor, Metrics]:
@@ -215,7 +218,7 @@ class DAMOUpdate(Update):
             rows = batch["update"]
             logits = classifier(classifier.inputs(rows.obs, rows.actions, rows.next_obs))
             logits = logits.clamp(*self.logit_range).masked_fill(self.is_plain(rows), 0.0)
-            rewards = self.modified_rewards(batch, logits)
+            rewards = self.modified_rewards(rows.rewards, logits)
             accuracy = ((offline > 0).float().mean() + (synthetic < 0).float().mean()) / 2
             metrics = {
                 "classifier_loss": loss.detach(), "classifier_accuracy": accuracy,
