@@ -40,7 +40,7 @@ class DAMOUpdate(Update):
         is_anchored: whether the policy has an anchor, at some step.
         return_size: (mean |r| of the dataset + η) / (1-γ), about the largest a modified return can be: a unit for
             values that does not shrink where the classifier takes most of the reward.
-        mean_logit: moving mean of the update rows' clipped logits, ().
+        mean_logit: moving mean of the update rows' clipped logits, (); of several learners each has its own.
         knows_terminals: False where the dataset has terminals, but the successor of none, so that it has nothing to
             compare the model's terminals with.
     """
