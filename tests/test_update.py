@@ -240,10 +240,11 @@ def test_the_mean_logit_is_that_of_the_update_rows() -> None:
     torch.testing.assert_close(update.mean_logit, expected)
     other = make_update(make_module(), config)
     other.set_state(update.get_state())
-    torch.testing.assert_close(other.ending_rewards(rows), 0.9 * 2 * expected / (1 - 0.9) * rows.terminated)
+    ends = 0.9 * 2 * expected / (1 - 0.9) * rows.terminated
+    torch.testing.assert_close(other.target_rewards(rewards, rows), rewards + ends)
     without = make_update(make_module(), make_config(terminal_alignment=True, data_alignment=False))
     without.set_state(update.get_state())  # of a run with a classifier
-    assert not without.ending_rewards(rows).any()
+    assert torch.equal(without.target_rewards(rewards, rows), rewards)
     other.set_state({})  # a checkpoint of an earlier version
     assert other.mean_logit == 0
 

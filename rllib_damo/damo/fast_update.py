@@ -99,8 +99,8 @@ class FastUpdate(DAMOUpdate):
         values = self._critics.forward(inputs.critics)[..., 0]
         _, q_initial, q_data = values.split((num, num_initial, num), dim=1)
         next_q = self._targets.forward(inputs.targets)[..., 0].amin(0)
-        ended = rewards + self.ending_rewards(update)
-        target = bellman_target(ended, update.terminated, next_q, next_log_prob, alpha, o.gamma)
+        target_rewards = self.target_rewards(rewards, update)
+        target = bellman_target(target_rewards, update.terminated, next_q, next_log_prob, alpha, o.gamma)
 
         # The critic loss's gradient at the data; that at (s0,a0) is the same for all rows
         delta = torch.ones_like(values)

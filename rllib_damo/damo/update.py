@@ -126,13 +126,13 @@ class DAMOUpdate(Update):
         if not (inconsistent and o.target_networks):
             q_next = m.critics(update.next_obs, cuts[0])  # (C, B)
 
-        ended = rewards + self.ending_rewards(update)
+        target_rewards = self.target_rewards(rewards, update)
         if o.target_networks:
             with torch.no_grad():
                 next_q = m.target_critics(update.next_obs, cuts[0]).min(0).values
-                target = bellman_target(ended, update.terminated, next_q, next_log_prob, alpha, o.gamma)
+                target = bellman_target(target_rewards, update.terminated, next_q, next_log_prob, alpha, o.gamma)
         else:
-            target = bellman_target(ended, update.terminated, q_next, next_log_prob.detach(), alpha, o.gamma)
+            target = bellman_target(target_rewards, update.terminated, q_next, next_log_prob.detach(), alpha, o.gamma)
         if o.behavior_alignment:
             critic_loss = losses.critic_loss(q_data, target, q_initial, o.eta, o.gamma, self.divergence)
         else:
@@ -177,9 +177,11 @@ class DAMOUpdate(Update):
             self.mean_logit.lerp_(logits.mean(), MEAN_LOGIT_TAU)
         return losses.modified_reward(rewards, logits, self.config.eta)
 
-    def ending_rewards(self, rows: Batch) -> Tensor | float:
-        """What ``terminal_alignment`` adds to rewards ``(B,)``: the discounted value of an s' that is terminal."""
-        return self.config.gamma * rows.terminated * self.terminal_value() if self.config.terminal_alignment else 0.0
+    def target_rewards(self, rewards: Tensor, rows: Batch) -> Tensor:
+        """``(B,)`` rewards of the targets: with ``terminal_alignment`` and the discounted value of a terminal s'."""
+        if not self.config.terminal_alignment:
+            return rewards
+        return rewards + self.config.gamma * rows.terminated * self.terminal_value()
 
     def terminal_value(self) -> Tensor:
         """What ``terminal_alignment`` says that a terminal state is worth, () (step 13)."""

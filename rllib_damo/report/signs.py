@@ -113,7 +113,10 @@ SIGNS = (
         '`actor_f_divergence="chi_squared"`, or a larger `actor_eta`',
     ),
     Sign(_unfinished_model, "the model is not done, and will be exploited", "raise `dynamics_max_epochs`"),
-    Sign(_falls_in_the_model, "the policy falls in the model", "more `bc_weight`, less `eta`"),
+    Sign(
+        _falls_in_the_model, "the policy falls in the model",
+        "more `bc_weight`, less `eta`; without an anchor, `terminal_alignment=True`",
+    ),
     Sign(
         _worse_than_the_data, "the policy is worse than the episodes that it learns from",
         "train longer, or more `bc_weight`",
