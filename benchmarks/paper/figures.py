@@ -51,7 +51,7 @@ IMPROVEMENTS = {"full": "consistent", "inconsistent": "inconsistent"}
 FIXED = {eta: "full" if eta == 1 else f"eta-{eta:g}" for eta in sorted((1.0, *ETAS))}
 FREE = {eta: label if eta == 1 else f"{label}-free" for eta, label in FIXED.items()}
 #: MOPO's penalty -> its variant; "mopo" has that of public code, which differs between tasks.
-PENALTY = {penalty: f"mopo-{penalty:g}" for penalty in PENALTIES}
+PENALTY = dict(zip(PENALTIES, GROUPS["penalty"], strict=True))
 
 
 def load(runs: Path, task: str, labels: Sequence[str], steps: int | None = None) -> Trials:
@@ -157,14 +157,15 @@ def eta(trials: Trials) -> Variants:
 def eta_rows(found: Variants) -> list[str]:
     """Cells of the Markdown table: fixed and free side by side; then MOPO."""
 
-    def cells(names: Sequence[str | None]) -> str:
-        pair = [found.get(name or "", {}) for name in names]
+    def cells(names: Sequence[str]) -> str:
+        pair = [found.get(name, {}) for name in names]
         columns = ("score", ".1f"), ("density_ratio_mean", ".2f")
         return " | ".join(f"{one[key]:{form}}" if key in one else "-" for key, form in columns for one in pair)
 
-    rows: dict[str, tuple[str | None, ...]] = {f"η = {value:g}": (FIXED[value], FREE[value]) for value in FIXED}
-    rows |= {f"MOPO, penalty {value:g}": (label, None) for value, label in PENALTY.items()}
-    rows |= {"MOPO, public code's": ("mopo", None)}
+    free = ""  # MOPO has none
+    rows = {f"η = {value:g}": (FIXED[value], FREE[value]) for value in FIXED}
+    rows |= {f"MOPO, penalty {value:g}": (label, free) for value, label in PENALTY.items()}
+    rows |= {"MOPO, public code's": ("mopo", free)}
     return [f"{name} | {cells(names)}" for name, names in rows.items() if any(label in found for label in names)]
 
 
@@ -217,10 +218,9 @@ def draw_eta(content: Content) -> Figure:
         for axis, (key, title) in zip(row[1:], titles.items(), strict=True):
             lines = {"actor_eta fixed (1)": FIXED, "actor_eta free (η)": FREE, "MOPO, penalty": PENALTY}
             for name, labels in lines.items():
-                points = {value: found[label] for value, label in labels.items() if label in found}
-                known = {value: one[key] for value, one in points.items() if key in one}
-                if known:
-                    axis.plot(known.keys(), known.values(), marker="o", label=name)
+                points = {value: found[label][key] for value, label in labels.items() if key in found.get(label, {})}
+                if points:
+                    axis.plot(points.keys(), points.values(), marker="o", label=name)
             ticks = sorted({*FIXED, *(value for value, label in PENALTY.items() if label in found)})
             axis.set(title=task, xlabel="η, penalty", ylabel=title, xscale="log")
             axis.set_xticks(ticks, [f"{value:g}" for value in ticks], minor=False)

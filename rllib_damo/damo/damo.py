@@ -301,17 +301,17 @@ class DAMO(ModelBasedAlgorithm):
 
     def dataset_warnings(self, transitions: Transitions) -> Iterator[str]:
         yield from super().dataset_warnings(transitions)
-        typical, divisor = transitions.reward_size(), reward_divisor(self.config, transitions)
         if not self.config.data_alignment:
             return
+        typical, divisor = transitions.reward_size(), reward_divisor(self.config, transitions)
         if divisor > 1:
             yield f"with rewards divided by {divisor:,}, set eta to a third of theirs ({typical / divisor / 3:.2g})"
         if self.config.eta > typical > 0:
             ends = "; without an anchor it may gain by ending its episodes: set terminal_alignment=True"
+            if self.config.terminal_alignment:
+                ends = ""
             yield (
                 f"eta={self.config.eta:g} is larger than the rewards ({typical:.3g} in the mean of absolute values), "
                 "and the classifier's logit that it multiplies is about -1 to 1, so that the policy will follow the "
-                f"data more than the reward: set eta to a third of that ({typical / 3:.2g}), or scale the rewards"
-                + ends
-                * (not self.config.terminal_alignment)
+                f"data more than the reward: set eta to a third of that ({typical / 3:.2g}), or scale the rewards{ends}"
             )
