@@ -28,14 +28,15 @@ _OWN: dict[str, Callable[[], AlgorithmConfig]] = {
     name.lower(): ALGORITHMS[name].get_default_config
     for name in ("DAMO", "MOPO", "MOBILE", "COMBO", "RAMBO", "TD3BC", "ReBRAC", "ODICE", "AlgaeDICE", "OptiDICE")
 }  # fmt: skip
-_PAPER = "-paper"
+_PAPER, _LONG = "-paper", "-long"
 #: What the settings of a method start from. "iql-paper" has the published ones, with schedules over the run's length;
-#: networks, rounds and model are as in "iql", and RAMBO clones for as many steps as on a million rows.
+#: networks, rounds and model are as in "iql", and RAMBO clones for as many steps as on a million rows. "damo-long" has
+#: `long_rollouts`.
 METHODS: dict[str, Callable[..., AlgorithmConfig]] = _OWN | {
     f"{name}{_PAPER}": paper for name, default in _OWN.items() if (paper := getattr(default(), "paper", None))
 } | {
-    # without an anchor, see _LONG
-    "damo-long": _OWN["damo"], "mopo-long": _OWN["mopo"],
+    f"{name}{_LONG}": long for name, default in _OWN.items() if (long := getattr(default(), "long_rollouts", None))
+} | {
     # RLlib's own, with RLlib's networks and settings
     "rllib-bc": BCConfig, "rllib-marwil": MARWILConfig, "rllib-cql": CQLConfig, "rllib-iql": IQLConfig,
 }  # fmt: skip
@@ -51,23 +52,10 @@ NO_ANCHOR: dict[str, Any] = {
 _ENDING_ANCHOR: dict[str, Any] = {
     "bc_weight": [[0, 2.0], [10_000, 2.0], [30_000, 0.0]], "tau": 0.005, "initial_alpha": 0.1, "max_alpha": 0.1,
 }  # fmt: skip
-# Without an anchor, on all rows; the same for both methods, see "Without an anchor" in LOG.md. What is evaluated is the
-# mean of many policies, and with long rollouts the one of these that the model chooses. With long rollouts there are as
-# many transitions a round. HalfCheetah's model is too weak for them.
-_ALL_ROWS: dict[str, Any] = {
-    **_MUJOCO, "critic_layer_norm": True, "actor_lr": 3e-4, "alpha_lr": 3e-4, "initial_alpha": 0.1, "max_alpha": 1.0,
-    "data_fraction": 1.0, "real_ratio": 0.5, "policy_tau": 2e-5, "dynamics_max_epochs": 20,
-}  # fmt: skip
-_LONG: dict[str, Any] = {
-    **_ALL_ROWS, "rollout_length": 200, "rollout_batch_size": 500, "rollout_margin": 0.1, "episode_start_ratio": 0.5,
-    "tau": 0.02, "policy_check_freq": 5_000,
-}  # fmt: skip
+# HalfCheetah's model is too weak for long rollouts. There are as many transitions a round.
 _SHORT: dict[str, Any] = {
-    **_ALL_ROWS, "rollout_length": 5, "rollout_batch_size": 20_000, "rollout_margin": None, "tau": 0.005,
-}  # fmt: skip
-_LONG_DAMO: dict[str, Any] = {
-    "eta": 1.0, "bc_weight": 0.0, "f_divergence": "power", "actor_f_divergence": "power", "logit_bonus": False,
-    "terminal_alignment": True,
+    "rollout_length": 5, "rollout_batch_size": 20_000, "rollout_margin": None, "episode_start_ratio": 0.0,
+    "policy_check_freq": 0, "tau": 0.005,
 }  # fmt: skip
 _PENDULUM: dict[str, Any] = {"hidden_dims": (64, 64), "rollout_freq": 500}
 _PENDULUM_MODEL: dict[str, Any] = {
@@ -105,16 +93,19 @@ def _mujoco(
     model = {**_MUJOCO_MODEL, "dynamics_max_epochs": epochs}
     paper = {"eta": eta, "rollout_length": rollout_length, "dynamics_lr": 2e-3}
     mobile, combo, rambo, rebrac = _PUBLISHED[task.removesuffix("-medium")]
-    rollouts = _SHORT if task.startswith("halfcheetah") else _LONG
+    own = {
+        "mopo": {"penalty_coef": mopo[0], "rollout_length": mopo[1]},
+        "mobile": {"penalty_coef": mobile[1], "rollout_length": mobile[0]},
+        "combo": {"conservative_weight": combo[1], "rollout_length": combo[0]},
+        "rambo": {"adversarial_weight": rambo[1], "rollout_length": rambo[0]},
+    }
+    long = _SHORT if task.startswith("halfcheetah") else {"rollout_length": 200}
     return {
         "damo": {**model, **damo},
         "damo-paper": {**model, **paper},
-        "damo-long": {**rollouts, **_LONG_DAMO},
-        "mopo": {**model, "penalty_coef": mopo[0], "rollout_length": mopo[1]},
-        "mopo-long": {**rollouts, "penalty_coef": mopo[0]},
-        "mobile": {**model, "rollout_length": mobile[0], "penalty_coef": mobile[1]},
-        "combo": {**model, "rollout_length": combo[0], "conservative_weight": combo[1]},
-        "rambo": {**model, "rollout_length": rambo[0], "adversarial_weight": rambo[1]},
+        "damo-long": {**_MUJOCO, **long},
+        **{name: {**model, **options} for name, options in own.items()},
+        **{f"{name}{_LONG}": {**_MUJOCO, **options, **long} for name, options in own.items()},
         "rebrac": {**_MUJOCO, "actor_bc_coef": rebrac[0], "critic_bc_coef": rebrac[1]},
     } | dict.fromkeys(("td3bc", "bc", "iql", "odice", "algaedice", "optidice"), _MUJOCO)
 
@@ -148,11 +139,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "mopo": {**_PENDULUM_MODEL, "penalty_coef": 0.5, "real_ratio": 0.5, "initial_alpha": 0.1, "actor_lr": 3e-4},
     }
-    | {
-        "damo-long": {**_PENDULUM_MODEL, **_SHORT, **_LONG_DAMO},
-        "mopo-long": {**_PENDULUM_MODEL, **_SHORT, "penalty_coef": 0.5},
-    }
-    | dict.fromkeys(("mobile", "combo", "rambo"), _PENDULUM_MODEL)
+    | dict.fromkeys(("mobile", "combo", "rambo", "damo-long", "mopo-long"), _PENDULUM_MODEL)
     | dict.fromkeys(("td3bc", "rebrac", "bc", "iql", "odice", "algaedice", "optidice"), _PENDULUM),
 }
 # The published α is fixed there, and on no other task (`MOBILEConfig.paper`).

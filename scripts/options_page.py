@@ -44,6 +44,8 @@ SHARED: tuple[tuple[str, str, type], ...] = (
     ("offline_data", "Dataset", DataOptions),
     ("online", "Real environment", OnlineOptions),
 )
+#: Method of a config class -> what it has.
+PRESETS = {"paper": "the published settings instead", "long_rollouts": "those for tasks whose episodes can end"}
 INTRODUCTION = """\
 # Options
 
@@ -93,16 +95,20 @@ def algorithm(config: OfflineConfig) -> str:
         parts.append(wrap(f"Other defaults of shared options: {', '.join(others)}.") + "\n")
     if own:
         parts.append(listed({name: option for name, (_, option) in own.items()}))
-    if hasattr(kind, "paper"):
-        paper = kind.paper()
-        differs = [
-            f"`{name}` {published(getattr(paper, name))}"
-            for name, option in kind.own_options().items()
-            if getattr(paper, name) != option.default
-        ]
-        text = f"`{kind.__name__}.paper()` has the published settings instead: {', '.join(differs)}."
-        parts.append(wrap(text) + "\n")
+    for name, text in PRESETS.items():
+        if hasattr(kind, name):
+            text = f"`{kind.__name__}.{name}()` has {text}: {differences(getattr(kind, name)())}."
+            parts.append(wrap(text) + "\n")
     return "\n".join(parts)
+
+
+def differences(config: OfflineConfig) -> str:
+    """Options that are not at the algorithm's defaults."""
+    return ", ".join(
+        f"`{name}` {published(getattr(config, name))}"
+        for name, option in config.own_options().items()
+        if getattr(config, name) != option.default
+    )
 
 
 def listed(options: Mapping[str, Option]) -> str:

@@ -123,3 +123,35 @@ def test_published_settings_are_valid(name: str) -> None:
 )
 def test_schedules_are_as_long_as_the_run(name: str, argument: str, option: str, value: Any) -> None:
     assert getattr(config_class(name).paper(**{argument: 4000}), option) == value
+
+
+# -- long rollouts -----------------------------------------------------------------------------------------------------
+
+MODEL_BASED = ("DAMO", "MOPO", "MOBILE", "COMBO", "RAMBO")
+
+
+@pytest.mark.parametrize("name", MODEL_BASED)
+def test_settings_of_long_rollouts_are_valid_and_the_same_for_all(name: str) -> None:
+    config = config_class(name).long_rollouts().environment("Hopper-v5").offline_data(input_="hopper-medium")
+    config.validate()
+    expected = {
+        "rollout_length": 200, "rollout_batch_size": 500, "rollout_margin": 0.1, "episode_start_ratio": 0.5,
+        "policy_tau": 2e-5, "policy_check_freq": 5000, "data_fraction": 1, "real_ratio": 0.5, "tau": 0.02,
+        "critic_layer_norm": True, "actor_lr": 3e-4, "critic_lr": 3e-4, "alpha_lr": 3e-4, "initial_alpha": 0.1,
+        "max_alpha": 1, "dynamics_max_epochs": 20,
+    }  # fmt: skip
+    assert {option: getattr(config, option) for option in expected} == expected
+
+
+def test_settings_of_long_rollouts_are_without_an_anchor_for_damo() -> None:
+    config, default = config_class("DAMO").long_rollouts(), config_class("DAMO")()
+    shared = vars(config_class("MOPO").long_rollouts())
+    own = {o for o, value in vars(config).items() if value != getattr(default, o) and value != shared.get(o)}
+    assert own == {"bc_weight", "f_divergence", "actor_f_divergence", "logit_bonus", "terminal_alignment"}
+    assert (config.bc_weight, config.f_divergence, config.actor_f_divergence) == (0, "power", "power")
+    assert (config.logit_bonus, config.terminal_alignment) == (False, True)
+
+
+def test_only_model_based_algorithms_have_long_rollouts() -> None:
+    own = [name for name, algorithm in ALGORITHMS.items() if algorithm.__module__.startswith("rllib_damo.")]
+    assert sorted(MODEL_BASED) == sorted(name for name in own if hasattr(config_class(name), "long_rollouts"))

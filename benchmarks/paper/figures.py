@@ -48,8 +48,8 @@ PATH = {"path_falls": 2, "path_excess": 1}
 #: Variant -> its policy improvement.
 IMPROVEMENTS = {"full": "consistent", "inconsistent": "inconsistent"}
 #: η -> its variants; "full" has η = `actor_eta` = 1.
-FIXED = {eta: "full" if eta == 1 else f"eta-{eta:g}" for eta in sorted((1.0, *ETAS))}
-FREE = {eta: label if eta == 1 else f"{label}-free" for eta, label in FIXED.items()}
+FIXED = dict(sorted({1.0: "full", **dict(zip(ETAS, GROUPS["eta"], strict=True))}.items()))
+FREE = dict(sorted({1.0: "full", **dict(zip(ETAS, GROUPS["free"], strict=True))}.items()))
 #: MOPO's penalty -> its variant; "mopo" has that of public code, which differs between tasks.
 PENALTY = dict(zip(PENALTIES, GROUPS["penalty"], strict=True))
 

@@ -397,6 +397,20 @@ class ModelBasedConfig(OfflineConfig):
     }
     rollout_runner_class: ClassVar[type] = ModelRolloutEnvRunner
 
+    @classmethod
+    def long_rollouts(cls) -> Self:
+        """Settings for tasks whose episodes can end, by a fall for one: rollouts that go where the policy goes.
+
+        Rollouts of 200 steps, half of them from where episodes start, come to the policy's own falls. A policy learns
+        these within the next thousands of steps, so that it swings: what is delivered is the mean of many policies,
+        and of these means the newest that does not clearly return less in the model. All rows are learned from.
+        """
+        return cls().dynamics(dynamics_max_epochs=20).training(
+            rollout_length=200, rollout_batch_size=500, rollout_margin=0.1, episode_start_ratio=0.5, policy_tau=2e-5,
+            policy_check_freq=5_000, data_fraction=1.0, real_ratio=0.5, critic_layer_norm=True, tau=0.02,
+            actor_lr=3e-4, alpha_lr=3e-4, initial_alpha=0.1, max_alpha=1.0,
+        )  # fmt: skip
+
     def dynamics(self, **options: Unpack[DynamicsOptions]) -> Self:
         """Sets the options of the dynamics ensemble."""
         for name in ("dynamics_path", "dynamics_cache_dir"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from rllib_damo.core.config import ModelBasedConfig
 from rllib_damo.core.dataset_checks import reward_divisor
@@ -253,6 +253,25 @@ class DAMOConfig(ModelBasedConfig):
             rollout_batch_size=50_000,
             rollout_freq=1000,
             model_retain_epochs=5,
+        )
+
+    @classmethod
+    def long_rollouts(cls) -> Self:
+        """Those of all model-based algorithms, and for DAMO no anchor to the data.
+
+        No row's modified reward is above its own (step 5), a fall costs what it costs without the classifier (step
+        13), and the weights of the actor's rows stay near 1.
+        """
+        return (
+            super()
+            .long_rollouts()
+            .training(
+                bc_weight=0.0,
+                f_divergence="power",
+                actor_f_divergence="power",
+                logit_bonus=False,
+                terminal_alignment=True,
+            )
         )
 
     def training(self, **options: Unpack[DAMOTraining]) -> DAMOConfig:  # type: ignore[override]
