@@ -31,7 +31,7 @@ _OWN: dict[str, Callable[[], AlgorithmConfig]] = {
 _PAPER, _LONG = "-paper", "-long"
 #: What the settings of a method start from. "iql-paper" has the published ones, with schedules over the run's length;
 #: networks, rounds and model are as in "iql", and RAMBO clones for as many steps as on a million rows. "damo-long" has
-#: `long_rollouts`.
+#: `long_rollouts`, with short ones where the model is too weak for them.
 METHODS: dict[str, Callable[..., AlgorithmConfig]] = _OWN | {
     f"{name}{_PAPER}": paper for name, default in _OWN.items() if (paper := getattr(default(), "paper", None))
 } | {
@@ -52,7 +52,7 @@ NO_ANCHOR: dict[str, Any] = {
 _ENDING_ANCHOR: dict[str, Any] = {
     "bc_weight": [[0, 2.0], [10_000, 2.0], [30_000, 0.0]], "tau": 0.005, "initial_alpha": 0.1, "max_alpha": 0.1,
 }  # fmt: skip
-# HalfCheetah's model is too weak for long rollouts. There are as many transitions a round.
+# What "-long" has where the model is too weak for long rollouts. There are as many transitions a round.
 _SHORT: dict[str, Any] = {
     "rollout_length": 5, "rollout_batch_size": 20_000, "rollout_margin": None, "episode_start_ratio": 0.0,
     "policy_check_freq": 0, "tau": 0.005,
@@ -93,19 +93,20 @@ def _mujoco(
     model = {**_MUJOCO_MODEL, "dynamics_max_epochs": epochs}
     paper = {"eta": eta, "rollout_length": rollout_length, "dynamics_lr": 2e-3}
     mobile, combo, rambo, rebrac = _PUBLISHED[task.removesuffix("-medium")]
-    own = {
-        "mopo": {"penalty_coef": mopo[0], "rollout_length": mopo[1]},
-        "mobile": {"penalty_coef": mobile[1], "rollout_length": mobile[0]},
-        "combo": {"conservative_weight": combo[1], "rollout_length": combo[0]},
-        "rambo": {"adversarial_weight": rambo[1], "rollout_length": rambo[0]},
+    lengths = {"mopo": mopo[1], "mobile": mobile[0], "combo": combo[0], "rambo": rambo[0]}
+    weights = {
+        "mopo": {"penalty_coef": mopo[0]},
+        "mobile": {"penalty_coef": mobile[1]},
+        "combo": {"conservative_weight": combo[1]},
+        "rambo": {"adversarial_weight": rambo[1]},
     }
-    long = _SHORT if task.startswith("halfcheetah") else {"rollout_length": 200}
+    long = {**_MUJOCO, **(_SHORT if task.startswith("halfcheetah") else {})}
     return {
         "damo": {**model, **damo},
         "damo-paper": {**model, **paper},
-        "damo-long": {**_MUJOCO, **long},
-        **{name: {**model, **options} for name, options in own.items()},
-        **{f"{name}{_LONG}": {**_MUJOCO, **options, **long} for name, options in own.items()},
+        "damo-long": long,
+        **{name: {**model, **weights[name], "rollout_length": lengths[name]} for name in lengths},
+        **{f"{name}{_LONG}": {**long, **weights[name]} for name in lengths},
         "rebrac": {**_MUJOCO, "actor_bc_coef": rebrac[0], "critic_bc_coef": rebrac[1]},
     } | dict.fromkeys(("td3bc", "bc", "iql", "odice", "algaedice", "optidice"), _MUJOCO)
 
@@ -139,7 +140,9 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "mopo": {**_PENDULUM_MODEL, "penalty_coef": 0.5, "real_ratio": 0.5, "initial_alpha": 0.1, "actor_lr": 3e-4},
     }
-    | dict.fromkeys(("mobile", "combo", "rambo", "damo-long", "mopo-long"), _PENDULUM_MODEL)
+    | dict.fromkeys(("mobile", "combo", "rambo"), _PENDULUM_MODEL)
+    | {f"{name}{_LONG}": {**_SHORT, **_PENDULUM_MODEL} for name in ("damo", "mobile", "combo", "rambo")}
+    | {f"mopo{_LONG}": {**_SHORT, **_PENDULUM_MODEL, "penalty_coef": 0.5}}
     | dict.fromkeys(("td3bc", "rebrac", "bc", "iql", "odice", "algaedice", "optidice"), _PENDULUM),
 }
 # The published α is fixed there, and on no other task (`MOBILEConfig.paper`).

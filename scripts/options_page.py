@@ -45,7 +45,7 @@ SHARED: tuple[tuple[str, str, type], ...] = (
     ("online", "Real environment", OnlineOptions),
 )
 #: Method of a config class -> what it has.
-PRESETS = {"paper": "the published settings instead", "long_rollouts": "those for tasks whose episodes can end"}
+PRESETS = {"paper": "the published settings instead", "long_rollouts": "settings for tasks whose episodes can end"}
 INTRODUCTION = """\
 # Options
 
@@ -95,9 +95,9 @@ def algorithm(config: OfflineConfig) -> str:
         parts.append(wrap(f"Other defaults of shared options: {', '.join(others)}.") + "\n")
     if own:
         parts.append(listed({name: option for name, (_, option) in own.items()}))
-    for name, text in PRESETS.items():
+    for name, settings in PRESETS.items():
         if hasattr(kind, name):
-            text = f"`{kind.__name__}.{name}()` has {text}: {differences(getattr(kind, name)())}."
+            text = f"`{kind.__name__}.{name}()` has {settings}: {differences(getattr(kind, name)())}."
             parts.append(wrap(text) + "\n")
     return "\n".join(parts)
 

@@ -149,7 +149,7 @@ def test_settings_of_long_rollouts_are_without_an_anchor_for_damo() -> None:
     own = {o for o, value in vars(config).items() if value != getattr(default, o) and value != shared.get(o)}
     assert own == {"bc_weight", "f_divergence", "actor_f_divergence", "logit_bonus", "terminal_alignment"}
     assert (config.bc_weight, config.f_divergence, config.actor_f_divergence) == (0, "power", "power")
-    assert (config.logit_bonus, config.terminal_alignment) == (False, True)
+    assert (config.logit_bonus, config.terminal_alignment, config.eta, config.actor_eta) == (False, True, 1, 1)
 
 
 def test_only_model_based_algorithms_have_long_rollouts() -> None:

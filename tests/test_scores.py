@@ -166,6 +166,25 @@ def test_published_settings_of_a_task_are_those_of_the_docstring(name: str, weig
             assert (found["rollout_length"], found[weight]) == tuple(map(float, pair)), (environment, level)
 
 
+def test_settings_of_long_rollouts() -> None:
+    """Each method's own weight; HalfCheetah's and Pendulum's rollouts are short."""
+    weights = {
+        "mopo": ("penalty_coef", 5.0, 0.5), "mobile": ("penalty_coef", 1.5, 0.5),
+        "combo": ("conservative_weight", 5.0, 0.5), "rambo": ("adversarial_weight", 3e-4, 3e-4),
+    }  # fmt: skip
+    short = {"rollout_margin": None, "episode_start_ratio": 0.0, "policy_check_freq": 0, "tau": 0.005}
+    for name in ("damo", *weights):
+        option, hopper, cheetah = weights.get(name, ("eta", 1.0, 1.0))
+        expected = {
+            "hopper-medium": {"rollout_length": 200, "rollout_margin": 0.1, "policy_check_freq": 5000, option: hopper},
+            "halfcheetah-medium": {"rollout_length": 5, "rollout_batch_size": 20_000, option: cheetah, **short},
+            "pendulum-mixed": {"rollout_length": 3, "rollout_batch_size": 5_000, "hidden_dims": [64, 64], **short},
+        }
+        for task, options in expected.items():
+            config = score_settings.make_config(task, f"{name}-long", 0, task, {}, 10)
+            assert score_trials.options(config).items() >= options.items(), (name, task)
+
+
 def test_hopper_random_has_settings_of_its_own() -> None:
     expected = {
         "damo-paper": {"eta": 2.0, "rollout_length": 5},

@@ -1,4 +1,4 @@
-"""DAMO on Hopper-v5 without an anchor: from data of one medium policy to twice its return.
+"""DAMO on Hopper-v5 without an anchor: from data of one medium policy to nearly twice its return.
 
 rllib train file tuned_examples/damo_hopper_medium.py  # 100,000 gradient steps
 

@@ -259,8 +259,8 @@ class DAMOConfig(ModelBasedConfig):
     def long_rollouts(cls) -> Self:
         """Those of all model-based algorithms, and for DAMO no anchor to the data.
 
-        No row's modified reward is above its own (step 5), a fall costs what it costs without the classifier (step
-        13), and the weights of the actor's rows stay near 1.
+        No row's modified reward is above its own (step 5), a fall costs in the mean what it costs without the
+        classifier (step 13), and with η near 1 so is the mean weight of the actor's rows.
         """
         return (
             super()
