@@ -278,6 +278,18 @@ def test_a_newer_option_at_its_default_does_not_part_results(trial: score_trials
         score_trials.read_rows(dataclasses.replace(trial, overrides={"policy_noise": 0.3}))
 
 
+def test_the_settings_of_a_method_part_results_of_before_the_option(trial: score_trials.Trial) -> None:
+    """Without the option a run was as the algorithm's default is, whatever the method has today."""
+    before = dataclasses.replace(trial, label="before", method="damo-long", overrides={"terminal_alignment": False})
+    write_results(before, rows(1, 2))
+    identity = json.loads((before.folder / "trial.json").read_text())
+    del identity["terminal_alignment"]
+    (before.folder / "trial.json").write_text(json.dumps(identity))
+    assert len(score_trials.read_rows(before)) == 2
+    with pytest.raises(ValueError, match="other terminal_alignment"):
+        score_trials.read_rows(dataclasses.replace(before, overrides={}))
+
+
 def test_an_option_that_is_gone_or_not_read_does_not_part_results(trial: score_trials.Trial) -> None:
     """Cloning has no targets: another default of `tau` changes nothing."""
     cloning = dataclasses.replace(trial, label="bc", method="bc")
