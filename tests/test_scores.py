@@ -268,11 +268,16 @@ def test_results_of_other_settings_are_not_mixed(trial: score_trials.Trial, chan
         score_trials.read_rows(dataclasses.replace(trial, **change))
 
 
+def remove_option(trial: score_trials.Trial, option: str) -> None:
+    """As if the results were of before it."""
+    identity = json.loads((trial.folder / "trial.json").read_text())
+    del identity[option]
+    (trial.folder / "trial.json").write_text(json.dumps(identity))
+
+
 def test_a_newer_option_at_its_default_does_not_part_results(trial: score_trials.Trial) -> None:
     write_results(trial, rows(1, 2))
-    identity = json.loads((trial.folder / "trial.json").read_text())
-    del identity["policy_noise"]
-    (trial.folder / "trial.json").write_text(json.dumps(identity))
+    remove_option(trial, "policy_noise")
     assert len(score_trials.read_rows(trial)) == 2
     with pytest.raises(ValueError, match="other policy_noise"):
         score_trials.read_rows(dataclasses.replace(trial, overrides={"policy_noise": 0.3}))
@@ -282,9 +287,7 @@ def test_the_settings_of_a_method_part_results_of_before_the_option(trial: score
     """Without the option a run was as the algorithm's default is, whatever the method has today."""
     before = dataclasses.replace(trial, label="before", method="damo-long", overrides={"terminal_alignment": False})
     write_results(before, rows(1, 2))
-    identity = json.loads((before.folder / "trial.json").read_text())
-    del identity["terminal_alignment"]
-    (before.folder / "trial.json").write_text(json.dumps(identity))
+    remove_option(before, "terminal_alignment")
     assert len(score_trials.read_rows(before)) == 2
     with pytest.raises(ValueError, match="other terminal_alignment"):
         score_trials.read_rows(dataclasses.replace(before, overrides={}))
