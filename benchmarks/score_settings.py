@@ -29,13 +29,15 @@ _OWN: dict[str, Callable[[], AlgorithmConfig]] = {
     for name in ("DAMO", "MOPO", "MOBILE", "COMBO", "RAMBO", "TD3BC", "ReBRAC", "ODICE", "AlgaeDICE", "OptiDICE")
 }  # fmt: skip
 _PAPER, _LONG = "-paper", "-long"
+_PRESETS = {_PAPER: "paper", _LONG: "long_rollouts"}
 #: What the settings of a method start from. "iql-paper" has the published ones, with schedules over the run's length;
 #: networks, rounds and model are as in "iql", and RAMBO clones for as many steps as on a million rows. "damo-long" has
 #: `long_rollouts`, with short ones where the model is too weak for them.
 METHODS: dict[str, Callable[..., AlgorithmConfig]] = _OWN | {
-    f"{name}{_PAPER}": paper for name, default in _OWN.items() if (paper := getattr(default(), "paper", None))
-} | {
-    f"{name}{_LONG}": long for name, default in _OWN.items() if (long := getattr(default(), "long_rollouts", None))
+    f"{name}{suffix}": make
+    for suffix, preset in _PRESETS.items()
+    for name, default in _OWN.items()
+    if (make := getattr(default(), preset, None))
 } | {
     # RLlib's own, with RLlib's networks and settings
     "rllib-bc": BCConfig, "rllib-marwil": MARWILConfig, "rllib-cql": CQLConfig, "rllib-iql": IQLConfig,

@@ -17,7 +17,7 @@ from along_the_path import along_the_path
 from playing import play
 from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from score_settings import environment, make_config, steps_per_iteration
+from score_settings import environment, make_config, start, steps_per_iteration
 
 from rllib_damo.core.algorithm import NUM_GRADIENT_STEPS
 from rllib_damo.core.config import OfflineConfig
@@ -88,7 +88,7 @@ def read_rows(trial: Trial) -> list[Row]:
     found, wanted = json.loads((trial.folder / _IDENTITY).read_text()), trial.identity()
     # An option that is newer than the results does not part them, so long as it is at the algorithm's default; nor does
     # one that is gone since, or that the method does not read.
-    known = {**options(type(trial.config())()), **found}
+    known = {**options(type(start(trial.method, trial.steps))()), **found}
     changed = sorted(key for key in wanted if known.get(key) != wanted[key])
     if changed:
         raise ValueError(f"{trial.folder} has results of other {', '.join(changed)}: give another --out, or remove it.")

@@ -262,16 +262,9 @@ class DAMOConfig(ModelBasedConfig):
         No row's modified reward is above its own (step 5), a fall costs in the mean what it costs without the
         classifier (step 13), and with η near 1 so is the mean weight of the actor's rows.
         """
-        return (
-            super()
-            .long_rollouts()
-            .training(
-                bc_weight=0.0,
-                f_divergence="power",
-                actor_f_divergence="power",
-                logit_bonus=False,
-                terminal_alignment=True,
-            )
+        config = super().long_rollouts()
+        return config.training(
+            bc_weight=0.0, f_divergence="power", actor_f_divergence="power", logit_bonus=False, terminal_alignment=True
         )
 
     def training(self, **options: Unpack[DAMOTraining]) -> DAMOConfig:  # type: ignore[override]
