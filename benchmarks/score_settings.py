@@ -67,48 +67,44 @@ _PENDULUM_MODEL: dict[str, Any] = {
 
 
 #: What public code was tuned to on D4RL's tasks (sources: each algorithm's `paper`; COMBO's random tasks are a guess);
-#: "hopper" stands for hopper-medium.
-#: MOBILE [length, β], COMBO [length, w], RAMBO [length, λ], ReBRAC [β₁, β₂].
+#: "hopper" stands for hopper-medium. MOPO, MOBILE, COMBO and RAMBO as in `_WEIGHTS`, [rollout length, weight], and
+#: ReBRAC [β₁, β₂].
 _PUBLISHED: dict[str, tuple[tuple[float, float], ...]] = {
-    "halfcheetah": ((5, 0.5), (5, 0.5), (5, 3e-4), (0.001, 0.01)),
-    "halfcheetah-random": ((5, 0.5), (5, 0.5), (5, 0), (0.001, 0.1)),
-    "halfcheetah-medium-replay": ((5, 0.1), (5, 0.5), (5, 3e-4), (0.01, 0.001)),
-    "halfcheetah-medium-expert": ((5, 2.0), (5, 5.0), (5, 3e-4), (0.01, 0.1)),
-    "hopper": ((5, 1.5), (5, 5.0), (5, 3e-4), (0.01, 0.01)),
-    "hopper-random": ((5, 5.0), (5, 0.5), (2, 3e-4), (0.001, 0.01)),
-    "hopper-medium-replay": ((5, 0.1), (5, 0.5), (2, 3e-4), (0.05, 0.5)),
-    "hopper-medium-expert": ((5, 1.5), (5, 5.0), (5, 3e-4), (0.1, 0.01)),
-    "walker2d": ((5, 0.5), (1, 5.0), (5, 0), (0.05, 0.1)),
-    "walker2d-random": ((5, 2.0), (5, 0.5), (5, 0), (0.01, 0.0)),
-    "walker2d-medium-replay": ((1, 0.5), (1, 0.5), (5, 0), (0.05, 0.01)),
-    "walker2d-medium-expert": ((1, 1.5), (1, 5.0), (2, 3e-4), (0.01, 0.01)),
+    "halfcheetah": ((5, 0.5), (5, 0.5), (5, 0.5), (5, 3e-4), (0.001, 0.01)),
+    "halfcheetah-random": ((5, 0.5), (5, 0.5), (5, 0.5), (5, 0), (0.001, 0.1)),
+    "halfcheetah-medium-replay": ((5, 0.5), (5, 0.1), (5, 0.5), (5, 3e-4), (0.01, 0.001)),
+    "halfcheetah-medium-expert": ((5, 2.5), (5, 2.0), (5, 5.0), (5, 3e-4), (0.01, 0.1)),
+    "hopper": ((5, 5.0), (5, 1.5), (5, 5.0), (5, 3e-4), (0.01, 0.01)),
+    "hopper-random": ((5, 5.0), (5, 5.0), (5, 0.5), (2, 3e-4), (0.001, 0.01)),
+    "hopper-medium-replay": ((5, 2.5), (5, 0.1), (5, 0.5), (2, 3e-4), (0.05, 0.5)),
+    "hopper-medium-expert": ((5, 5.0), (5, 1.5), (5, 5.0), (5, 3e-4), (0.1, 0.01)),
+    "walker2d": ((5, 0.5), (5, 0.5), (1, 5.0), (5, 0), (0.05, 0.1)),
+    "walker2d-random": ((5, 0.5), (5, 2.0), (5, 0.5), (5, 0), (0.01, 0.0)),
+    "walker2d-medium-replay": ((1, 2.5), (1, 0.5), (1, 0.5), (5, 0), (0.05, 0.01)),
+    "walker2d-medium-expert": ((1, 2.5), (1, 1.5), (1, 5.0), (2, 3e-4), (0.01, 0.01)),
 }
+#: Method -> its option that is tuned for each task beside the rollout length.
+_WEIGHTS = {
+    "mopo": "penalty_coef", "mobile": "penalty_coef", "combo": "conservative_weight", "rambo": "adversarial_weight",
+}  # fmt: skip
 
 
-def _mujoco(
-    task: str, eta: float, rollout_length: int, mopo: tuple[float, int], /, epochs: int = 8, **damo: Any
-) -> dict[str, dict[str, Any]]:
+def _mujoco(task: str, eta: float, rollout_length: int, /, epochs: int = 8, **damo: Any) -> dict[str, dict[str, Any]]:
     """DAMO's defaults with some options of its own, and the paper's DAMO with its η and rollout length (Table 4).
 
     The others have what public implementations were tuned to on D4RL's task of the name, or their defaults.
     """
     model = {**_MUJOCO_MODEL, "dynamics_max_epochs": epochs}
     paper = {"eta": eta, "rollout_length": rollout_length, "dynamics_lr": 2e-3}
-    mobile, combo, rambo, rebrac = _PUBLISHED[task.removesuffix("-medium")]
-    lengths = {"mopo": mopo[1], "mobile": mobile[0], "combo": combo[0], "rambo": rambo[0]}
-    weights = {
-        "mopo": {"penalty_coef": mopo[0]},
-        "mobile": {"penalty_coef": mobile[1]},
-        "combo": {"conservative_weight": combo[1]},
-        "rambo": {"adversarial_weight": rambo[1]},
-    }
+    *pairs, rebrac = _PUBLISHED[task.removesuffix("-medium")]
+    published = dict(zip(_WEIGHTS.items(), pairs, strict=True))
     long = {**_MUJOCO, **(_SHORT if task.startswith("halfcheetah") else {})}
     return {
         "damo": {**model, **damo},
         "damo-paper": {**model, **paper},
         "damo-long": long,
-        **{name: {**model, **weights[name], "rollout_length": lengths[name]} for name in lengths},
-        **{f"{name}{_LONG}": {**long, **weights[name]} for name in lengths},
+        **{name: {**model, "rollout_length": n, weight: w} for (name, weight), (n, w) in published.items()},
+        **{f"{name}{_LONG}": {**long, weight: w} for (name, weight), (_, w) in published.items()},
         "rebrac": {**_MUJOCO, "actor_bc_coef": rebrac[0], "critic_bc_coef": rebrac[1]},
     } | dict.fromkeys(("td3bc", "bc", "iql", "odice", "algaedice", "optidice"), _MUJOCO)
 
@@ -116,20 +112,20 @@ def _mujoco(
 #: Task -> method -> options over the method's defaults. A task of another level has its environment's ("hopper").
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     # Its episodes end by a fall after 272 to 1000 steps: the more selected, the better a clone.
-    "hopper": _mujoco("hopper", 2.0, 5, (5.0, 5), data_fraction=0.2),
-    "hopper-random": _mujoco("hopper-random", 2.0, 5, (5.0, 5)),
-    "hopper-medium-replay": _mujoco("hopper-medium-replay", 3.0, 5, (2.5, 5)),
-    "hopper-medium-expert": _mujoco("hopper-medium-expert", 3.0, 5, (5.0, 5)),
-    "halfcheetah": _mujoco("halfcheetah", 0.5, 5, (0.5, 5)),
-    "halfcheetah-medium": _mujoco("halfcheetah-medium", 0.5, 5, (0.5, 5), epochs=40, eta=0.5, **NO_ANCHOR),
-    "halfcheetah-random": _mujoco("halfcheetah-random", 0.1, 5, (0.5, 5)),
-    "halfcheetah-medium-replay": _mujoco("halfcheetah-medium-replay", 0.1, 5, (0.5, 5)),
-    "halfcheetah-medium-expert": _mujoco("halfcheetah-medium-expert", 2.5, 5, (2.5, 5), epochs=40, **_ENDING_ANCHOR),
+    "hopper": _mujoco("hopper", 2.0, 5, data_fraction=0.2),
+    "hopper-random": _mujoco("hopper-random", 2.0, 5),
+    "hopper-medium-replay": _mujoco("hopper-medium-replay", 3.0, 5),
+    "hopper-medium-expert": _mujoco("hopper-medium-expert", 3.0, 5),
+    "halfcheetah": _mujoco("halfcheetah", 0.5, 5),
+    "halfcheetah-medium": _mujoco("halfcheetah-medium", 0.5, 5, epochs=40, eta=0.5, **NO_ANCHOR),
+    "halfcheetah-random": _mujoco("halfcheetah-random", 0.1, 5),
+    "halfcheetah-medium-replay": _mujoco("halfcheetah-medium-replay", 0.1, 5),
+    "halfcheetah-medium-expert": _mujoco("halfcheetah-medium-expert", 2.5, 5, epochs=40, **_ENDING_ANCHOR),
     # Nearly all of its episodes are alike; those that end by a fall show how one comes about.
-    "walker2d": _mujoco("walker2d", 2.0, 1, (0.5, 5), data_fraction=1.0),
-    "walker2d-random": _mujoco("walker2d-random", 2.0, 5, (0.5, 5)),
-    "walker2d-medium-replay": _mujoco("walker2d-medium-replay", 1.5, 5, (2.5, 1)),
-    "walker2d-medium-expert": _mujoco("walker2d-medium-expert", 1.5, 3, (2.5, 1)),
+    "walker2d": _mujoco("walker2d", 2.0, 1, data_fraction=1.0),
+    "walker2d-random": _mujoco("walker2d-random", 2.0, 5),
+    "walker2d-medium-replay": _mujoco("walker2d-medium-replay", 1.5, 5),
+    "walker2d-medium-expert": _mujoco("walker2d-medium-expert", 1.5, 3),
     "pendulum": {
         "damo": {
             **_PENDULUM_MODEL,

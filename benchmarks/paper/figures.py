@@ -48,8 +48,7 @@ PATH = {"path_falls": 2, "path_excess": 1}
 #: Variant -> its policy improvement.
 IMPROVEMENTS = {"full": "consistent", "inconsistent": "inconsistent"}
 #: η -> its variants; "full" has η = `actor_eta` = 1.
-FIXED = dict(sorted({1.0: "full", **dict(zip(ETAS, GROUPS["eta"], strict=True))}.items()))
-FREE = dict(sorted({1.0: "full", **dict(zip(ETAS, GROUPS["free"], strict=True))}.items()))
+FIXED, FREE = (dict(sorted([(1.0, "full"), *zip(ETAS, GROUPS[name], strict=True)])) for name in ("eta", "free"))
 #: MOPO's penalty -> its variant; "mopo" has that of public code, which differs between tasks.
 PENALTY = dict(zip(PENALTIES, GROUPS["penalty"], strict=True))
 
