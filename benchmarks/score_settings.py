@@ -54,9 +54,10 @@ NO_ANCHOR: dict[str, Any] = {
 _ENDING_ANCHOR: dict[str, Any] = {
     "bc_weight": [[0, 2.0], [10_000, 2.0], [30_000, 0.0]], "tau": 0.005, "initial_alpha": 0.1, "max_alpha": 0.1,
 }  # fmt: skip
-# What "-long" has where the model is too weak for long rollouts. There are as many transitions a round.
+# What "-long" has where the model is too weak for long rollouts, and for its own epochs. There are as many transitions
+# a round.
 _SHORT: dict[str, Any] = {
-    "rollout_length": 5, "rollout_batch_size": 20_000, "rollout_margin": None, "episode_start_ratio": 0.0,
+    "dynamics_max_epochs": 40, "rollout_length": 5, "rollout_batch_size": 20_000, "rollout_margin": None, "episode_start_ratio": 0.0,
     "policy_check_freq": 0, "tau": 0.005,
 }  # fmt: skip
 _PENDULUM: dict[str, Any] = {"hidden_dims": (64, 64), "rollout_freq": 500}

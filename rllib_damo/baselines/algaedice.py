@@ -166,7 +166,7 @@ class AlgaeDICEConfig(OfflineConfig):
 
         Left out are its orthogonal first weights and the penalty that keeps the actor's near these. There the critics
         move before the actor, which draws actions of its own, and the actor's log σ is squashed between -5 and 2; here
-        both take one set of actions and the critics before their step, and log σ is clamped.
+        both take one set of actions and the critics before their step, log σ is clamped, and residuals are not.
         """
         return cls().training(
             eta=1e-4, f_power=1.5, actor_lr=1e-3, critic_lr=1e-3, alpha_lr=1e-3, critic_layer_norm=False,

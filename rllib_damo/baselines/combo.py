@@ -169,7 +169,7 @@ class COMBOConfig(ModelBasedConfig):
         ============= ======== =============== ===============
 
         These weights belong to ``logsumexp_over="triples"``, which is set here. That code moves the actor before the
-        critics; here the critics move first.
+        critics; here the critics move first. Its optional Lagrange multiplier for w is left out.
 
         Args:
             num_steps: gradient steps of the run, over which the actor's learning rate falls to 0 as half a cosine.

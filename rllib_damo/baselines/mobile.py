@@ -126,6 +126,8 @@ class MOBILETraining(ModelBasedTraining, CriticTraining, EntropyTraining, Precis
 class MOBILEConfig(ModelBasedConfig):
     """Configuration of MOBILE. The defaults are for some 100,000 gradient steps; `paper` has the published settings.
 
+    Where episodes can end by a fall, take `long_rollouts`.
+
     .. code-block:: python
 
         from rllib_damo import MOBILEConfig

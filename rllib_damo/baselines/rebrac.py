@@ -87,7 +87,14 @@ class ReBRACTraining(OfflineTraining, CriticTraining, TD3Training, PrecisionTrai
         float,
         Option(0.01, not_negative, "β₂, weight of ‖a' - â'‖² in the critics' targets. The paper's: 0 to 0.5."),
     ]
-    normalize_q: Annotated[bool, Option(True, flag, "λ of the actor's loss; False: 1.")]
+    normalize_q: Annotated[
+        bool,
+        Option(
+            True,
+            flag,
+            "λ = 1 / mean of the absolute min_i Q_i(s,π(s)) in the actor's loss, as in the authors' code; False: 1.",
+        ),
+    ]
 
 
 class ReBRACConfig(OfflineConfig):

@@ -52,7 +52,9 @@ class TD3BCTraining(OfflineTraining, CriticTraining, TD3Training, PrecisionTrain
     bc_alpha: Annotated[
         float,
         Option(
-            2.5, not_negative, "α, weight of the value against the distance from the data's actions; 0 clones them."
+            2.5,
+            not_negative,
+            "α of the paper's eq. 5, weight of the value against the distance from the data's actions; 0 clones them.",
         ),
     ]
 
