@@ -57,8 +57,8 @@ _ENDING_ANCHOR: dict[str, Any] = {
 # What "-long" has where the model is too weak for long rollouts, and for its own epochs. There are as many transitions
 # a round.
 _SHORT: dict[str, Any] = {
-    "dynamics_max_epochs": 40, "rollout_length": 5, "rollout_batch_size": 20_000, "rollout_margin": None, "episode_start_ratio": 0.0,
-    "policy_check_freq": 0, "tau": 0.005,
+    "dynamics_max_epochs": 40, "rollout_length": 5, "rollout_batch_size": 20_000, "rollout_margin": None,
+    "episode_start_ratio": 0.0, "policy_check_freq": 0, "tau": 0.005,
 }  # fmt: skip
 _PENDULUM: dict[str, Any] = {"hidden_dims": (64, 64), "rollout_freq": 500}
 _PENDULUM_MODEL: dict[str, Any] = {

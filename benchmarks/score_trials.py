@@ -17,6 +17,7 @@ from along_the_path import along_the_path
 from playing import play
 from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.utils.checkpoints import Checkpointable
 from score_settings import environment, make_config, start, steps_per_iteration
 
 from rllib_damo.core.algorithm import NUM_GRADIENT_STEPS
@@ -64,8 +65,11 @@ class Trial:
 
     def identity(self) -> dict[str, Any]:
         """As JSON: all that results depend on, length and place aside."""
+        config = self.config()
         own = {"task", "method", "seed", "fingerprint", "eval_every", "episodes"}
-        return {name: value for name, value in asdict(self).items() if name in own} | options(self.config())
+        if not isinstance(config, OfflineConfig):  # of which `options` says nothing
+            own.add("overrides")
+        return {name: value for name, value in asdict(self).items() if name in own} | options(config)
 
 
 def options(config: AlgorithmConfig) -> dict[str, Any]:
@@ -126,7 +130,9 @@ def train(
     steps, before = 0, 0.0
     checkpoint = _existing_checkpoint(trial)
     if checkpoint is not None:
-        algo.restore_from_path(str(checkpoint))
+        # Algorithm's own looks for runners of episodes in training, which RLlib's BC, MARWIL and IQL have not
+        restore = Checkpointable.restore_from_path if algo.env_runner_group is None else type(algo).restore_from_path
+        restore(algo, str(checkpoint))
         progress = json.loads((checkpoint / PROGRESS).read_text())
         steps, before = progress["steps"], progress["seconds"]
     rows = [row for row in rows if row["steps"] <= steps]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from ray.rllib.algorithms.ppo import PPOConfig
 
+from rllib_damo import ALGORITHMS
 from rllib_damo.command import rllib
 from rllib_damo.command import run as experiment
 from rllib_damo.command.report import OK, USAGE
@@ -69,6 +70,15 @@ def test_train_by_name(runs: list) -> None:
     assert type(config).__name__ == "DAMOConfig"
     assert (config.env, config.input_, config.eta, stop) == ("Pendulum-v1", "pendulum-mixed", 0.5, None)
     assert options.keep_checkpoints_num == 0
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_by_name(name: str, runs: list) -> None:
+    assert rllib.invoke(["train", "--algo", name, "--env", "Pendulum-v1", "--input", "pendulum-mixed"]) == OK
+    config = runs[0][0]
+    assert type(config).__name__ == f"{name}Config"
+    assert (config.algo_class, config.env, config.input_) == (ALGORITHMS[name], "Pendulum-v1", "pendulum-mixed")
+    config.validate()
 
 
 def write_run(folder: Path, settings: dict[str, Any]) -> None:

@@ -15,12 +15,14 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint, CheckpointConfig
+from ray.tune.registry import get_trainable_cls
 
 from rllib_damo import DAMOConfig
 from rllib_damo.command import rllib
 from rllib_damo.command import run as experiment
 from rllib_damo.command.report import FAILED, OK, USAGE
 from rllib_damo.command.run import RunOptions, with_flat_score
+from rllib_damo.data.rllib_input import RLlibOfflineData
 from rllib_damo.errors import DiskFullError, UsageError
 from rllib_damo.evaluation.play import play
 from rllib_damo.evaluation.policy import load_policy
@@ -122,6 +124,42 @@ def test_an_environment_that_a_file_registers(
     assert "episodes          1" in capfd.readouterr().out
     assert rllib.invoke([*arguments, "--file", str(tmp_path / "mien.py")]) == USAGE
     assert f"Did you mean '{file}'" in capfd.readouterr().err
+
+
+def rllibs_own(name: str, place: Path) -> list[str]:
+    config = {"dataset_num_iters_per_learner": 3, "train_batch_size_per_learner": 64}
+    options = ["--config", json.dumps(config), "--stop", '{"training_iteration": 1}', "--storage-path", str(place)]
+    return ["train", "--algo", name, "--env", "Pendulum-v1", "--input", "pendulum-mixed", *options]
+
+
+def test_rllibs_own_on_a_short_name(ray_cluster: None, tmp_path: Path) -> None:
+    assert rllib.invoke(rllibs_own("IQL", tmp_path)) == OK
+    (checkpoint,) = tmp_path.glob("IQL_*/*/checkpoint_*")
+    result = json.loads((checkpoint.parent / "result.json").read_text())
+    assert result["learners"]["default_policy"]["num_module_steps_trained"] == 3 * 64
+    assert load_policy(checkpoint)(np.zeros((2, 3), np.float32)).shape == (2, 1)
+
+
+@pytest.mark.parametrize("name", ["BC", "MARWIL", "CQL", "IQL"])
+def test_configs_of_rllibs_own_on_a_short_name(
+    name: str, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """As Tune gets them."""
+    made: list[Any] = []
+
+    def make(config: Any, *arguments: Any) -> None:
+        made.append(config)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(experiment, "_new_tuner", make)
+    assert rllib.invoke(rllibs_own(name, tmp_path)) == USAGE
+    captured = capfd.readouterr()
+    assert "far enough" in captured.err
+    assert "30,000 transitions" in " ".join(captured.out.split())
+    (config,) = made
+    config.validate()
+    assert (config.algo_class, config.input_) == (get_trainable_cls(name), "pendulum-mixed")
+    assert (config.offline_data_class, config.dataset_num_iters_per_learner) == (RLlibOfflineData, 3)
 
 
 def test_lost_stop_key_ends_the_run(

@@ -71,6 +71,9 @@ def test_trains_and_goes_on_exactly_from_a_checkpoint(name: str, dataset: str, c
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     result = train_policy(algo, 1)
     uninterrupted = copy.deepcopy(module_state(algo))
+    algo.restore_from_path(path)
+    train_policy(algo, 1)
+    in_place = module_state(algo)
     algo.stop()
     learner = {k: v for k, v in result["learners"][DEFAULT_MODULE_ID].items() if "diff_num" not in k}
     assert ("initial_value_mean" in learner) == any(parameter.startswith("critics") for parameter in uninterrupted)
@@ -86,9 +89,10 @@ def test_trains_and_goes_on_exactly_from_a_checkpoint(name: str, dataset: str, c
     continued = module_state(restored)
     path = restored.save_to_path(str(tmp_path / "second"))
     restored.stop()
-    assert uninterrupted.keys() == continued.keys()
-    for parameter, value in uninterrupted.items():
-        np.testing.assert_array_equal(value, continued[parameter], err_msg=parameter)
+    for other in (continued, in_place):
+        assert uninterrupted.keys() == other.keys()
+        for parameter, value in uninterrupted.items():
+            np.testing.assert_array_equal(value, other[parameter], err_msg=parameter)
 
     (episode,) = play(path, episodes=1, seed=0)
     action = load_policy(path)(np.asarray(episode.get_observations(0)))

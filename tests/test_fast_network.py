@@ -197,13 +197,14 @@ def test_rambos_cloning_is_that_of_the_readable_networks() -> None:
     torch.testing.assert_close(dict(other.module.state_dict()), dict(plain.module.state_dict()), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["MOPO", "COMBO", "ReBRAC"])
+@pytest.mark.parametrize("name", RULES)
 def test_bfloat16_stays_near_float32(name: str) -> None:
     exact, rounded = (build(RULES[name], kind, torch.float32, width=32) for kind in (READABLE, torch.bfloat16))
     expected, actual = (take(update, 20, torch.float32) for update in (exact, rounded))
     assert any(not torch.equal(a["qf_loss"], b["qf_loss"]) for a, b in zip(expected, actual, strict=True))
     for a, b in zip(expected, actual, strict=True):
-        assert b["qf_loss"].item() == pytest.approx(a["qf_loss"].item(), rel=0.05)
+        for metric in {"qf_loss", "qf_mean", "inconsistency_mean"} & a.keys():
+            assert b[metric].item() == pytest.approx(a[metric].item(), rel=0.02)
     assert {p.dtype for p in rounded.module.parameters()} == {torch.float32}
 
 

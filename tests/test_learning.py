@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import pendulum
 
 EXAMPLES = Path(__file__).parent.parent / "tuned_examples"
 
@@ -41,3 +46,15 @@ def test_pendulum_is_solved_from_mixed_data(seed: int):
         ray.shutdown()
     print(f"seed {seed}: {np.round(evaluations, 1).tolist()}")
     assert np.mean(evaluations[-2:]) >= -200, evaluations
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MOPO", "MOBILE", "COMBO", "RAMBO", "AlgaeDICE"])
+def test_sac_based_methods_solve_pendulum(name: str):
+    """Return >= -200 after 10,000 steps."""
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        returns = pendulum.run(name, {}, seed=0)["returns"]
+    finally:
+        ray.shutdown()
+    assert returns[pendulum.STEPS] >= -200, returns

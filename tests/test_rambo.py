@@ -19,7 +19,7 @@ from rllib_damo.core.update import RowGroup
 from rllib_damo.dynamics.ensemble import DynamicsEnsemble
 from rllib_damo.nn.adam import FusedAdam
 from rllib_damo.nn.gaussian_mlp import Gradients, reference_loss
-from rllib_damo.tasks import never_terminates
+from rllib_damo.tasks import TerminationFn, never_terminates
 from rllib_damo.utils.batch import Batch
 from tests.small_runs import module_state, train_policy
 from tests.update_parts import (
@@ -262,8 +262,12 @@ def test_each_row_is_drawn_by_an_elite_of_its_own() -> None:
     assert z.std(0).tolist() == pytest.approx([1] * (OBS + 1), rel=0.15)
 
 
-def test_rollouts_go_on_from_where_the_step_before_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    update = rambo(adversarial_steps=5, rollout_length=2)
+@pytest.mark.parametrize(
+    "rule", [never_terminates, lambda obs, actions, next_obs: next_obs[:, 0] > 0], ids=["never", "ends"]
+)
+def test_rollouts_go_on_from_where_the_step_before_ended(rule: TerminationFn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an episode ends, too."""
+    update = rambo(adversarial_steps=5, rollout_length=2, termination_fn=rule)
     groups, drawn, starts, found, learned, losses = [], [], [], [], [], []
     imagine, model_step = update.imagine, update.model_step
 
@@ -291,6 +295,9 @@ def test_rollouts_go_on_from_where_the_step_before_ended(monkeypatch: pytest.Mon
         starts, (drawn[0].obs, found[0].next_obs, drawn[3].obs, found[2].next_obs, drawn[6].obs), strict=True
     ):
         assert torch.equal(obs, expected)
+    for step in (found[0], found[2]):
+        ended = rule(*in_data_units(update._dynamics, step), step.next_obs)
+        assert ended.unique().tolist() == ([False] if rule is never_terminates else [False, True])
     for (rows, imagined), place, step in zip(learned, (1, 2, 4, 5, 7), found, strict=True):
         assert rows is drawn[place]
         assert imagined is step
@@ -449,6 +456,25 @@ def test_each_adversarial_step_makes_the_worse_successor_likelier() -> None:
         update.after_iteration(lambda group: Batch(*(column[: group.num_real] for column in rows)))
     assert np.diff(worst).min() > 0
     assert worst[-1] > worst[0] + 0.1
+
+
+def test_with_hardly_any_weight_successors_are_as_frequent_as_in_the_data() -> None:
+    """70 % of these are on the good side; the model starts elsewhere."""
+    noise = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    changes = noise + torch.special.ndtri(torch.tensor(0.7, dtype=torch.float64))
+    frequency = float((changes > 0).double().mean())
+
+    def learned(weight: float) -> float:
+        """The probability of the good side in the model."""
+        update, rows = two_sided(500, adversarial_weight=weight, adversarial_steps=200, adversary_lr=0.02)
+        assert means_and_worst(update._dynamics)[1] > 0.4
+        rows.next_obs[:, 0] = changes
+        update.after_iteration(lambda group: Batch(*(column[: group.num_real] for column in rows)))
+        return 1 - means_and_worst(update._dynamics)[1]
+
+    assert frequency == pytest.approx(0.7, abs=0.02)
+    assert learned(1e-6) == pytest.approx(frequency, abs=0.02)
+    assert learned(2.0) < 0.5
 
 
 def test_no_weight_takes_no_adversarial_steps() -> None:

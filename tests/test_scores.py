@@ -260,10 +260,20 @@ def test_a_trial_is_finished_by_the_evaluation_at_its_last_step(trial: score_tri
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [({"overrides": {"bc_alpha": 1.0}}, "bc_alpha"), ({"fingerprint": "g"}, "fingerprint")]
+    ("method", "change", "named"),
+    [
+        ("td3bc", {"overrides": {"bc_alpha": 1.0}}, "bc_alpha"),
+        ("td3bc", {"fingerprint": "g"}, "fingerprint"),
+        ("rllib-cql", {"overrides": {"critic_lr": 1e-3}}, "overrides"),
+    ],
 )
-def test_results_of_other_settings_are_not_mixed(trial: score_trials.Trial, change: dict[str, Any], named: str) -> None:
+def test_results_of_other_settings_are_not_mixed(
+    trial: score_trials.Trial, method: str, change: dict[str, Any], named: str
+) -> None:
+    trial = dataclasses.replace(trial, method=method)
     write_results(trial, rows(1, 2))
+    assert len(score_trials.read_rows(trial)) == 2
+    assert ("overrides" in trial.identity()) == (named == "overrides")
     with pytest.raises(ValueError, match=f"other {named}: give another --out"):
         score_trials.read_rows(dataclasses.replace(trial, **change))
 
@@ -341,6 +351,35 @@ def test_episodes_are_played_each_to_its_own_end() -> None:
         _, reward, terminated, _, _ = env.step(np.zeros(3))
         alone.append(reward)
     np.testing.assert_array_equal(played[2], alone)
+
+
+@pytest.mark.parametrize("method", ["rllib-cql", "rllib-iql"])
+def test_rllibs_own_train_and_go_on(
+    method: str, ray_cluster: None, dataset: str, trial: score_trials.Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # an iteration is one round of updates, however short
+    overrides = {"dataset_num_iters_per_learner": 3, "min_time_s_per_iteration": None}
+    first = dataclasses.replace(
+        trial, method=method, input_=dataset, overrides=overrides, eval_every=3, episodes=1, steps=3
+    )
+    counts, updates, gradient_steps = [], [], score_trials.gradient_steps
+
+    def count(*args: Any) -> int:
+        counts.append(gradient_steps(*args))
+        return counts[-1]
+
+    def measure(algo: Any, *args: Any) -> dict[str, Any]:
+        (_, optimizer), *_ = algo.learner_group._learner.get_optimizers_for_module("default_policy")
+        updates.append({int(state["step"]) for state in optimizer.state.values()})
+        return {}
+
+    monkeypatch.setattr(score_trials, "gradient_steps", count)
+    for one in (first, dataclasses.replace(first, steps=6)):
+        score_trials.train(one, lambda row: None, measure)
+        assert score_trials.is_finished(one)
+    assert counts == [3, 6]
+    assert updates == [{3}, {6}]
+    assert [row["steps"] for row in score_trials.read_rows(one)] == [3, 6]
 
 
 def test_a_row_of_an_evaluation() -> None:
