@@ -403,8 +403,8 @@ class ModelBasedConfig(OfflineConfig):
 
         Rollouts of 200 steps, half of them from where episodes start, come to the policy's own falls. Policies swing
         while they learn of these: what is delivered is a long moving average of their weights, and of these averages
-        the newest that does not clearly return less in the model. All rows are learned from. DAMO and MOPO were run
-        with it, on Hopper and Walker2d, with networks of 128 units; a penalty, or other weight, is still to be set.
+        the newest that does not clearly return less in the model. All rows are learned from. DAMO, MOPO and
+        MOBILE were run with it, on Hopper and Walker2d, with 128 units; a penalty, or other weight, is still to be set.
         """
         return cls().dynamics(dynamics_max_epochs=20).training(
             rollout_length=200, rollout_batch_size=500, rollout_margin=0.1, episode_start_ratio=0.5, policy_tau=2e-5,
