@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
-import numbers
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,26 +10,12 @@ import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.tune.search.variant_generator import generate_variants, parse_spec_vars
 
-from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.resources import lacking
+from rllib_damo.core.rllib_values import check_rllib_values
 from rllib_damo.errors import UsageError
 from rllib_damo.utils.ray_internals import without_advice
 
 _MAX_VARIANTS = 100
-#: Least and greatest value.
-_WHOLE_NUMBERS = {
-    "seed": (0, 2**32 - 1),
-    "evaluation_interval": (0, 2**31 - 1),
-    **dict.fromkeys(
-        ("num_env_runners", "num_envs_per_env_runner", "evaluation_num_env_runners", "num_learners"), (0, 100000)
-    ),
-}
-_MAY_BE_NONE = ("seed", "evaluation_interval")
-_CHOICES = {
-    "evaluation_duration_unit": ("episodes", "timesteps"),
-    "placement_strategy": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
-    "log_level": ("DEBUG", "INFO", "WARN", "ERROR"),
-}
 
 
 def check_config(config: AlgorithmConfig) -> list[AlgorithmConfig]:
@@ -46,43 +30,12 @@ def check_config(config: AlgorithmConfig) -> list[AlgorithmConfig]:
     configs = list(variants(config))
     try:
         for variant in configs:
-            _check_whole_numbers(variant)
-            _check_kinds(variant)
+            check_rllib_values(variant)
             variant.validate()
     except (ValueError, TypeError, KeyError, ImportError) as error:
         # without RLlib's last line, which advises to switch the checks off
         raise UsageError(f"the config is not valid: {without_advice(error)}") from error
     return configs
-
-
-def _check_whole_numbers(config: AlgorithmConfig) -> None:
-    """Checks settings whose wrong values RLlib finds late or not at all."""
-    for name, (least, most) in _WHOLE_NUMBERS.items():
-        value = getattr(config, name)
-        is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not (is_whole and least <= value <= most) and not (value is None and name in _MAY_BE_NONE):
-            none = "None or " if name in _MAY_BE_NONE else ""
-            raise UsageError(f"`{name}` must be {none}a whole number from {least} to {most}; found {value!r}.")
-
-
-def _check_kinds(config: AlgorithmConfig) -> None:
-    """Checks what RLlib does not: text or NaN in the place of a number, and text that is none of a few words."""
-    for name, words in _CHOICES.items():
-        if getattr(config, name) not in words:
-            raise UsageError(f"`{name}` must be one of {', '.join(words)}; found {getattr(config, name)!r}.")
-    # This package's own options are checked by their tables, and some are a number or a word.
-    is_own = isinstance(config, OfflineConfig) or config.algo_class is None
-    defaults = vars(AlgorithmConfig() if is_own else config.algo_class.get_default_config())
-    for name, default in defaults.items():
-        value = getattr(config, name, None)
-        is_number = isinstance(default, (bool, int, float)) or name.startswith(("num_", "min_", "max_"))
-        if isinstance(value, str) and value != "auto" and is_number:
-            kind = "True or False" if isinstance(default, bool) else "a number"
-            raise UsageError(f"`{name}` must be {kind}; found {value!r}.")
-        if isinstance(value, float) and math.isnan(value):
-            raise UsageError(f"`{name}` must be a number; found nan.")
-        if name.startswith(("num_cpus", "num_gpus")) and isinstance(value, (int, float)) and value < 0:
-            raise UsageError(f"`{name}` must not be negative; found {value!r}.")
 
 
 def variants(config: AlgorithmConfig) -> Iterator[AlgorithmConfig]:

@@ -21,6 +21,7 @@ from rllib_damo.core.option_groups import (
     OnlineOptions,
 )
 from rllib_damo.core.options import Option, is_number, options_of, seed, unknown_option
+from rllib_damo.core.rllib_values import check_rllib_values
 from rllib_damo.core.unused_options import check_unused
 from rllib_damo.data.in_memory import InMemory
 from rllib_damo.data.offline_data import BulkOfflineData
@@ -245,6 +246,7 @@ class OfflineConfig(AlgorithmConfig):
                 # Tune's `param_space` may be a dictionary, or another algorithm's config
                 self.refuse(f"{type(self).__name__} has no option {name!r}.{near(name, known)}")
         check_unused(self, defaults)
+        check_rllib_values(self)
         super().validate()
         for name, option in self.own_options().items():
             value = getattr(self, name)

@@ -165,7 +165,8 @@ class RolloutTraining(TypedDict, total=False):
             None,
             optional(not_negative),
             "A rollout ends where the model leaves the range of the dataset's states by more than this share of it, as "
-            "if the lowest reward of the dataset followed for ever. For long rollouts: 0.1, say. None: no bound.",
+            "if the lowest reward of the dataset, or 0 if that is above it, followed for ever. For long rollouts: 0.1, "
+            "say. None: no bound.",
         ),
     ]
     episode_start_ratio: Annotated[
@@ -197,10 +198,10 @@ class ModelBasedTraining(OfflineTraining, RolloutTraining, total=False):
         Option(
             0,
             count_or_zero,
-            "Gradient steps between two checks of the policy in the model, in which its moving average plays whole "
-            "episodes. Evaluation, inference and checkpoints use the newest one that did not return clearly less there "
-            "than the best so far, by the member of the ensemble that gives least. 0: no checks, and the moving "
-            "average itself.",
+            "Gradient steps between two checks of the policy in the model, each at the end of an iteration, in which "
+            "its moving average plays whole episodes. Evaluation, inference and checkpoints use the newest one that "
+            "did not return clearly less there than the best so far, by the member of the ensemble that gives least. "
+            "0: no checks, and the moving average itself.",
         ),
     ]
 

@@ -28,6 +28,8 @@ def make_env(env: Any, env_config: Mapping[str, Any] | None = None) -> gym.Env:
         UserError: if Gymnasium makes no such environment.
     """
     env_config = dict(env_config or {})
+    if isinstance(env, gym.Env):
+        raise UserError(f"env={env!r}: give the environment's id, its class or a registered name, not an instance.")
     if not isinstance(env, str) or is_env(env):
         create = env_creator(env) if isinstance(env, str) else env
         return create(EnvContext(env_config, worker_index=0))
