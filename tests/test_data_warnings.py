@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 
 from rllib_damo.data.schema import Transitions
-from rllib_damo.data.warnings import dataset_warnings, selection_warnings
+from rllib_damo.data.warnings import dataset_warnings, selection_warnings, space_warnings
 from tests.data_helpers import make_transitions
 
 
@@ -17,6 +18,31 @@ def many(**changes: np.ndarray) -> Transitions:
 
 def test_ordinary_data_has_none() -> None:
     assert dataset_warnings(many()) == []
+
+
+def box(bound: float, like: np.ndarray) -> gym.spaces.Box:
+    return gym.spaces.Box(-bound, bound, like.shape[1:])
+
+
+def test_observations_outside_of_the_space() -> None:
+    data = many()
+    largest = float(np.abs(data.observations).max())
+    assert space_warnings(data, box(largest, data.observations), None) == []
+    assert space_warnings(data, box(np.inf, data.observations), None) == []
+    few = replace(data, observations=data.observations.copy())
+    few.observations[:10] *= 100
+    assert space_warnings(few, box(largest, data.observations), None) == []
+    scaled = replace(data, observations=data.observations * 100)
+    assert "of the observations lie outside" in space_warnings(scaled, box(largest, data.observations), None)[0]
+
+
+def test_actions_in_other_units() -> None:
+    unit = many(actions=np.tanh(many().actions))
+    assert "actions_in_input_normalized=True" in space_warnings(unit, None, box(2, unit.actions))[0]
+    assert space_warnings(unit, None, box(1, unit.actions)) == []
+    wider = replace(unit, actions=unit.actions * 2)
+    assert np.abs(wider.actions).max() > 1
+    assert space_warnings(wider, None, box(2, unit.actions)) == []
 
 
 def test_rewards_that_say_nothing() -> None:

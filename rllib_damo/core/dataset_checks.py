@@ -10,7 +10,7 @@ import torch
 
 from rllib_damo.core.config import ModelBasedConfig, OfflineConfig
 from rllib_damo.data.schema import Transitions
-from rllib_damo.data.warnings import dataset_warnings, selection_warnings
+from rllib_damo.data.warnings import dataset_warnings, selection_warnings, space_warnings
 from rllib_damo.dynamics.rollout import as_terminated
 from rllib_damo.dynamics.termination import TerminationFn, resolve_termination
 from rllib_damo.dynamics.training import MIN_TRANSITIONS
@@ -26,6 +26,7 @@ _TOLERANCE = 0.05  # share of these
 def warnings_of_all(config: OfflineConfig, transitions: Transitions) -> Iterator[str]:
     """Yields warnings about the dataset (or its first window) that concern every algorithm, a sentence each."""
     yield from dataset_warnings(transitions)
+    yield from space_warnings(transitions, config.observation_space, config.action_space)
     yield from selection_warnings(transitions, transitions.best_rows(config.data_fraction))
     if given_connector(config) is not None:
         yield (

@@ -13,7 +13,7 @@ import torch
 from rllib_damo.data.formats.reader import DEFAULT_CONVENTIONS, Conventions
 from rllib_damo.data.schema import Transitions, problems
 from rllib_damo.data.sources import resolve
-from rllib_damo.data.warnings import dataset_warnings
+from rllib_damo.data.warnings import dataset_warnings, space_warnings
 from rllib_damo.errors import DataError
 from rllib_damo.utils.batch import unknown_successors
 from rllib_damo.utils.limits import clipping_limits
@@ -164,7 +164,8 @@ def report(
         f"ok    episode return {returns['mean']:.1f} ± {returns['std']:.1f}, length {lengths['mean']:.1f}",
         f"ok    fingerprint {transitions.fingerprint()}",
     ]  # fmt: skip
-    return lines + [f"warn  {warning}" for warning in dataset_warnings(transitions)]
+    warnings = dataset_warnings(transitions) + space_warnings(transitions, observation_space, action_space)
+    return lines + [f"warn  {warning}" for warning in warnings]
 
 
 def _widths(transitions: Transitions) -> str:

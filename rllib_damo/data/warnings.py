@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
 import numpy as np
 
 from rllib_damo.data.schema import Transitions, moments
@@ -17,6 +18,8 @@ _ALMOST_ALL = 0.9
 _FAR = 300
 # Rewards of goals and falls may be far off, but are smaller.
 _HUGE_REWARD = 5000
+# More than this share of the observations lie outside of the environment's space: not by rounding.
+_OUTSIDE = 0.01
 # Means of rewards that differ by less than this share of their standard deviation are alike.
 _CLEARLY = 0.1
 
@@ -41,6 +44,31 @@ def dataset_warnings(transitions: Transitions) -> list[str]:
     keys = ("observations", "next_observations", "rewards")
     outliers = [warning for key in keys for warning in _outliers(key, getattr(transitions, key))]
     return found + (outliers or _coarse_columns(transitions))  # one outlier has coarse neighbours
+
+
+def space_warnings(
+    transitions: Transitions, observation_space: gym.Space | None, action_space: gym.Space | None
+) -> list[str]:
+    """What to look at where the data have the widths of the environment's spaces, one sentence each.
+
+    Looks for observations outside of the space, and for actions that seem to be in other units.
+    """
+    found = []
+    if isinstance(observation_space, gym.spaces.Box):
+        low, high, obs = observation_space.low, observation_space.high, transitions.observations
+        share = float(((obs < low - 1e-3 * np.abs(low)) | (obs > high + 1e-3 * np.abs(high))).any(axis=1).mean())
+        if share > _OUTSIDE:
+            found.append(
+                f"{share:.0%} of the observations lie outside of the environment's space: are they scaled, or of "
+                "another environment?"
+            )
+    is_wider = isinstance(action_space, gym.spaces.Box) and ((action_space.low < -1) & (action_space.high > 1)).all()
+    if is_wider and len(transitions) >= _FEW and (np.abs(transitions.actions) <= 1).all():
+        found.append(
+            "all actions lie in [-1, 1], and the environment's bounds are wider: if they are unit actions, set "
+            "actions_in_input_normalized=True (--normalized-actions)"
+        )
+    return found
 
 
 def selection_warnings(transitions: Transitions, used: np.ndarray) -> list[str]:
