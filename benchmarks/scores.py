@@ -165,9 +165,10 @@ def report(args: argparse.Namespace, trials: Sequence[Trial], datasets: dict[str
     for trial in trials:
         rows[trial.task][trial.label].append(read_rows(trial))
     summaries = [summarise(task, label, rows[task][label], args.steps) for task in args.tasks for label in args.methods]
-    table = markdown(summaries, datasets, args.steps, args.episodes, _command())
+    command = _command()  # before the files below change
+    table = markdown(summaries, datasets, args.steps, args.episodes, command)
     content = {
-        "command": _command(),
+        "command": command,
         "steps": args.steps,
         "datasets": {task: asdict(dataset) for task, dataset in datasets.items()},
         "summaries": [asdict(summary) for summary in summaries],
@@ -178,7 +179,7 @@ def report(args: argparse.Namespace, trials: Sequence[Trial], datasets: dict[str
     plot(rows, datasets, args.out / "curves.png")
     print(f"\n{table}\n\nWritten: {args.out}/scores.json, scores.md, curves.png")
     if args.record:
-        short = markdown(summaries, datasets, args.steps, args.episodes, _command(), details=False)
+        short = markdown(summaries, datasets, args.steps, args.episodes, command, details=False)
         RESULTS.write_text(replace_block(RESULTS.read_text(), short))
         print(f"Recorded in {RESULTS}")
     return not any(summary.missing for summary in summaries)

@@ -299,6 +299,26 @@ BAD_CONFIGS: dict[str, tuple[Change, tuple[str, ...]]] = {
     "gradients clipped by value": (
         lambda c: c.training(grad_clip=1.0, grad_clip_by="value"), ("grad_clip_by", "'value'"),
     ),
+    "an environment that is made already": (
+        lambda c: unspecified(c).environment(gym.make("Pendulum-v1")), ("not an instance",),
+    ),
+    "an interval of a part": (
+        lambda c: c.evaluation(evaluation_interval=2.5), ("`evaluation_interval`", "found 2.5"),
+    ),
+    "a negative interval": (lambda c: c.evaluation(evaluation_interval=-3), ("`evaluation_interval`", "found -3")),
+    "an interval as text": (lambda c: c.evaluation(evaluation_interval="10"), ("`evaluation_interval`", "found '10'")),
+    "an offline interval of a part": (
+        lambda c: c.evaluation(offline_evaluation_interval=2.5), ("`offline_evaluation_interval`", "found 2.5"),
+    ),
+    "an unknown unit": (
+        lambda c: c.evaluation(evaluation_duration_unit="steps"), ("`evaluation_duration_unit`", "found 'steps'"),
+    ),
+    "runners as text": (lambda c: c.env_runners(num_env_runners="2"), ("`num_env_runners`", "found '2'")),
+    "negative runners": (lambda c: c.env_runners(num_env_runners=-1), ("`num_env_runners`", "found -1")),
+    "evaluation runners as text": (
+        lambda c: c.evaluation(evaluation_num_env_runners="1"), ("`evaluation_num_env_runners`", "found '1'"),
+    ),
+    "negative learners": (lambda c: c.learners(num_learners=-1), ("`num_learners`", "found -1")),
 }  # fmt: skip
 
 
@@ -347,31 +367,3 @@ def test_an_environment_for_evaluation_alone_is_enough() -> None:
     evaluating = config.get_evaluation_config_object()
     assert (evaluating.env, evaluating.env_config) == ("Pendulum-v1", {"g": 9.0})
     assert evaluating.observation_space is config.observation_space
-
-
-RLLIBS: dict[str, tuple[Change, str]] = {
-    "interval-part": (lambda c: c.evaluation(evaluation_interval=2.5), "`evaluation_interval`"),
-    "interval-negative": (lambda c: c.evaluation(evaluation_interval=-3), "`evaluation_interval`"),
-    "interval-text": (lambda c: c.evaluation(evaluation_interval="10"), "`evaluation_interval`"),
-    "offline-interval": (lambda c: c.evaluation(offline_evaluation_interval=2.5), "`offline_evaluation_interval`"),
-    "unit": (lambda c: c.evaluation(evaluation_duration_unit="steps"), "`evaluation_duration_unit`"),
-    "runners-text": (lambda c: c.env_runners(num_env_runners="2"), "`num_env_runners`"),
-    "runners-negative": (lambda c: c.env_runners(num_env_runners=-1), "`num_env_runners`"),
-    "evaluation-runners": (lambda c: c.evaluation(evaluation_num_env_runners="1"), "`evaluation_num_env_runners`"),
-    "learners": (lambda c: c.learners(num_learners=-1), "`num_learners`"),
-}
-
-
-@pytest.mark.parametrize("case", RLLIBS)
-def test_rllibs_options_have_their_kinds(case: str) -> None:
-    change, named = RLLIBS[case]
-    config = good()
-    change(config)
-    message = error_of(config)
-    assert named in message
-    assert "found" in message
-
-
-def test_an_environment_that_is_made_already() -> None:
-    config = good().environment(gym.make("Pendulum-v1"), observation_space=None, action_space=None)
-    assert "not an instance" in error_of(config)

@@ -10,6 +10,7 @@ import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.tune.search.variant_generator import generate_variants, parse_spec_vars
 
+from rllib_damo.core.config import OfflineConfig
 from rllib_damo.core.resources import lacking
 from rllib_damo.core.rllib_values import check_rllib_values
 from rllib_damo.errors import UsageError
@@ -30,7 +31,9 @@ def check_config(config: AlgorithmConfig) -> list[AlgorithmConfig]:
     configs = list(variants(config))
     try:
         for variant in configs:
-            check_rllib_values(variant)
+            if not isinstance(variant, OfflineConfig):  # which checks this itself
+                algorithm = variant.algo_class
+                check_rllib_values(variant, algorithm.get_default_config() if algorithm else AlgorithmConfig())
             variant.validate()
     except (ValueError, TypeError, KeyError, ImportError) as error:
         # without RLlib's last line, which advises to switch the checks off

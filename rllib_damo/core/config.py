@@ -246,7 +246,7 @@ class OfflineConfig(AlgorithmConfig):
                 # Tune's `param_space` may be a dictionary, or another algorithm's config
                 self.refuse(f"{type(self).__name__} has no option {name!r}.{near(name, known)}")
         check_unused(self, defaults)
-        check_rllib_values(self)
+        check_rllib_values(self, AlgorithmConfig())  # the package's own options have tables, below
         super().validate()
         for name, option in self.own_options().items():
             value = getattr(self, name)

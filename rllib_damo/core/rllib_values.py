@@ -25,17 +25,14 @@ _CHOICES = {
 }
 
 
-def check_rllib_values(config: AlgorithmConfig) -> None:
-    """Checks numbers and words among them; of an algorithm of RLlib's, also among its own options.
-
-    This package's own options are checked by their tables, and some are a number or a word.
+def check_rllib_values(config: AlgorithmConfig, default: AlgorithmConfig) -> None:
+    """Checks numbers and words among the options of ``default``, a config of RLlib's in which nothing is set.
 
     Raises:
         ValueError: at the first wrong one, which it names.
     """
-    is_own = hasattr(config, "own_options") or config.algo_class is None
     _check_whole_numbers(config)
-    _check_kinds(config, vars(AlgorithmConfig() if is_own else config.algo_class.get_default_config()))
+    _check_kinds(config, vars(default))
 
 
 def _check_whole_numbers(config: AlgorithmConfig) -> None:
