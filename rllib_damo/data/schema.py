@@ -251,12 +251,19 @@ def _width_problems(key: str, array: np.ndarray, space: gym.Space | None) -> lis
     return []
 
 
-def _bound_problems(actions: np.ndarray, space: gym.spaces.Box) -> list[str]:
+def outside(values: np.ndarray, space: gym.spaces.Box) -> np.ndarray:
+    """Which rows ``(N,)`` of values ``(N, width)`` lie outside of a space by more than rounding."""
     low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-    slack = np.where(np.isfinite(low) & np.isfinite(high), _BOUND_TOLERANCE * (high - low), 0.0).astype(np.float32)
-    bad = ((actions < low - slack) | (actions > high + slack)).any(axis=1)
+    with np.errstate(over="ignore"):  # some bounds are float32's largest numbers
+        slack = np.where(np.isfinite(low) & np.isfinite(high), _BOUND_TOLERANCE * (high - low), 0.0).astype(np.float32)
+        return np.asarray(((values < low - slack) | (values > high + slack)).any(axis=1))
+
+
+def _bound_problems(actions: np.ndarray, space: gym.spaces.Box) -> list[str]:
+    bad = outside(actions, space)
     if not bad.any():
         return []
+    low, high = space.low.astype(np.float32), space.high.astype(np.float32)
     row = int(np.flatnonzero(bad)[0])
     return [
         f"actions lie outside the action space in {int(bad.sum())} row(s), first {actions[row].tolist()} in row {row} "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 
-from rllib_damo.data.schema import Transitions, moments
+from rllib_damo.data.schema import Transitions, moments, outside
 
 # A column whose neighbouring float32 values lie further apart than this share of its standard deviation is coarse.
 _COARSE = 0.01
@@ -55,8 +55,7 @@ def space_warnings(
     """
     found = []
     if isinstance(observation_space, gym.spaces.Box):
-        low, high, obs = observation_space.low, observation_space.high, transitions.observations
-        share = float(((obs < low - 1e-3 * np.abs(low)) | (obs > high + 1e-3 * np.abs(high))).any(axis=1).mean())
+        share = float(outside(transitions.observations, observation_space).mean())
         if share > _OUTSIDE:
             found.append(
                 f"{share:.0%} of the observations lie outside of the environment's space: are they scaled, or of "
